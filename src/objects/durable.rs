@@ -1,0 +1,111 @@
+//! The only place that syncs and renames. Each function is named by its promise.
+//!
+//! A temporary file is made in the repository's `tmp/` (same file system as everything else),
+//! written, synced, renamed, and then the folder that received the name is synced: a crash at
+//! any instant leaves the old state or the new one under a name, never a mixture.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::Path;
+
+use tempfile::{NamedTempFile, TempPath};
+
+/// Whether an immutable file was new or had been there before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Put {
+    New,
+    Existing,
+}
+
+/// Returns a new file with a unique name in `tmp`, removed again unless it is published.
+pub fn temp_file(tmp: &Path) -> io::Result<NamedTempFile> {
+    tempfile::Builder::new().prefix("z-").tempfile_in(tmp)
+}
+
+/// Syncs a folder: the names created, renamed or removed in it survive a crash.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Syncs the content of one file.
+pub fn sync_file(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Replaces the content of `path`. After `Ok`, a crash leaves the new content; before, the old
+/// content or the new one.
+pub fn replace(tmp: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = temp_file(tmp)?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    file.persist(path).map_err(|error| error.error)?;
+    sync_dir(parent(path)?)
+}
+
+/// Publishes a finished temporary file under a name that is given by its content: a file that
+/// is there already is the same file, and success.
+pub fn put_immutable(file: NamedTempFile, path: &Path) -> io::Result<Put> {
+    file.as_file().sync_all()?;
+    let dir = parent(path)?;
+    match file.persist_noclobber(path) {
+        Ok(_) => sync_dir(dir).map(|()| Put::New),
+        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
+            // Whoever wrote it may not have synced the folder yet.
+            sync_dir(dir).map(|()| Put::Existing)
+        }
+        Err(error) => Err(error.error),
+    }
+}
+
+/// Renames a prepared folder, whose files are synced already, to a name that must be free.
+pub fn publish_dir(from: &Path, to: &Path) -> io::Result<()> {
+    sync_dir(from)?;
+    fs::rename(from, to)?;
+    sync_dir(parent(to)?)
+}
+
+/// Appends `bytes` to `path`, creating it if need be; they survive a crash after `Ok`.
+/// A crash before that may leave a prefix of them at the end of the file.
+pub fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let new = !path.exists();
+    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    if new { sync_dir(parent(path)?) } else { Ok(()) }
+}
+
+/// Removes a file whose absence must survive a crash; one that is gone already is success.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Ok(()) => sync_dir(parent(path)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Creates a folder and its missing parents, durably.
+pub fn create_dir_all(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    let dir = parent(path)?;
+    create_dir_all(dir)?;
+    match fs::create_dir(path) {
+        Ok(()) => sync_dir(dir),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Gives up a temporary file and removes it, which dropping does too; says so at the call.
+pub fn discard(path: TempPath) -> io::Result<()> {
+    path.close()
+}
+
+fn parent(path: &Path) -> io::Result<&Path> {
+    match path.parent() {
+        Some(dir) if dir.as_os_str().is_empty() => Ok(Path::new(".")),
+        Some(dir) => Ok(dir),
+        None => Err(io::Error::new(io::ErrorKind::InvalidInput, "a path without a folder")),
+    }
+}

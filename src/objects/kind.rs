@@ -1,0 +1,35 @@
+//! The four kinds of object.
+
+/// What an object is. The numbers stand in packs and loose objects and never change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// Up to 32 blocks of one file, or a whole small file.
+    Frame = 1,
+    /// Which block of a file is which part of which frame.
+    Map = 2,
+    /// A cluster's files as of an LSN.
+    Snapshot = 3,
+    /// An interval of a timeline's WAL.
+    Wal = 4,
+}
+
+impl Kind {
+    /// All kinds, in the order of their numbers.
+    pub const ALL: [Kind; 4] = [Kind::Frame, Kind::Map, Kind::Snapshot, Kind::Wal];
+
+    /// Returns the kind's name, as `cat-object -t` prints it and as ids are made from it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Frame => "frame",
+            Kind::Map => "map",
+            Kind::Snapshot => "snapshot",
+            Kind::Wal => "wal",
+        }
+    }
+
+    /// Returns the kind with this number, if there is one.
+    pub fn from_number(number: u8) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| *kind as u8 == number)
+    }
+}

@@ -1,0 +1,20 @@
+//! Nouns: data at rest. The object model, the store, refs, timelines, PostgreSQL's formats.
+//!
+//! ```text
+//! refs/branches/main ──► timeline 76cf99…                 (a name moves)
+//!                          history: ancestor, fork LSN    (one read gives the chain)
+//!                          log: wal <start> <end> <id> ─► wal objects
+//!                               snapshot <lsn> <id> ────► snapshot object
+//!                                                           path, mode, length ─► map ─► frames
+//!                                                           small file ────────────────► frame
+//! ```
+//!
+//! No printing, no clap, no child processes here.
+
+pub mod durable;
+pub mod id;
+pub mod kind;
+pub mod pg;
+
+pub use id::ObjectId;
+pub use kind::Kind;

@@ -1,0 +1,5 @@
+//! PostgreSQL's own formats as pure functions. Nothing here touches the repository.
+
+pub mod lsn;
+
+pub use lsn::Lsn;

@@ -1,0 +1,3 @@
+//! Verbs: one-shot commands for scripts (files) over engines (folders).
+
+pub mod postgres;

@@ -1,0 +1,1 @@
+//! The PostgreSQL engine: finds, creates, configures, starts and stops servers.

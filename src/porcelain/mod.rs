@@ -1,0 +1,1 @@
+//! Workflows: each file tells one user story by calling plumbing functions.

@@ -11,10 +11,17 @@
 //!
 //! No printing, no clap, no child processes here.
 
+pub mod codec;
 pub mod durable;
+pub mod frame;
 pub mod id;
 pub mod kind;
+pub mod map;
 pub mod pg;
+pub mod snapshot;
+pub mod store;
+pub mod timeline;
+pub mod wal;
 
 pub use id::ObjectId;
 pub use kind::Kind;

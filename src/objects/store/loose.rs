@@ -1,0 +1,74 @@
+//! Loose objects: one file each, named by id.
+//!
+//! # Format
+//! The 4 bytes `ZNO1`, then the stored form of the object (see [`super::encode`]), to the end of
+//! the file. The file of id `abcdef…` is `ab/cdef…`.
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use super::Error;
+use super::encode::Encoded;
+use crate::objects::durable;
+use crate::objects::id::ObjectId;
+
+const MAGIC: &[u8; 4] = b"ZNO1";
+
+/// Returns the file of an object in the store's folder `dir`.
+pub fn path(dir: &Path, id: &ObjectId) -> PathBuf {
+    let name = id.to_string();
+    dir.join(&name[..2]).join(&name[2..])
+}
+
+/// Reads the stored form; `None` where there is no such file.
+pub fn read(dir: &Path, id: &ObjectId) -> Result<Option<Encoded>, Error> {
+    let path = path(dir, id);
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io("read", &path)(error)),
+    };
+    let corrupt = |what: String| Error::Corrupt { id: *id, path: path.clone(), what };
+    let stored = bytes.strip_prefix(MAGIC).ok_or_else(|| corrupt("it does not begin like an object".to_owned()))?;
+    let encoded = Encoded::read(stored).map_err(|error| corrupt(error.to_string()))?;
+    if encoded.id == *id { Ok(Some(encoded)) } else { Err(corrupt(format!("it says that it is {}", encoded.id))) }
+}
+
+/// Publishes an object.
+pub fn write(dir: &Path, tmp: &Path, object: &Encoded) -> Result<(), Error> {
+    let path = path(dir, &object.id);
+    let mut bytes = MAGIC.to_vec();
+    object.write(&mut bytes);
+    let written = durable::temp_file(tmp).and_then(|mut file| {
+        io::Write::write_all(&mut file, &bytes)?;
+        durable::create_dir_all(path.parent().expect("invariant: made by `path`"))?;
+        durable::put_immutable(file, &path)
+    });
+    written.map(drop).map_err(Error::io("write", &path))
+}
+
+/// Returns the ids of the loose objects that begin with `prefix`, lower-case hexadecimal digits.
+pub fn ids(dir: &Path, prefix: &str) -> Result<Vec<ObjectId>, Error> {
+    let mut ids = Vec::new();
+    for fan in list(dir)?.into_iter().filter(|fan| fan.len() == 2) {
+        let common = fan.len().min(prefix.len());
+        if fan[..common] != prefix[..common] {
+            continue;
+        }
+        let names = list(&dir.join(&fan))?;
+        ids.extend(names.iter().filter_map(|name| format!("{fan}{name}").parse::<ObjectId>().ok()));
+    }
+    ids.retain(|id| id.to_string().starts_with(prefix));
+    Ok(ids)
+}
+
+fn list(dir: &Path) -> Result<Vec<String>, Error> {
+    match fs::read_dir(dir) {
+        Ok(entries) => Ok(entries
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| name.is_ascii())
+            .collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(Error::io("list", dir)(error)),
+    }
+}

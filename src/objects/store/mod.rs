@@ -1,0 +1,328 @@
+//! The object store: content-addressed, append-only, every read verified.
+//!
+//! ```text
+//! objects/ab/cdef…            loose objects: WAL intervals
+//! objects/pack/<id>.pack .idx frames, maps and snapshots, those of one write to a pack
+//! ```
+//!
+//! An object is published by renaming a finished, synced file; a name that exists is the same
+//! object. [`Store::read`] hashes what it returns (INVARIANT 3).
+
+mod compress;
+pub mod encode;
+pub mod file;
+pub mod index;
+pub mod loose;
+pub mod pack;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+use std::{fs, io};
+
+use quick_cache::{Weighter, sync::Cache};
+
+use super::codec::Malformed;
+use super::id::ObjectId;
+use super::kind::Kind;
+use super::map::Map;
+use super::snapshot::Snapshot;
+use encode::{Encoded, Encoding};
+use pack::{Pack, PackWriter};
+
+/// The most memory that decoded frames may take in the store's cache, in bytes.
+pub const FRAME_CACHE_BYTES: u64 = 48 << 20;
+
+/// The store cannot give or take an object.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No pack and no loose file holds it.
+    #[error("object {id} is missing")]
+    Missing { id: ObjectId },
+    /// It is there, but not what it should be.
+    #[error("object {id} is corrupt: {what}, in '{}'", path.display())]
+    Corrupt { id: ObjectId, path: PathBuf, what: String },
+    /// It is of another kind than the place that names it demands.
+    #[error("object {id} is a {}, not a {}", found.name(), wanted.name())]
+    WrongKind { id: ObjectId, found: Kind, wanted: Kind },
+    /// A pack or its index cannot be used at all.
+    #[error("'{}' is corrupt: {what}", path.display())]
+    BadPack { path: PathBuf, what: String },
+    /// No object's id begins with these digits.
+    #[error("no object '{prefix}'")]
+    UnknownPrefix { prefix: String },
+    /// More than one object's id begins with these digits.
+    #[error("object '{prefix}' is ambiguous: {}", candidates.iter().map(ObjectId::short).collect::<Vec<_>>().join(", "))]
+    AmbiguousPrefix { prefix: String, candidates: Vec<ObjectId> },
+    #[error("cannot {verb} '{}'", path.display())]
+    Io { verb: &'static str, path: PathBuf, source: io::Error },
+}
+
+impl Error {
+    /// Returns a function that wraps what the operating system said about `path`.
+    pub fn io(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+        let path = path.to_owned();
+        move |source| Error::Io { verb, path, source }
+    }
+
+    /// Returns whether stored data is damaged or gone, rather than out of reach.
+    pub fn is_corruption(&self) -> bool {
+        matches!(self, Error::Missing { .. } | Error::Corrupt { .. } | Error::WrongKind { .. } | Error::BadPack { .. })
+    }
+}
+
+/// An object, verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    pub kind: Kind,
+    pub content: Vec<u8>,
+}
+
+/// Where an object lies and how, as `cat-object --stat` and `fsck` report it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    pub kind: Kind,
+    /// Length of the content in bytes.
+    pub length: u64,
+    /// Bytes that it takes in the store, header included.
+    pub stored: u64,
+    /// The frames that it is stored against; empty where it stands alone.
+    pub bases: Vec<ObjectId>,
+}
+
+#[derive(Clone)]
+struct FrameWeight;
+
+impl Weighter<ObjectId, Arc<Vec<u8>>> for FrameWeight {
+    fn weight(&self, _: &ObjectId, content: &Arc<Vec<u8>>) -> u64 {
+        content.len() as u64 + 64
+    }
+}
+
+/// An open store. Cheap to open: nothing is read but the list of packs.
+pub struct Store {
+    dir: PathBuf,
+    packs: RwLock<Vec<Arc<Pack>>>,
+    frames: Cache<ObjectId, Arc<Vec<u8>>, FrameWeight>,
+}
+
+impl Store {
+    /// Opens the store in `dir`, the repository's `objects/`.
+    pub fn open(dir: &Path) -> Result<Store, Error> {
+        let frames =
+            Cache::with_weighter(FRAME_CACHE_BYTES as usize / super::frame::FRAME_SIZE, FRAME_CACHE_BYTES, FrameWeight);
+        let store = Store { dir: dir.to_owned(), packs: RwLock::default(), frames };
+        store.rescan()?;
+        Ok(store)
+    }
+
+    /// Returns the folder of the store.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Opens the packs that came since the last look. Returns whether there were any.
+    fn rescan(&self) -> Result<bool, Error> {
+        let dir = self.dir.join("pack");
+        let listing = match fs::read_dir(&dir) {
+            Ok(listing) => listing,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(Error::io("list", &dir)(error)),
+        };
+        let mut packs = self.packs.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let before = packs.len();
+        for entry in listing {
+            let path = entry.map_err(Error::io("list", &dir))?.path();
+            if path.extension().is_some_and(|extension| extension == "idx")
+                && !packs.iter().any(|pack| pack.index_path() == path)
+            {
+                packs.push(Arc::new(Pack::open(&path)?));
+            }
+        }
+        Ok(packs.len() > before)
+    }
+
+    /// Returns the packs, as they are known now.
+    pub fn packs(&self) -> Vec<Arc<Pack>> {
+        self.packs.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
+    fn locate(&self, id: &ObjectId) -> Option<(Arc<Pack>, index::Position)> {
+        let packs = self.packs.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        // The newest pack last: what was written last is read first.
+        packs.iter().rev().find_map(|pack| Some((pack.clone(), pack.index().find(id)?)))
+    }
+
+    /// Returns whether the object is there. What another process wrote since the last miss may go unseen.
+    pub fn contains(&self, id: &ObjectId) -> bool {
+        self.locate(id).is_some() || loose::path(&self.dir, id).exists()
+    }
+
+    /// Reads the stored form of an object, not yet verified.
+    fn fetch(&self, id: &ObjectId) -> Result<(Encoded, PathBuf), Error> {
+        for attempt in 0..2 {
+            if let Some((pack, position)) = self.locate(id) {
+                return Ok((pack.read(id, position)?, pack.path().to_owned()));
+            }
+            if let Some(encoded) = loose::read(&self.dir, id)? {
+                return Ok((encoded, loose::path(&self.dir, id)));
+            }
+            if attempt > 0 || !self.rescan()? {
+                break;
+            }
+        }
+        Err(Error::Missing { id: *id })
+    }
+
+    /// Reads an object and checks it against its id.
+    pub fn read(&self, id: &ObjectId) -> Result<Object, Error> {
+        let (encoded, path) = self.fetch(id)?;
+        self.decode(id, encoded, path)
+    }
+
+    fn decode(&self, id: &ObjectId, encoded: Encoded, path: PathBuf) -> Result<Object, Error> {
+        let corrupt = |what: String| Error::Corrupt { id: *id, path: path.clone(), what };
+        let mut content = encoded.inflate().map_err(|error| corrupt(error.to_string()))?;
+        if let Encoding::Xor(delta) = &encoded.encoding {
+            let bases = delta.bases.iter().map(|base| self.base_frame(base)).collect::<Result<Vec<_>, _>>()?;
+            delta.apply(&mut content, &bases).map_err(|error| corrupt(error.to_string()))?;
+        }
+        if ObjectId::of(encoded.kind, &content) != *id {
+            return Err(corrupt("its content does not match its id".to_owned()));
+        }
+        Ok(Object { kind: encoded.kind, content })
+    }
+
+    /// Reads a frame that others are stored against; it must stand alone, so chains have one step.
+    fn base_frame(&self, id: &ObjectId) -> Result<Arc<Vec<u8>>, Error> {
+        if let Some(content) = self.frames.get(id) {
+            return Ok(content);
+        }
+        let (encoded, path) = self.fetch(id)?;
+        if matches!(encoded.encoding, Encoding::Xor(_)) {
+            let what = "a delta is stored against it, but it is a delta itself".to_owned();
+            return Err(Error::Corrupt { id: *id, path, what });
+        }
+        let object = self.decode(id, encoded, path)?;
+        self.keep_frame(id, object)
+    }
+
+    fn keep_frame(&self, id: &ObjectId, object: Object) -> Result<Arc<Vec<u8>>, Error> {
+        let content = Arc::new(expect_kind(id, object, Kind::Frame)?);
+        self.frames.insert(*id, content.clone());
+        Ok(content)
+    }
+
+    /// Reads a frame, from the cache if it was read lately.
+    pub fn frame(&self, id: &ObjectId) -> Result<Arc<Vec<u8>>, Error> {
+        match self.frames.get(id) {
+            Some(content) => Ok(content),
+            None => self.keep_frame(id, self.read(id)?),
+        }
+    }
+
+    /// Reads a snapshot.
+    pub fn snapshot(&self, id: &ObjectId) -> Result<Snapshot, Error> {
+        let content = expect_kind(id, self.read(id)?, Kind::Snapshot)?;
+        Snapshot::decode(&content).map_err(|error| self.malformed(id, &error))
+    }
+
+    /// Reads a map as it is stored, with or without a base.
+    pub fn map(&self, id: &ObjectId) -> Result<Map, Error> {
+        let content = expect_kind(id, self.read(id)?, Kind::Map)?;
+        Map::decode(&content).map_err(|error| self.malformed(id, &error))
+    }
+
+    /// Reads a map and those below it, and returns the whole map that they are together.
+    pub fn whole_map(&self, id: &ObjectId) -> Result<Map, Error> {
+        let mut changes = Vec::new();
+        let mut map = self.map(id)?;
+        while let Some((base, depth)) = map.base {
+            let below = self.map(&base)?;
+            if below.depth() + 1 != depth {
+                return Err(self.malformed(id, &Malformed { offset: 0, what: "a chain of maps of the wrong depth" }));
+            }
+            changes.push(std::mem::replace(&mut map, below));
+        }
+        Ok(changes.iter().rev().fold(map, |whole, changes| whole.overlay(changes)))
+    }
+
+    fn malformed(&self, id: &ObjectId, error: &Malformed) -> Error {
+        let path = self.locate(id).map_or_else(|| loose::path(&self.dir, id), |(pack, _)| pack.path().to_owned());
+        Error::Corrupt { id: *id, path, what: error.to_string() }
+    }
+
+    /// Returns how an object is stored, without reading its content.
+    pub fn stored(&self, id: &ObjectId) -> Result<Stored, Error> {
+        let (encoded, _) = self.fetch(id)?;
+        let bases = encoded.bases().to_vec();
+        Ok(Stored { kind: encoded.kind, length: encoded.length, stored: encoded.stored_bytes(), bases })
+    }
+
+    /// Returns the base of each block of a frame that is stored as a delta: a frame, and the number of
+    /// the block in it. `None` where the frame stands alone.
+    pub fn delta_of(&self, id: &ObjectId) -> Result<Option<encode::Xor>, Error> {
+        let (encoded, _) = self.fetch(id)?;
+        Ok(match encoded.encoding {
+            Encoding::Xor(delta) => Some(delta),
+            Encoding::Raw | Encoding::Zstd => None,
+        })
+    }
+
+    /// Stores one object by itself. Returns its id; one that is there already is not written again.
+    pub fn write_loose(&self, tmp: &Path, kind: Kind, content: &[u8], level: i32) -> Result<ObjectId, Error> {
+        let id = ObjectId::of(kind, content);
+        if !self.contains(&id) {
+            loose::write(&self.dir, tmp, &Encoded::compress(id, kind, content, level))?;
+        }
+        Ok(id)
+    }
+
+    /// Begins a pack in `tmp`; nothing is in the store before [`PackWriter::finish`].
+    pub fn pack(&self, tmp: &Path) -> Result<PackWriter, Error> {
+        PackWriter::create(&self.dir.join("pack"), tmp)
+    }
+
+    /// Opens what [`PackWriter::finish`] published.
+    pub fn refresh(&self) -> Result<(), Error> {
+        self.rescan().map(drop)
+    }
+
+    /// Returns the ids of all objects, sorted, each once.
+    pub fn ids(&self) -> Result<Vec<ObjectId>, Error> {
+        self.rescan()?;
+        let mut ids: Vec<ObjectId> =
+            self.packs().iter().flat_map(|pack| pack.index().ids().collect::<Vec<_>>()).collect();
+        ids.extend(loose::ids(&self.dir, "")?);
+        ids.sort_unstable();
+        ids.dedup();
+        Ok(ids)
+    }
+
+    /// Returns the object whose id begins with `prefix`, at least four hexadecimal digits.
+    pub fn resolve_prefix(&self, prefix: &str) -> Result<ObjectId, Error> {
+        let lower = prefix.to_ascii_lowercase();
+        let unknown = || Error::UnknownPrefix { prefix: prefix.to_owned() };
+        if !(4..=64).contains(&lower.len()) || !lower.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(unknown());
+        }
+        let mut candidates: Vec<ObjectId> =
+            self.packs().iter().flat_map(|pack| pack.index().with_prefix(&lower)).collect();
+        candidates.extend(loose::ids(&self.dir, &lower)?);
+        candidates.sort_unstable();
+        candidates.dedup();
+        match candidates.as_slice() {
+            [] => Err(unknown()),
+            [id] => Ok(*id),
+            _ => Err(Error::AmbiguousPrefix { prefix: prefix.to_owned(), candidates }),
+        }
+    }
+}
+
+/// Returns the content of an object that must be of `wanted` kind.
+pub fn expect_kind(id: &ObjectId, object: Object, wanted: Kind) -> Result<Vec<u8>, Error> {
+    if object.kind == wanted {
+        Ok(object.content)
+    } else {
+        Err(Error::WrongKind { id: *id, found: object.kind, wanted })
+    }
+}

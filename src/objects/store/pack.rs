@@ -1,0 +1,170 @@
+//! Packs: many objects in one file, with an index beside it.
+//!
+//! # Format
+//! | bytes | field |
+//! | --- | --- |
+//! | 4 | `ZNP1` |
+//! | each object | its stored form (see [`super::encode`]) |
+//! | 4 | `ZNPE`: a pack without it was not finished |
+//!
+//! A pack is named by the SHA-256 of the ids of its objects, sorted: packs of one name hold the
+//! same objects. The index (see [`super::index`]) comes last, since it is what makes a pack seen.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+use tempfile::NamedTempFile;
+
+use super::Error;
+use super::encode::Encoded;
+use super::index::{self, Index, Position};
+use crate::objects::durable;
+use crate::objects::id::ObjectId;
+use crate::objects::wal::MAX_INTERVAL;
+
+const MAGIC: &[u8; 4] = b"ZNP1";
+const END: &[u8; 4] = b"ZNPE";
+
+/// An open pack.
+pub struct Pack {
+    path: PathBuf,
+    index_path: PathBuf,
+    file: File,
+    length: u64,
+    index: Index,
+}
+
+impl Pack {
+    /// Opens the pack of an index.
+    pub fn open(index_path: &Path) -> Result<Pack, Error> {
+        let path = index_path.with_extension("pack");
+        let file = File::open(&path).map_err(Error::io("open", &path))?;
+        let length = file.metadata().map_err(Error::io("read", &path))?.len();
+        Ok(Pack { index: Index::open(index_path)?, index_path: index_path.to_owned(), path, file, length })
+    }
+
+    /// Returns the file of the pack.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the file of the index.
+    pub fn index_path(&self) -> &Path {
+        &self.index_path
+    }
+
+    /// Returns the index.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// Reads the stored form of an object. Its content is not verified yet.
+    pub fn read(&self, id: &ObjectId, position: Position) -> Result<Encoded, Error> {
+        let corrupt = |what: String| Error::Corrupt { id: *id, path: self.path.clone(), what };
+        let end = position.offset.checked_add(u64::from(position.length)).filter(|&end| end <= self.length);
+        if end.is_none() || position.length as usize > 2 * MAX_INTERVAL {
+            return Err(corrupt("the index points beyond the end of the pack".to_owned()));
+        }
+        let mut bytes = vec![0; position.length as usize];
+        self.file.read_exact_at(&mut bytes, position.offset).map_err(Error::io("read", &self.path))?;
+        let encoded = Encoded::read(&bytes).map_err(|error| corrupt(error.to_string()))?;
+        if encoded.id == *id { Ok(encoded) } else { Err(corrupt(format!("the index points to object {}", encoded.id))) }
+    }
+
+    /// Checks the frame of the pack and its index, not the objects.
+    pub fn verify(&self) -> Result<(), Error> {
+        let mut ends = [0; 8];
+        let (begin, end) = ends.split_at_mut(4);
+        let read = self
+            .file
+            .read_exact_at(begin, 0)
+            .and_then(|()| self.file.read_exact_at(end, self.length.saturating_sub(4)));
+        read.map_err(Error::io("read", &self.path))?;
+        if begin != MAGIC || end != END {
+            let what = "it does not begin and end like a pack".to_owned();
+            return Err(Error::BadPack { path: self.path.clone(), what });
+        }
+        self.index.verify(&self.index_path)
+    }
+}
+
+/// A pack that is being written. Dropping it leaves nothing behind.
+#[must_use = "a pack that is not finished stores nothing"]
+pub struct PackWriter {
+    dir: PathBuf,
+    tmp: PathBuf,
+    file: BufWriter<NamedTempFile>,
+    offset: u64,
+    entries: Vec<(ObjectId, Position)>,
+    seen: HashSet<ObjectId>,
+    buffer: Vec<u8>,
+}
+
+impl PackWriter {
+    /// Begins a pack that will be published in `dir`.
+    pub fn create(dir: &Path, tmp: &Path) -> Result<PackWriter, Error> {
+        let file = durable::temp_file(tmp).map_err(Error::io("write in", tmp))?;
+        let mut writer = PackWriter {
+            dir: dir.to_owned(),
+            tmp: tmp.to_owned(),
+            file: BufWriter::with_capacity(1 << 20, file),
+            offset: 0,
+            entries: Vec::new(),
+            seen: HashSet::new(),
+            buffer: Vec::new(),
+        };
+        writer.put(MAGIC)?;
+        Ok(writer)
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.offset += bytes.len() as u64;
+        self.file.write_all(bytes).map_err(Error::io("write in", &self.tmp))
+    }
+
+    /// Returns whether this pack holds the object already.
+    pub fn contains(&self, id: &ObjectId) -> bool {
+        self.seen.contains(id)
+    }
+
+    /// Adds an object, unless the pack holds it already. Returns the bytes that it added.
+    pub fn append(&mut self, object: &Encoded) -> Result<u64, Error> {
+        if !self.seen.insert(object.id) {
+            return Ok(0);
+        }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        object.write(&mut buffer);
+        let position = Position { offset: self.offset, length: buffer.len() as u32 }; // content has at most 1 GiB
+        self.entries.push((object.id, position));
+        let put = self.put(&buffer);
+        self.buffer = buffer;
+        put.map(|()| u64::from(position.length))
+    }
+
+    /// Publishes the pack, then its index. Returns the bytes that the two take, 0 for an empty one.
+    pub fn finish(mut self) -> Result<u64, Error> {
+        if self.entries.is_empty() {
+            return Ok(0);
+        }
+        self.put(END)?;
+        let index = index::build(&mut self.entries).map_err(Error::io("index a pack in", &self.dir))?;
+        let mut name = Sha256::new();
+        self.entries.iter().for_each(|(id, _)| name.update(id.0));
+        let path = self.dir.join(format!("{}.pack", ObjectId(name.finalize().into())));
+        let publish = || {
+            durable::create_dir_all(&self.dir)?;
+            let file = self.file.into_inner().map_err(|error| error.into_error())?;
+            durable::put_immutable(file, &path)?;
+            let mut file = durable::temp_file(&self.tmp)?;
+            file.write_all(&index)?;
+            durable::put_immutable(file, &path.with_extension("idx"))
+        };
+        publish().map_err(Error::io("write", &path))?;
+        Ok(self.offset + index.len() as u64)
+    }
+}

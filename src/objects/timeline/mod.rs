@@ -1,0 +1,3 @@
+//! Timelines.
+pub mod id;
+pub use id::TimelineId;

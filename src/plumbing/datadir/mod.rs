@@ -1,0 +1,48 @@
+//! Data directories: from files to snapshots and back.
+//!
+//! ```text
+//! a folder ─► scan ─┐
+//!                   ├─► items ─► write: compare, hash, compress ─► pack, snapshot entries
+//! a tar ────► tar ──┘
+//! snapshot ─► restore ─► files
+//! ```
+
+pub mod exclude;
+pub mod restore;
+pub mod scan;
+pub mod tar;
+pub mod write;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::objects::store;
+use crate::progress::Interrupted;
+
+/// A data directory cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot {verb} '{}'", path.display())]
+    Io { verb: &'static str, path: PathBuf, source: io::Error },
+    /// Somebody writes to it meanwhile.
+    #[error("'{}' changed while it was read", path.display())]
+    Changed { path: PathBuf },
+    /// A file of a kind that a data directory does not have.
+    #[error("'{}' is too large: a file of a snapshot has at most 32 TiB", path.display())]
+    TooLarge { path: PathBuf },
+    #[error("the tar stream is damaged")]
+    Tar(#[source] io::Error),
+    #[error("'{}' is not empty", .0.display())]
+    NotEmpty(PathBuf),
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+impl Error {
+    fn io(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+        let path = path.to_owned();
+        move |source| Error::Io { verb, path, source }
+    }
+}

@@ -1,0 +1,105 @@
+//! Writes the files of a snapshot into a folder, in parallel, every byte verified.
+
+use std::ffi::OsStr;
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::Error;
+use crate::objects::frame::BLOCK_SIZE;
+use crate::objects::snapshot::{Node, Snapshot};
+use crate::objects::store::Store;
+use crate::objects::store::file::{READ_BLOCKS, StoredFile};
+use crate::progress::Progress;
+
+/// Files and parts of files are written together until they have this many bytes.
+const BATCH_BYTES: u64 = 64 << 20;
+
+/// A part of a file that one thread writes.
+struct Part {
+    file: Arc<Target>,
+    block: u32,
+}
+
+struct Target {
+    path: PathBuf,
+    handle: File,
+    source: StoredFile,
+}
+
+/// Writes all files of `snapshot` below `root`, which must be an empty folder or not exist. Nothing
+/// is synced. The files of tablespaces become folders in `pg_tblspc`.
+pub fn restore(store: &Store, snapshot: &Snapshot, root: &Path, progress: &dyn Progress) -> Result<(), Error> {
+    make_root(root)?;
+    progress.start("restoring", snapshot.total_bytes());
+    let written = write_all(store, snapshot, root, progress);
+    progress.finish();
+    written
+}
+
+fn make_root(root: &Path) -> Result<(), Error> {
+    match fs::read_dir(root) {
+        Ok(mut entries) => match entries.next() {
+            None => {
+                fs::set_permissions(root, Permissions::from_mode(0o700)).map_err(Error::io("change the mode of", root))
+            }
+            Some(_) => Err(Error::NotEmpty(root.to_owned())),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(Error::io("create", root))
+        }
+        Err(error) => Err(Error::io("list", root)(error)),
+    }
+}
+
+fn write_all(store: &Store, snapshot: &Snapshot, root: &Path, progress: &dyn Progress) -> Result<(), Error> {
+    let mut batch = Vec::new();
+    let mut batch_bytes = 0;
+    for entry in &snapshot.entries {
+        let path = root.join(OsStr::from_bytes(&entry.path));
+        match &entry.node {
+            Node::Dir => {
+                DirBuilder::new().mode(entry.mode | 0o700).create(&path).map_err(Error::io("create", &path))?;
+            }
+            Node::Symlink { target } => {
+                std::os::unix::fs::symlink(OsStr::from_bytes(target), &path).map_err(Error::io("create", &path))?;
+            }
+            &Node::File { length, content } => {
+                let source = StoredFile::open(store, length, content)?;
+                let handle = OpenOptions::new().write(true).create_new(true).mode(entry.mode).open(&path);
+                let handle = handle.map_err(Error::io("create", &path))?;
+                // The mode given at creation goes through the umask.
+                let mode = Permissions::from_mode(entry.mode);
+                handle.set_permissions(mode).map_err(Error::io("change the mode of", &path))?;
+                let file = Arc::new(Target { path, handle, source });
+                let blocks = crate::objects::frame::blocks_in(length) as u32; // a map has no more
+                for block in (0..blocks).step_by(READ_BLOCKS as usize) {
+                    batch.push(Part { file: file.clone(), block });
+                    batch_bytes += u64::from((blocks - block).min(READ_BLOCKS)) * BLOCK_SIZE as u64;
+                    if batch_bytes >= BATCH_BYTES || batch.len() >= 512 {
+                        write_batch(store, std::mem::take(&mut batch), progress)?;
+                        batch_bytes = 0;
+                    }
+                }
+            }
+        }
+    }
+    write_batch(store, batch, progress)
+}
+
+fn write_batch(store: &Store, batch: Vec<Part>, progress: &dyn Progress) -> Result<(), Error> {
+    progress.check()?;
+    batch.into_par_iter().try_for_each(|part| {
+        let mut bytes = Vec::new();
+        part.file.source.read(store, part.block, READ_BLOCKS, &mut bytes)?;
+        let offset = u64::from(part.block) * BLOCK_SIZE as u64;
+        part.file.handle.write_all_at(&bytes, offset).map_err(Error::io("write", &part.file.path))?;
+        progress.advance(bytes.len() as u64);
+        Ok(())
+    })
+}

@@ -1,0 +1,446 @@
+//! Writes the files of a cluster into the store, whole or against a parent snapshot.
+//!
+//! Files are cut into parts of 4 MiB. Some eight parts at a time are read, compared, hashed and
+//! compressed on all cores, and then appended to the pack in the order of the files, so that the
+//! same input gives the same pack and neighbours in a file lie side by side. Memory: the parts in
+//! flight, the parent's blocks of as many parts as there are cores, the store's cache, and the maps
+//! of the file at hand: about 120 MiB, whatever the size of the cluster.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::Error;
+use crate::objects::frame::{self, BLOCK_SIZE, FRAME_BLOCKS, FRAME_SIZE};
+use crate::objects::map::{MAX_DEPTH, MapBuilder};
+use crate::objects::snapshot::{Content, Entry, Node, Snapshot};
+use crate::objects::store::encode::{Encoded, MAX_BASES, Xor};
+use crate::objects::store::file::StoredFile;
+use crate::objects::store::pack::PackWriter;
+use crate::objects::store::{self, Store};
+use crate::objects::{Kind, ObjectId};
+use crate::progress::Progress;
+
+/// Length of the parts of a file, in bytes: 16 frames.
+pub const UNIT_BYTES: usize = 16 * FRAME_SIZE;
+
+/// Parts are processed together until they have this many bytes.
+const BATCH_BYTES: usize = 8 * UNIT_BYTES;
+/// And no more than this many, for small files are parts too.
+const BATCH_PARTS: usize = 512;
+
+/// The bytes of a part of a file.
+pub enum Bytes {
+    /// Read already, from a stream.
+    Now(Vec<u8>),
+    /// To be read by the thread that works on the part.
+    Later(Box<dyn FnOnce() -> Result<Vec<u8>, Error> + Send>),
+}
+
+/// A data directory, piece by piece. The parts of a file follow it in order, all of 4 MiB but the last.
+pub enum Item {
+    Dir { path: Vec<u8>, mode: u32 },
+    Symlink { path: Vec<u8>, mode: u32, target: Vec<u8> },
+    File { path: Vec<u8>, mode: u32, length: u64 },
+    Part(Bytes),
+}
+
+/// What was written, in numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Statistics {
+    /// Files, and their length together in bytes.
+    pub files: u64,
+    pub bytes: u64,
+    /// Blocks of all files, and those that the parent does not have.
+    pub blocks: u64,
+    pub changed_blocks: u64,
+    /// Frames that were new to the store, and those of them stored against older versions.
+    pub new_frames: u64,
+    pub delta_frames: u64,
+}
+
+/// The snapshot to write against.
+pub struct Parent<'a> {
+    pub snapshot: &'a Snapshot,
+}
+
+/// Turns items into the entries of a snapshot and the objects that these name.
+pub struct TreeWriter<'a> {
+    store: &'a Store,
+    pack: PackWriter,
+    parent: Option<Parent<'a>>,
+    level: i32,
+    progress: &'a dyn Progress,
+    batch: Vec<Part>,
+    batch_bytes: usize,
+    files: Vec<File>,
+    entries: Vec<Entry>,
+    statistics: Statistics,
+}
+
+/// A file whose parts are under way.
+struct File {
+    path: Vec<u8>,
+    mode: u32,
+    length: u64,
+    /// Bytes whose parts have been queued.
+    queued: u64,
+    parent: Option<Arc<ParentFile>>,
+    changes: MapBuilder,
+}
+
+struct ParentFile {
+    file: StoredFile,
+    content: Content,
+}
+
+struct Part {
+    /// Number in `files`.
+    file: usize,
+    block: u32,
+    length: usize,
+    bytes: Bytes,
+    parent: Option<Arc<ParentFile>>,
+    /// Whether the part is all of a file that is one frame.
+    whole_file: bool,
+}
+
+/// What became of a part.
+#[derive(Default)]
+struct Done {
+    /// Runs of blocks: first block, count, frame, first block in the frame.
+    runs: Vec<(u32, u8, ObjectId, u8)>,
+    /// New objects; a frame that the store has already is not among them.
+    objects: Vec<Encoded>,
+}
+
+impl<'a> TreeWriter<'a> {
+    /// Begins. `level` is zstd's for frames that are stored whole.
+    pub fn new(
+        store: &'a Store,
+        pack: PackWriter,
+        parent: Option<&'a Snapshot>,
+        level: i32,
+        progress: &'a dyn Progress,
+    ) -> TreeWriter<'a> {
+        TreeWriter {
+            store,
+            pack,
+            parent: parent.map(|snapshot| Parent { snapshot }),
+            level,
+            progress,
+            batch: Vec::new(),
+            batch_bytes: 0,
+            files: Vec::new(),
+            entries: Vec::new(),
+            statistics: Statistics::default(),
+        }
+    }
+
+    /// Takes the next piece.
+    pub fn add(&mut self, item: Item) -> Result<(), Error> {
+        match item {
+            Item::Dir { path, mode } => self.entries.push(Entry { path, mode, node: Node::Dir }),
+            Item::Symlink { path, mode, target } => {
+                self.entries.push(Entry { path, mode, node: Node::Symlink { target } });
+            }
+            Item::File { path, mode, length } => self.begin_file(path, mode, length)?,
+            Item::Part(bytes) => self.queue(bytes)?,
+        }
+        Ok(())
+    }
+
+    fn begin_file(&mut self, path: Vec<u8>, mode: u32, length: u64) -> Result<(), Error> {
+        if u32::try_from(frame::blocks_in(length)).is_err() {
+            use std::os::unix::ffi::OsStrExt;
+            return Err(Error::TooLarge { path: std::ffi::OsStr::from_bytes(&path).into() });
+        }
+        let entry = self.parent.as_ref().and_then(|parent| parent.snapshot.entry(&path));
+        let parent = match entry.map(|entry| &entry.node) {
+            Some(&Node::File { length, content }) => {
+                let file = StoredFile::open(self.store, length, content)?;
+                Some(Arc::new(ParentFile { file, content }))
+            }
+            _ => None,
+        };
+        self.statistics.files += 1;
+        self.statistics.bytes += length;
+        self.statistics.blocks += frame::blocks_in(length);
+        self.files.push(File { path, mode, length, queued: 0, parent, changes: MapBuilder::default() });
+        if length == 0 { self.flush_if_full() } else { Ok(()) }
+    }
+
+    fn queue(&mut self, bytes: Bytes) -> Result<(), Error> {
+        let number = self.files.len() - 1;
+        let file = &mut self.files[number];
+        let length = (file.length - file.queued).min(UNIT_BYTES as u64) as usize;
+        self.batch.push(Part {
+            file: number,
+            block: (file.queued / BLOCK_SIZE as u64) as u32, // begin_file refuses more
+            length,
+            bytes,
+            parent: file.parent.clone(),
+            whole_file: file.length <= FRAME_SIZE as u64,
+        });
+        file.queued += length as u64;
+        self.batch_bytes += length;
+        self.flush_if_full()
+    }
+
+    fn flush_if_full(&mut self) -> Result<(), Error> {
+        if self.batch_bytes >= BATCH_BYTES || self.batch.len() >= BATCH_PARTS { self.flush() } else { Ok(()) }
+    }
+
+    /// Works through the parts at hand, and closes the files that are complete.
+    fn flush(&mut self) -> Result<(), Error> {
+        self.progress.check()?;
+        let (store, level, progress) = (self.store, self.level, self.progress);
+        let parts = std::mem::take(&mut self.batch);
+        self.batch_bytes = 0;
+        let owners: Vec<usize> = parts.iter().map(|part| part.file).collect();
+        let done: Vec<Done> = parts
+            .into_par_iter()
+            .map(|part| {
+                let length = part.length;
+                let done = part.process(store, level);
+                progress.advance(length as u64);
+                done
+            })
+            .collect::<Result<_, _>>()?;
+        for (file, done) in owners.into_iter().zip(done) {
+            for object in &done.objects {
+                if !self.pack.contains(&object.id) {
+                    self.statistics.new_frames += 1;
+                    self.statistics.delta_frames += u64::from(!object.bases().is_empty());
+                }
+                self.pack.append(object)?;
+            }
+            for (block, count, id, offset) in done.runs {
+                self.statistics.changed_blocks += u64::from(count);
+                self.files[file].changes.push(block, count, id, offset);
+            }
+        }
+        let open = self.files.last().is_some_and(|file| file.queued < file.length);
+        let complete = self.files.len() - usize::from(open);
+        for file in self.files.drain(..complete).collect::<Vec<_>>() {
+            let entry = self.close_file(file)?;
+            self.entries.push(entry);
+        }
+        Ok(())
+    }
+
+    fn close_file(&mut self, file: File) -> Result<Entry, Error> {
+        let File { path, mode, length, parent, changes, .. } = file;
+        let content = match parent.as_deref() {
+            Some(parent) if changes.is_empty() && parent.file.length() == length => parent.content,
+            _ if length == 0 => Content::Empty,
+            _ if length <= FRAME_SIZE as u64 => {
+                let map = changes.finish(length, None);
+                Content::Frame(*map.frames.first().expect("invariant: a small file is one frame"))
+            }
+            parent => Content::Map(self.write_map(length, parent, changes)?),
+        };
+        Ok(Entry { path, mode, node: Node::File { length, content } })
+    }
+
+    /// Writes the map of a file: the changes against the parent's map, or whole where there is
+    /// none or the chain has become long.
+    fn write_map(&mut self, length: u64, parent: Option<&ParentFile>, changes: MapBuilder) -> Result<ObjectId, Error> {
+        let base = match parent.map(|parent| parent.content) {
+            Some(Content::Map(id)) => Some((id, self.store.map(&id)?.depth() + 1)),
+            _ => None,
+        };
+        let map = match (base, parent) {
+            (Some((_, depth)), _) if depth <= MAX_DEPTH => changes.finish(length, base),
+            (_, Some(parent)) => parent.file.map().overlay(&changes.finish(length, None)),
+            (_, None) => changes.finish(length, None),
+        };
+        let content = map.encode();
+        let id = ObjectId::of(Kind::Map, &content);
+        if !self.store.contains(&id) {
+            self.pack.append(&Encoded::compress(id, Kind::Map, &content, self.level))?;
+        }
+        Ok(id)
+    }
+
+    /// Finishes the files. Returns the entries, sorted, and the pack, which is not published yet:
+    /// the snapshot that names all this goes into it too.
+    pub fn finish(mut self) -> Result<(Vec<Entry>, PackWriter, Statistics), Error> {
+        self.flush()?;
+        self.entries.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        Ok((self.entries, self.pack, self.statistics))
+    }
+}
+
+/// The parent's version of a block: the frame that it is to be stored against, and its number there.
+type Base = (ObjectId, u8);
+
+impl Part {
+    fn process(self, store: &Store, level: i32) -> Result<Done, Error> {
+        let bytes = match self.bytes {
+            Bytes::Now(bytes) => bytes,
+            Bytes::Later(read) => read()?,
+        };
+        let mut done = Done::default();
+        let first = self.block;
+        let Some(parent) = self.parent else {
+            for (number, content) in bytes.chunks(FRAME_SIZE).enumerate() {
+                let id = done.add_whole(store, content, level);
+                let block = first + (number * FRAME_BLOCKS) as u32;
+                done.runs.push((block, content.len().div_ceil(BLOCK_SIZE) as u8, id, 0));
+            }
+            return Ok(done);
+        };
+        let file = &parent.file;
+        let mut old = Vec::with_capacity(bytes.len());
+        file.read(store, first, bytes.len().div_ceil(BLOCK_SIZE) as u32, &mut old)?;
+        if bytes == old && (!self.whole_file || file.length() == bytes.len() as u64) {
+            return Ok(done);
+        }
+        let changed = |number: &usize| self.whole_file || frame::block(&bytes, *number) != frame::block(&old, *number);
+        let numbers = (0..bytes.len().div_ceil(BLOCK_SIZE)).filter(changed);
+        let (known, new): (Vec<usize>, Vec<usize>) =
+            numbers.partition(|number| !frame::block(&old, *number).is_empty());
+        if self.whole_file {
+            done.add_small_file(store, &bytes, &known, file, level)?;
+            return Ok(done);
+        }
+        let mut deltas = HashMap::new();
+        let mut group = Group::default();
+        for number in known {
+            let base = base_of(store, file, first + number as u32, &mut deltas)?;
+            if !group.takes(&base) {
+                std::mem::take(&mut group).close(store, first, &bytes, level, &mut done)?;
+            }
+            group.numbers.push(number);
+            group.bases.push(base);
+        }
+        group.close(store, first, &bytes, level, &mut done)?;
+        for numbers in new.chunks(FRAME_BLOCKS) {
+            let id = done.add_whole(store, &gather(&bytes, numbers), level);
+            done.add_runs(first, numbers, id);
+        }
+        done.runs.sort_unstable_by_key(|(block, ..)| *block);
+        Ok(done)
+    }
+}
+
+/// Changed blocks that will share a frame.
+#[derive(Default)]
+struct Group {
+    numbers: Vec<usize>,
+    bases: Vec<Base>,
+}
+
+impl Group {
+    fn frames(&self) -> Vec<ObjectId> {
+        let mut frames: Vec<ObjectId> = self.bases.iter().map(|(frame, _)| *frame).collect();
+        frames.dedup();
+        frames
+    }
+
+    /// Returns whether another block fits: by number, and by the frames that a read will need.
+    fn takes(&self, base: &Base) -> bool {
+        let frames = self.frames();
+        self.numbers.len() < FRAME_BLOCKS && (frames.contains(&base.0) || frames.len() < MAX_BASES)
+    }
+
+    fn close(self, store: &Store, first: u32, bytes: &[u8], level: i32, done: &mut Done) -> Result<(), Error> {
+        if self.numbers.is_empty() {
+            return Ok(());
+        }
+        let content = gather(bytes, &self.numbers);
+        let id = done.add_delta(store, &content, &self.bases, level)?;
+        done.add_runs(first, &self.numbers, id);
+        Ok(())
+    }
+}
+
+impl Done {
+    fn add_whole(&mut self, store: &Store, content: &[u8], level: i32) -> ObjectId {
+        let id = ObjectId::of(Kind::Frame, content);
+        if !store.contains(&id) {
+            self.objects.push(Encoded::compress(id, Kind::Frame, content, level));
+        }
+        id
+    }
+
+    fn add_delta(&mut self, store: &Store, content: &[u8], bases: &[Base], level: i32) -> Result<ObjectId, Error> {
+        let id = ObjectId::of(Kind::Frame, content);
+        if !store.contains(&id) {
+            let mut frames: Vec<ObjectId> = Vec::new();
+            let mut blocks = Vec::with_capacity(bases.len());
+            for (frame, block) in bases {
+                let number = frames.iter().position(|known| known == frame).unwrap_or_else(|| {
+                    frames.push(*frame);
+                    frames.len() - 1
+                });
+                blocks.push((number as u8, *block)); // at most MAX_BASES
+            }
+            let contents = frames.iter().map(|frame| store.frame(frame)).collect::<Result<Vec<_>, _>>()?;
+            self.objects.push(Encoded::delta(id, content, Xor { bases: frames, blocks }, &contents, level));
+        }
+        Ok(id)
+    }
+
+    /// A small file is one frame, so all of its blocks are stored, but those that are the parent's cost nothing.
+    fn add_small_file(
+        &mut self,
+        store: &Store,
+        bytes: &[u8],
+        known: &[usize],
+        parent: &StoredFile,
+        level: i32,
+    ) -> Result<(), Error> {
+        let count = bytes.len().div_ceil(BLOCK_SIZE);
+        let mut deltas = HashMap::new();
+        let bases = known
+            .iter()
+            .map(|number| base_of(store, parent, *number as u32, &mut deltas))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut frames: Vec<ObjectId> = bases.iter().map(|(frame, _)| *frame).collect();
+        frames.sort_unstable();
+        frames.dedup();
+        let id = if bases.len() == count && frames.len() <= MAX_BASES {
+            self.add_delta(store, bytes, &bases, level)?
+        } else {
+            self.add_whole(store, bytes, level)
+        };
+        self.runs.push((0, count as u8, id, 0)); // at most FRAME_BLOCKS
+        Ok(())
+    }
+
+    /// Notes that the blocks `numbers` lie one after the other in a frame.
+    fn add_runs(&mut self, first: u32, numbers: &[usize], id: ObjectId) {
+        self.runs.extend(numbers.iter().enumerate().map(|(at, number)| (first + *number as u32, 1, id, at as u8)));
+    }
+}
+
+fn gather(bytes: &[u8], numbers: &[usize]) -> Vec<u8> {
+    let mut content = Vec::with_capacity(numbers.len() * BLOCK_SIZE);
+    numbers.iter().for_each(|number| content.extend_from_slice(frame::block(bytes, *number)));
+    content
+}
+
+/// Returns what a new version of a block is best stored against: the parent's version, or where
+/// that is a delta itself, what it is a delta against, so that chains never have a second step.
+fn base_of(
+    store: &Store,
+    parent: &StoredFile,
+    block: u32,
+    deltas: &mut HashMap<ObjectId, Option<Xor>>,
+) -> Result<Base, store::Error> {
+    let (frame, extent) = parent.extents(block, 1).next().expect("invariant: the parent has this block");
+    let delta = match deltas.entry(frame) {
+        std::collections::hash_map::Entry::Occupied(known) => known.into_mut(),
+        std::collections::hash_map::Entry::Vacant(new) => new.insert(store.delta_of(&frame)?),
+    };
+    Ok(match delta {
+        None => (frame, extent.offset),
+        Some(delta) => {
+            let (base, number) = delta.blocks[usize::from(extent.offset)];
+            (delta.bases[usize::from(base)], number)
+        }
+    })
+}

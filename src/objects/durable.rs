@@ -8,7 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 
-use tempfile::{NamedTempFile, TempPath};
+use tempfile::NamedTempFile;
 
 /// Whether an immutable file was new or had been there before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +30,11 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
 /// Syncs the content of one file.
 pub fn sync_file(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
+}
+
+/// Gives a temporary file a name without syncing anything: for files that a crash may take.
+pub fn keep_as(file: NamedTempFile, path: &Path) -> io::Result<File> {
+    file.persist(path).map_err(|error| error.error)
 }
 
 /// Replaces the content of `path`. After `Ok`, a crash leaves the new content; before, the old
@@ -64,14 +69,33 @@ pub fn publish_dir(from: &Path, to: &Path) -> io::Result<()> {
     sync_dir(parent(to)?)
 }
 
-/// Appends `bytes` to `path`, creating it if need be; they survive a crash after `Ok`.
-/// A crash before that may leave a prefix of them at the end of the file.
-pub fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let new = !path.exists();
-    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+/// Appends `bytes` to an open file; they survive a crash after `Ok`. A crash before that may leave
+/// a prefix of them at its end.
+pub fn append_to(file: &mut File, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
+    file.sync_data()
+}
+
+/// Writes a file that may be in use by name already, in place, and syncs it and its folder.
+pub fn write_in_place(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).open(path)?;
+    write(&mut file)?;
     file.sync_all()?;
-    if new { sync_dir(parent(path)?) } else { Ok(()) }
+    sync_dir(parent(path)?)
+}
+
+/// Syncs everything below `root`, files before the folders that name them.
+pub fn sync_tree(root: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(root)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            sync_tree(&entry.path())?;
+        } else if kind.is_file() {
+            sync_file(&entry.path())?;
+        }
+    }
+    sync_dir(root)
 }
 
 /// Removes a file whose absence must survive a crash; one that is gone already is success.
@@ -95,11 +119,6 @@ pub fn create_dir_all(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
     }
-}
-
-/// Gives up a temporary file and removes it, which dropping does too; says so at the call.
-pub fn discard(path: TempPath) -> io::Result<()> {
-    path.close()
 }
 
 fn parent(path: &Path) -> io::Result<&Path> {

@@ -13,11 +13,14 @@
 
 pub mod codec;
 pub mod durable;
+pub mod format;
 pub mod frame;
 pub mod id;
 pub mod kind;
 pub mod map;
 pub mod pg;
+pub mod refs;
+pub mod repo;
 pub mod snapshot;
 pub mod store;
 pub mod timeline;
@@ -25,3 +28,4 @@ pub mod wal;
 
 pub use id::ObjectId;
 pub use kind::Kind;
+pub use repo::Repo;

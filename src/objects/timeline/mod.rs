@@ -1,3 +1,289 @@
-//! Timelines.
+//! Timelines: lines of WAL, append-only, each forking from an ancestor at an LSN.
+//!
+//! ```text
+//! timelines/<id>/history   see `history`
+//! timelines/<id>/log       see `log`
+//! timelines/<id>/wal/      the active WAL, in PostgreSQL's own format: the running server's pg_wal
+//! ```
+
+pub mod history;
 pub mod id;
+pub mod log;
+pub mod wal;
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use history::{Ancestor, History, Position, merge_base};
 pub use id::TimelineId;
+use log::{Line, Log, SnapshotLine, WalInterval};
+
+use super::durable;
+use super::pg::Lsn;
+
+/// Digits that an abbreviated id has at least.
+pub const SHORTEST_PREFIX: usize = 4;
+
+/// A timeline cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("there is no timeline {0}")]
+    Unknown(TimelineId),
+    #[error("'{prefix}' is ambiguous: it could be timeline {}", list(candidates))]
+    Ambiguous { prefix: String, candidates: Vec<TimelineId> },
+    /// A file says what it cannot.
+    #[error("'{}' is corrupt: line {line}: {what}", path.display())]
+    Corrupt { path: PathBuf, line: usize, what: &'static str },
+    /// An interval was to be added that the log cannot take.
+    #[error("cannot add to timeline {timeline}: {what}: {line}")]
+    Refused { timeline: TimelineId, what: &'static str, line: String },
+    #[error("timeline {timeline} has no WAL at {lsn}: it holds {start} to {end}")]
+    OutOfRange { timeline: TimelineId, lsn: Lsn, start: Lsn, end: Lsn },
+    #[error("timeline {timeline} has no snapshot at or before {lsn}")]
+    NoSnapshot { timeline: TimelineId, lsn: Lsn },
+    #[error("cannot {verb} '{}'", path.display())]
+    Io { verb: &'static str, path: PathBuf, source: io::Error },
+}
+
+fn list(ids: &[TimelineId]) -> String {
+    ids.iter().map(TimelineId::short).collect::<Vec<_>>().join(", ")
+}
+
+fn io_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io { verb, path, source }
+}
+
+/// A timeline, read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeline {
+    pub id: TimelineId,
+    pub history: History,
+    pub log: Log,
+}
+
+impl Timeline {
+    /// Returns where the timeline's own WAL begins, if it has any or has an ancestor.
+    pub fn start(&self) -> Option<Lsn> {
+        self.history.start().or_else(|| self.log.wal.first().map(|interval| interval.start))
+    }
+
+    /// Returns where its sealed WAL ends; that of a timeline without any is where it forks.
+    pub fn sealed(&self) -> Lsn {
+        self.log.sealed().or_else(|| self.history.start()).unwrap_or(Lsn::INVALID)
+    }
+
+    /// Returns the end of its last whole sealed record: its tip.
+    pub fn tip(&self) -> Position {
+        let lsn = self.log.tip().or_else(|| self.history.start()).unwrap_or(Lsn::INVALID);
+        Position { timeline: self.id, lsn }
+    }
+}
+
+/// The timelines of a repository.
+#[derive(Debug, Clone)]
+pub struct Timelines {
+    dir: PathBuf,
+}
+
+impl Timelines {
+    /// Opens `dir`, the repository's `timelines/`.
+    pub fn open(dir: &Path) -> Timelines {
+        Timelines { dir: dir.to_owned() }
+    }
+
+    fn path(&self, id: TimelineId) -> PathBuf {
+        self.dir.join(id.to_string())
+    }
+
+    /// Returns the folder of a timeline's active WAL.
+    pub fn wal_dir(&self, id: TimelineId) -> PathBuf {
+        self.path(id).join("wal")
+    }
+
+    /// Returns whether there is such a timeline.
+    pub fn exists(&self, id: TimelineId) -> bool {
+        self.path(id).is_dir()
+    }
+
+    /// Creates a timeline, durably; prepared in `tmp`.
+    pub fn create(&self, tmp: &Path, id: TimelineId, history: &History) -> Result<(), Error> {
+        let path = self.path(id);
+        let create = || {
+            let dir = tempfile::Builder::new().prefix("timeline-").tempdir_in(tmp)?;
+            durable::create_dir_all(&dir.path().join("wal/archive_status"))?;
+            durable::replace(tmp, &dir.path().join("history"), history.format().as_bytes())?;
+            durable::replace(tmp, &dir.path().join("log"), b"")?;
+            durable::create_dir_all(&self.dir)?;
+            let prepared = dir.keep();
+            durable::publish_dir(&prepared, &path).inspect_err(|_| drop(fs::remove_dir_all(&prepared)))
+        };
+        create().map_err(io_error("create", &path))
+    }
+
+    /// Removes a timeline; the caller knows that nothing refers to it.
+    pub fn remove(&self, tmp: &Path, id: TimelineId) -> Result<(), Error> {
+        let path = self.path(id);
+        let away = tmp.join(format!("removed-{id}"));
+        durable::publish_dir(&path, &away).map_err(io_error("remove", &path))?;
+        fs::remove_dir_all(&away).map_err(io_error("remove", &away))
+    }
+
+    /// Reads a timeline's history alone.
+    pub fn history(&self, id: TimelineId) -> Result<History, Error> {
+        let path = self.path(id).join("history");
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.exists(id) => {
+                return Err(Error::Unknown(id));
+            }
+            Err(error) => return Err(io_error("read", &path)(error)),
+        };
+        History::parse(&text).map_err(|(line, what)| Error::Corrupt { path, line, what })
+    }
+
+    /// Reads a timeline.
+    pub fn read(&self, id: TimelineId) -> Result<Timeline, Error> {
+        let history = self.history(id)?;
+        let path = self.path(id).join("log");
+        let text = fs::read(&path).map_err(io_error("read", &path))?;
+        let (log, _) = Log::parse(&text).map_err(|(line, what)| Error::Corrupt { path, line, what })?;
+        Ok(Timeline { id, history, log })
+    }
+
+    /// Returns the ids of all timelines, sorted.
+    pub fn list(&self) -> Result<Vec<TimelineId>, Error> {
+        let names = match fs::read_dir(&self.dir) {
+            Ok(names) => names,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(io_error("list", &self.dir)(error)),
+        };
+        let mut ids: Vec<TimelineId> = names.filter_map(|name| name.ok()?.file_name().to_str()?.parse().ok()).collect();
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    /// Returns the timeline whose id begins with `prefix`, at least four hexadecimal digits; `None`
+    /// where there is none.
+    pub fn resolve_prefix(&self, prefix: &str) -> Result<Option<TimelineId>, Error> {
+        let prefix = prefix.to_ascii_lowercase();
+        if !(SHORTEST_PREFIX..=32).contains(&prefix.len()) || !prefix.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Ok(None);
+        }
+        if let Ok(id) = prefix.parse() {
+            return Ok(Some(id).filter(|id| self.exists(*id)));
+        }
+        let candidates: Vec<TimelineId> =
+            self.list()?.into_iter().filter(|id| id.to_string().starts_with(&prefix)).collect();
+        match candidates.as_slice() {
+            [] => Ok(None),
+            [id] => Ok(Some(*id)),
+            _ => Err(Error::Ambiguous { prefix, candidates }),
+        }
+    }
+
+    /// Locks a timeline's log, waiting for whoever has it. The lock goes with the guard, or with
+    /// the process: nothing stale is left by a crash.
+    pub fn lock(&self, id: TimelineId) -> Result<LockedLog, Error> {
+        let path = self.path(id).join("log");
+        let file = File::options().read(true).append(true).open(&path);
+        let file = file.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::Unknown(id),
+            _ => io_error("open", &path)(error),
+        })?;
+        file.lock().map_err(io_error("lock", &path))?;
+        let text = fs::read(&path).map_err(io_error("read", &path))?;
+        let (log, length) =
+            Log::parse(&text).map_err(|(line, what)| Error::Corrupt { path: path.clone(), line, what })?;
+        if length < text.len() {
+            // What a crash left of an append that nobody was told of.
+            file.set_len(length as u64).map_err(io_error("truncate", &path))?;
+        }
+        Ok(LockedLog { id, start: self.history(id)?.start(), log, file, path })
+    }
+
+    /// Returns the intervals, along the chain of `timeline`, that hold any WAL of [from, to), in order.
+    pub fn wal(&self, timeline: &Timeline, from: Lsn, to: Lsn) -> Result<Vec<(TimelineId, WalInterval)>, Error> {
+        let mut found = Vec::new();
+        for (timeline, upto) in self.chain(timeline)? {
+            let upto = to.min(upto);
+            let own = timeline.log.wal.iter().filter(|interval| interval.end > from && interval.start < upto);
+            found.extend(own.map(|interval| {
+                let interval = WalInterval { end: interval.end.min(upto), ..*interval };
+                (timeline.id, interval)
+            }));
+            if upto == to {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    /// Returns the ancestors of `timeline` and itself, the oldest first, each with the LSN at which
+    /// the chain leaves it.
+    pub fn chain(&self, timeline: &Timeline) -> Result<Vec<(Timeline, Lsn)>, Error> {
+        let ancestors = timeline.history.ancestors.iter();
+        let mut chain = ancestors
+            .map(|ancestor| Ok((self.read(ancestor.timeline)?, ancestor.fork)))
+            .collect::<Result<Vec<_>, Error>>()?;
+        chain.push((timeline.clone(), Lsn::MAX));
+        Ok(chain)
+    }
+
+    /// Returns the newest snapshot, along the chain of a position's timeline, that can be used at its LSN.
+    pub fn snapshot_before(&self, position: Position) -> Result<(TimelineId, SnapshotLine), Error> {
+        let timeline = self.read(position.timeline)?;
+        let mut upto = position.lsn;
+        if let Some(snapshot) = timeline.log.snapshot_before(upto) {
+            return Ok((timeline.id, snapshot));
+        }
+        for ancestor in timeline.history.ancestors.iter().rev() {
+            upto = upto.min(ancestor.fork);
+            if let Some(snapshot) = self.read(ancestor.timeline)?.log.snapshot_before(upto) {
+                return Ok((ancestor.timeline, snapshot));
+            }
+        }
+        Err(Error::NoSnapshot { timeline: position.timeline, lsn: position.lsn })
+    }
+}
+
+/// A timeline's log, locked for appending.
+#[must_use = "the log is unlocked again when this is dropped"]
+pub struct LockedLog {
+    id: TimelineId,
+    start: Option<Lsn>,
+    log: Log,
+    file: File,
+    path: PathBuf,
+}
+
+impl LockedLog {
+    /// Returns the log as it is now.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Appends a line, durably. The objects that it names must be durable already (INVARIANT 1).
+    pub fn append(&mut self, line: Line) -> Result<(), Error> {
+        let refuse = |what| Error::Refused { timeline: self.id, what, line: line.to_string() };
+        if let (Line::Wal(interval), Some(fork)) = (line, self.start.filter(|_| self.log.wal.is_empty()))
+            && interval.start != fork
+        {
+            return Err(refuse("the first interval does not begin where the timeline forks"));
+        }
+        if let Line::Snapshot(snapshot) = line {
+            if self.log.snapshots.contains(&snapshot) {
+                return Ok(());
+            }
+            if snapshot.lsn > self.log.sealed().or(self.start).unwrap_or(Lsn::INVALID) {
+                return Err(refuse("the snapshot lies beyond the sealed WAL"));
+            }
+        }
+        let mut log = self.log.clone();
+        log.push(line).map_err(refuse)?;
+        durable::append_to(&mut self.file, format!("{line}\n").as_bytes()).map_err(io_error("write", &self.path))?;
+        self.log = log;
+        Ok(())
+    }
+}

@@ -1,0 +1,106 @@
+//! `global/pg_control`: the state of a cluster (`src/include/catalog/pg_control.h`).
+
+use super::Lsn;
+use super::version::Version;
+
+/// The cluster's state, PostgreSQL's `DBState`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    StartingUp,
+    ShutDown,
+    ShutDownInRecovery,
+    ShuttingDown,
+    InCrashRecovery,
+    InArchiveRecovery,
+    InProduction,
+}
+
+/// The fields that zenith needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ControlFile {
+    pub system_identifier: u64,
+    pub catalog_version: u32,
+    pub state: State,
+    /// The last checkpoint's record.
+    pub checkpoint: Lsn,
+    /// Where recovery from that checkpoint begins.
+    pub redo: Lsn,
+    /// PostgreSQL's own timeline id at that checkpoint.
+    pub timeline: u32,
+    pub min_recovery_point: Lsn,
+    pub block_size: u32,
+    pub wal_block_size: u32,
+    /// Bytes.
+    pub wal_segment_size: u32,
+    pub data_checksums: bool,
+}
+
+/// The file is not a control file of a version that zenith knows.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    #[error("pg_control has only {0} bytes")]
+    TooShort(usize),
+    #[error("the checksum of pg_control does not match its content")]
+    Checksum,
+    #[error("pg_control says impossible things: {0}")]
+    Impossible(&'static str),
+    #[error("zenith works with 8 KiB blocks; this cluster has blocks of {0} bytes")]
+    BlockSize(u32),
+}
+
+impl ControlFile {
+    /// Reads the content of `pg_control` of a cluster of `version`.
+    pub fn parse(bytes: &[u8], version: &Version) -> Result<ControlFile, Error> {
+        let crc_at = version.control_crc_offset;
+        if bytes.len() < crc_at + 4 {
+            return Err(Error::TooShort(bytes.len()));
+        }
+        let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
+        if super::wal::crc32c(&[&bytes[..crc_at]]) != u32_at(crc_at) {
+            return Err(Error::Checksum);
+        }
+        let state = match u32_at(16) {
+            0 => State::StartingUp,
+            1 => State::ShutDown,
+            2 => State::ShutDownInRecovery,
+            3 => State::ShuttingDown,
+            4 => State::InCrashRecovery,
+            5 => State::InArchiveRecovery,
+            6 => State::InProduction,
+            _ => return Err(Error::Impossible("an unknown state")),
+        };
+        let control = ControlFile {
+            system_identifier: u64_at(0),
+            catalog_version: u32_at(12),
+            state,
+            checkpoint: Lsn(u64_at(32)),
+            redo: Lsn(u64_at(40)),
+            timeline: u32_at(48),
+            min_recovery_point: Lsn(u64_at(136)),
+            block_size: u32_at(216),
+            wal_block_size: u32_at(224),
+            wal_segment_size: u32_at(228),
+            data_checksums: u32_at(252) != 0,
+        };
+        if !super::segment::is_valid_size(control.wal_segment_size) {
+            return Err(Error::Impossible("the size of WAL segments"));
+        }
+        match (control.block_size, control.wal_block_size) {
+            (8192, 8192) => Ok(control),
+            (8192, other) | (other, _) => Err(Error::BlockSize(other)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_short_and_damaged_files() {
+        let version = Version::of_major(15).unwrap();
+        assert_eq!(ControlFile::parse(b"x", version), Err(Error::TooShort(1)));
+        assert_eq!(ControlFile::parse(&[0; 8192], version), Err(Error::Checksum));
+    }
+}

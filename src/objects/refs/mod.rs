@@ -1,0 +1,388 @@
+//! Refs: names for timelines and for positions on them.
+//!
+//! # Format
+//! * `HEAD`: `ref: refs/branches/<name>`.
+//! * `refs/branches/<name>`, `refs/remotes/<remote>/<name>`: a timeline id.
+//! * `refs/tags/<name>`: `<timeline id> <LSN>`, then `time <microseconds since 1970>`, then for a tag
+//!   with a message an empty line and the message.
+//! * `logs/HEAD`, `logs/refs/…`: see [`reflog`].
+//!
+//! All changes go through [`Refs::update`]: under one lock, compared with what the caller expects,
+//! the log line first (a log without its change is the lesser harm), then the ref by rename. Reading
+//! takes no lock. The lock is the kernel's and goes with the process, so a crash leaves nothing
+//! stale. Which LSNs are sealed (INVARIANT 1) is for the caller to check before: tags and forks
+//! are made only at or before a timeline's sealed tip.
+
+pub mod name;
+pub mod reflog;
+pub mod revision;
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+pub use name::{BadName, RefKind, RefName};
+
+use super::durable;
+use super::timeline::{Position, TimelineId};
+
+/// How long a command waits for another one that changes refs.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+
+/// What a ref says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    /// A branch: the timeline, whatever its tip.
+    Branch(TimelineId),
+    /// A tag.
+    Tag(Tag),
+}
+
+/// A tag: a position with a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tag {
+    pub position: Position,
+    /// When it was made, microseconds since 1970.
+    pub time_us: i64,
+    pub message: Option<String>,
+}
+
+impl Value {
+    /// Returns the timeline.
+    pub fn timeline(&self) -> TimelineId {
+        match self {
+            Value::Branch(timeline) => *timeline,
+            Value::Tag(tag) => tag.position.timeline,
+        }
+    }
+
+    fn format(&self) -> String {
+        match self {
+            Value::Branch(timeline) => format!("{timeline}\n"),
+            Value::Tag(Tag { position, time_us, message }) => {
+                let message = message.as_ref().map(|message| format!("\n{message}\n")).unwrap_or_default();
+                format!("{} {}\ntime {time_us}\n{message}", position.timeline, position.lsn)
+            }
+        }
+    }
+
+    fn parse(kind: RefKind, text: &str) -> Option<Value> {
+        if kind != RefKind::Tag {
+            return text.strip_suffix('\n')?.parse().ok().map(Value::Branch);
+        }
+        let (head, message) = match text.split_once("\n\n") {
+            Some((head, message)) => (head, Some(message.strip_suffix('\n')?.to_owned())),
+            None => (text.strip_suffix('\n')?, None),
+        };
+        let (position, time) = head.split_once('\n')?;
+        let (timeline, lsn) = position.split_once(' ')?;
+        let position = Position { timeline: timeline.parse().ok()?, lsn: lsn.parse().ok()? };
+        Some(Value::Tag(Tag { position, time_us: time.strip_prefix("time ")?.parse().ok()?, message }))
+    }
+}
+
+/// What a change of a ref expects to find.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expect {
+    Anything,
+    Absent,
+    Present,
+    Exactly(Value),
+}
+
+/// Who changes a ref, when, and why: for the reflog.
+#[derive(Debug, Clone)]
+pub struct Signature {
+    pub who: String,
+    /// Microseconds since 1970.
+    pub time_us: i64,
+    pub why: String,
+}
+
+/// A ref cannot be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    BadName(#[from] BadName),
+    #[error("a {} named '{}' already exists", .0.kind().word(), .0.short())]
+    Exists(RefName),
+    #[error("there is no {} named '{}'", .0.kind().word(), .0.short())]
+    Unknown(RefName),
+    /// Somebody else was quicker.
+    #[error("'{name}' is not at {expected} but at {found}")]
+    Stale { name: RefName, expected: String, found: String },
+    /// A name and one below it cannot both be, as a file and a folder.
+    #[error("'{name}' cannot be, since '{other}' is")]
+    Conflict { name: RefName, other: String },
+    #[error("'{}' is corrupt: it does not read like a ref", .0.display())]
+    Corrupt(PathBuf),
+    #[error("another command has been changing refs for {} seconds", LOCK_WAIT.as_secs())]
+    Busy,
+    #[error("cannot {verb} '{}'", path.display())]
+    Io { verb: &'static str, path: PathBuf, source: io::Error },
+}
+
+fn io_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io { verb, path, source }
+}
+
+/// The refs of a repository.
+#[derive(Debug, Clone)]
+pub struct Refs {
+    dir: PathBuf,
+}
+
+impl Refs {
+    /// Opens the refs of the repository in `dir`.
+    pub fn open(dir: &Path) -> Refs {
+        Refs { dir: dir.to_owned() }
+    }
+
+    fn path(&self, name: &RefName) -> PathBuf {
+        self.dir.join(name.as_str())
+    }
+
+    /// Reads a ref; `None` where there is none.
+    pub fn read(&self, name: &RefName) -> Result<Option<Value>, Error> {
+        let path = self.path(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => Value::parse(name.kind(), &text).map(Some).ok_or(Error::Corrupt(path)),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(io_error("read", &path)(error)),
+        }
+    }
+
+    /// Returns all refs of `kind`, sorted by name.
+    pub fn list(&self, kind: RefKind) -> Result<Vec<(RefName, Value)>, Error> {
+        let mut names = Vec::new();
+        collect(&self.dir.join("refs").join(kind.folder()), "", &mut names)?;
+        names.sort_unstable();
+        let names = names.into_iter().filter_map(|short| RefName::new(kind, &short).ok());
+        let read = names.filter_map(|name| match self.read(&name) {
+            Ok(value) => value.map(|value| Ok((name, value))),
+            Err(error) => Some(Err(error)),
+        });
+        read.collect()
+    }
+
+    /// Returns the branch that HEAD names; it need not exist.
+    pub fn head(&self) -> Result<RefName, Error> {
+        let path = self.dir.join("HEAD");
+        let text = fs::read_to_string(&path).map_err(io_error("read", &path))?;
+        let name = text.strip_prefix("ref: ").map(|name| name.trim_end_matches('\n'));
+        name.and_then(|name| RefName::full(name).ok()).ok_or(Error::Corrupt(path))
+    }
+
+    /// Makes HEAD name another branch.
+    pub fn set_head(&self, tmp: &Path, branch: &RefName, signature: &Signature) -> Result<(), Error> {
+        let _lock = self.lock()?;
+        let old = self.head().ok().and_then(|head| self.read(&head).ok().flatten());
+        let new = self.read(branch)?;
+        self.log("HEAD", old.as_ref(), new.as_ref(), signature)?;
+        let path = self.dir.join("HEAD");
+        durable::replace(tmp, &path, format!("ref: {branch}\n").as_bytes()).map_err(io_error("write", &path))
+    }
+
+    /// Sets a ref to `new`, or deletes it where that is `None`, if it is what the caller expects.
+    /// Returns what it was.
+    pub fn update(
+        &self,
+        tmp: &Path,
+        name: &RefName,
+        expect: &Expect,
+        new: Option<&Value>,
+        signature: &Signature,
+    ) -> Result<Option<Value>, Error> {
+        let _lock = self.lock()?;
+        let old = self.read(name)?;
+        match (expect, &old) {
+            (Expect::Absent, Some(_)) => return Err(Error::Exists(name.clone())),
+            (Expect::Present | Expect::Exactly(_), None) => return Err(Error::Unknown(name.clone())),
+            (Expect::Exactly(expected), Some(found)) if expected != found => {
+                let text = |value: &Value| value.format().lines().next().unwrap_or_default().to_owned();
+                return Err(Error::Stale { name: name.clone(), expected: text(expected), found: text(found) });
+            }
+            _ => {}
+        }
+        if old.as_ref() == new {
+            return Ok(old);
+        }
+        if new.is_some() && old.is_none() {
+            self.refuse_conflict(name)?;
+        }
+        self.log(name.as_str(), old.as_ref(), new, signature)?;
+        if self.head().is_ok_and(|head| head == *name) {
+            self.log("HEAD", old.as_ref(), new, signature)?;
+        }
+        let path = self.path(name);
+        let parent = path.parent().expect("invariant: names have three parts");
+        match new {
+            Some(value) => durable::create_dir_all(parent)
+                .and_then(|()| durable::replace(tmp, &path, value.format().as_bytes()))
+                .map_err(io_error("write", &path))?,
+            None => {
+                durable::remove(&path).map_err(io_error("remove", &path))?;
+                // Folders that this leaves empty would stand in the way of a ref of their name.
+                let mut folder = parent;
+                while folder != self.dir.join("refs").join(name.kind().folder()) && fs::remove_dir(folder).is_ok() {
+                    folder = folder.parent().expect("invariant: below refs/");
+                }
+            }
+        }
+        Ok(old)
+    }
+
+    /// Refuses a name that is a folder of others, or below one that is a file.
+    fn refuse_conflict(&self, name: &RefName) -> Result<(), Error> {
+        let conflict = |other: String| Err(Error::Conflict { name: name.clone(), other });
+        let mut upto = "refs/branches".len().min(name.as_str().len());
+        while let Some(slash) = name.as_str()[upto + 1..].find('/').map(|at| upto + 1 + at) {
+            let above = &name.as_str()[..slash];
+            if self.dir.join(above).is_file() {
+                return conflict(above.to_owned());
+            }
+            upto = slash;
+        }
+        let mut below = Vec::new();
+        collect(&self.path(name), name.as_str(), &mut below)?;
+        match below.into_iter().next() {
+            Some(other) => conflict(other),
+            None => Ok(()),
+        }
+    }
+
+    /// Returns the reflog of a ref or of `HEAD`, the newest entry first.
+    pub fn reflog(&self, name: &str) -> Result<Vec<reflog::Entry>, Error> {
+        reflog::read(&self.dir.join("logs").join(name))
+    }
+
+    fn log(&self, name: &str, old: Option<&Value>, new: Option<&Value>, signature: &Signature) -> Result<(), Error> {
+        let entry = reflog::Entry {
+            old: old.map(Value::timeline),
+            new: new.map(Value::timeline),
+            who: signature.who.clone(),
+            time_us: signature.time_us,
+            why: signature.why.clone(),
+        };
+        reflog::append(&self.dir.join("logs").join(name), &entry)
+    }
+
+    /// Takes the lock for changing refs; it goes with the file, or with the process.
+    fn lock(&self) -> Result<File, Error> {
+        let path = self.dir.join("refs.lock");
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = file.map_err(io_error("open", &path))?;
+        let patience = Instant::now() + LOCK_WAIT;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(fs::TryLockError::WouldBlock) if Instant::now() < patience => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Err(fs::TryLockError::WouldBlock) => return Err(Error::Busy),
+                Err(fs::TryLockError::Error(error)) => return Err(io_error("lock", &path)(error)),
+            }
+        }
+    }
+}
+
+/// Adds the names of all files below `dir`, joined with `/` and put after `prefix`.
+fn collect(dir: &Path, prefix: &str, names: &mut Vec<String>) -> Result<(), Error> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if is_absent(&error) => return Ok(()),
+        Err(error) => return Err(io_error("list", dir)(error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(io_error("list", dir))?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let full = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => collect(&entry.path(), &full, names)?,
+            _ => names.push(full),
+        }
+    }
+    Ok(())
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::objects::pg::Lsn;
+
+    fn setup() -> (tempfile::TempDir, Refs, Signature) {
+        let dir = tempfile::tempdir().unwrap();
+        let refs = Refs::open(dir.path());
+        (dir, refs, Signature { who: "me".into(), time_us: 5, why: "test".into() })
+    }
+
+    fn branch(name: &str) -> RefName {
+        RefName::branch(name).unwrap()
+    }
+
+    #[test]
+    fn update_refuses_stale_old_value() {
+        let (dir, refs, signature) = setup();
+        let [a, b] = [TimelineId::random(), TimelineId::random()].map(Value::Branch);
+        let set = |expect, new| refs.update(dir.path(), &branch("x"), &expect, new, &signature);
+        set(Expect::Absent, Some(&a)).unwrap();
+        assert!(matches!(set(Expect::Absent, Some(&b)), Err(Error::Exists(_))));
+        assert!(matches!(set(Expect::Exactly(b.clone()), Some(&b)), Err(Error::Stale { .. })));
+        set(Expect::Exactly(a.clone()), Some(&b)).unwrap();
+        assert_eq!(refs.read(&branch("x")).unwrap(), Some(b.clone()));
+        let log = refs.reflog("refs/branches/x").unwrap();
+        assert_eq!((log[0].new, log[0].old, log[1].old), (Some(b.timeline()), Some(a.timeline()), None));
+    }
+
+    #[test]
+    fn one_of_many_writers_wins_each_round() {
+        let (dir, refs, signature) = setup();
+        let mut current = Value::Branch(TimelineId::random());
+        refs.update(dir.path(), &branch("x"), &Expect::Absent, Some(&current), &signature).unwrap();
+        for _ in 0..30 {
+            let winners: Vec<Value> = std::thread::scope(|scope| {
+                let race = || {
+                    let mine = Value::Branch(TimelineId::random());
+                    let expect = Expect::Exactly(current.clone());
+                    refs.update(dir.path(), &branch("x"), &expect, Some(&mine), &signature).ok().map(|_| mine)
+                };
+                let threads: Vec<_> = (0..6).map(|_| scope.spawn(race)).collect();
+                threads.into_iter().filter_map(|thread| thread.join().unwrap()).collect()
+            });
+            assert_eq!(winners.len(), 1);
+            current = winners[0].clone();
+            assert_eq!(refs.read(&branch("x")).unwrap(), Some(current.clone()));
+        }
+    }
+
+    #[test]
+    fn a_name_cannot_be_a_file_and_a_folder() {
+        let (dir, refs, signature) = setup();
+        let value = Value::Branch(TimelineId::random());
+        let set = |name: &str, new| refs.update(dir.path(), &branch(name), &Expect::Anything, new, &signature);
+        set("a/b", Some(&value)).unwrap();
+        assert!(matches!(set("a", Some(&value)), Err(Error::Conflict { .. })));
+        assert!(matches!(set("a/b/c", Some(&value)), Err(Error::Conflict { .. })));
+        set("a/b", None).unwrap();
+        set("a", Some(&value)).unwrap();
+        assert_eq!(refs.list(RefKind::Branch).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn tags_come_back_with_their_message() {
+        let position = Position { timeline: TimelineId::random(), lsn: Lsn(77) };
+        for message in [None, Some("one\n\ntwo".to_owned())] {
+            let tag = Value::Tag(Tag { position, time_us: 9, message });
+            assert_eq!(Value::parse(RefKind::Tag, &tag.format()), Some(tag));
+        }
+        for text in ["", "x\n", "0123 0/1\ntime 3\n"] {
+            assert_eq!(Value::parse(RefKind::Tag, text), None);
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! A repository: finds, opens and creates it, and looks into its WAL.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use super::durable;
+use super::format::{self, Config};
+use super::pg::Lsn;
+use super::pg::version::Version;
+use super::pg::wal::{Expected, WalError, WalReader, What};
+use super::refs::Refs;
+use super::store::{self, Store};
+use super::timeline::wal::{Segments, TimelineWal};
+use super::timeline::{self, Timeline, TimelineId, Timelines};
+
+/// The name of the folder.
+pub const FOLDER: &str = ".zenith";
+
+/// A repository cannot be found, opened or created.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("not a zenith repository (or any of the parent folders): '{}'", .0.display())]
+    NotFound(PathBuf),
+    #[error("there is a repository already: '{}'", .0.display())]
+    Exists(PathBuf),
+    #[error("cannot use the repository '{}'", path.display())]
+    Format { path: PathBuf, source: format::Error },
+    #[error("cannot {verb} '{}'", path.display())]
+    Io { verb: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+fn io_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io { verb, path, source }
+}
+
+/// An open repository.
+pub struct Repo {
+    dir: PathBuf,
+    config: Config,
+    store: Store,
+    refs: Refs,
+    timelines: Timelines,
+    tmp: OnceLock<Tmp>,
+}
+
+/// This process's folder in `tmp/`. The lock on it tells others that it is in use; it goes with
+/// the process, whatever ends that.
+struct Tmp {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Drop for Tmp {
+    fn drop(&mut self) {
+        // What is left here is of no use to anybody; the next command would remove it as well.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+impl Repo {
+    /// Finds the repository that `start` lies in, or is.
+    pub fn find(start: &Path) -> Result<Repo, Error> {
+        let start = std::path::absolute(start).map_err(io_error("find", start))?;
+        let is_repository = |dir: &Path| dir.join("config").is_file() && dir.join("HEAD").is_file();
+        for folder in start.ancestors() {
+            let inside = folder.join(FOLDER);
+            if is_repository(&inside) {
+                return Repo::open(&inside);
+            }
+            if is_repository(folder) && folder.join("timelines").is_dir() {
+                return Repo::open(folder);
+            }
+        }
+        Err(Error::NotFound(start))
+    }
+
+    /// Opens the repository in `dir`, the folder `.zenith` itself.
+    pub fn open(dir: &Path) -> Result<Repo, Error> {
+        let path = dir.join("config");
+        let text = fs::read_to_string(&path).map_err(io_error("read", &path))?;
+        let config = Config::parse(&text).map_err(|source| Error::Format { path: dir.to_owned(), source })?;
+        Ok(Repo {
+            store: Store::open(&dir.join("objects"))?,
+            refs: Refs::open(dir),
+            timelines: Timelines::open(&dir.join("timelines")),
+            tmp: OnceLock::new(),
+            dir: dir.to_owned(),
+            config,
+        })
+    }
+
+    /// Creates the repository `parent/.zenith`, without timelines, HEAD on the branch `main`. It appears
+    /// whole or not at all; one that is there already is left alone.
+    pub fn create(parent: &Path, config: &Config) -> Result<Repo, Error> {
+        let dir = parent.join(FOLDER);
+        if dir.exists() {
+            return Err(Error::Exists(dir));
+        }
+        let create = || {
+            fs::create_dir_all(parent)?;
+            let prepared = tempfile::Builder::new().prefix(".zenith-").tempdir_in(parent)?;
+            let path = prepared.path();
+            for folder in ["objects/pack", "refs/branches", "refs/tags", "timelines", "datadirs", "instances", "tmp"] {
+                durable::create_dir_all(&path.join(folder))?;
+            }
+            let tmp = path.join("tmp");
+            durable::replace(&tmp, &path.join("HEAD"), b"ref: refs/branches/main\n")?;
+            durable::replace(&tmp, &path.join("config"), config.format().as_bytes())?;
+            durable::publish_dir(path, &dir)?;
+            let _ = prepared.keep();
+            io::Result::Ok(())
+        };
+        create().map_err(io_error("create", &dir))?;
+        Repo::open(&dir)
+    }
+
+    /// Returns the folder of the repository.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub fn refs(&self) -> &Refs {
+        &self.refs
+    }
+
+    pub fn timelines(&self) -> &Timelines {
+        &self.timelines
+    }
+
+    /// Returns the folder of the data directory of a timeline's instance.
+    pub fn datadir(&self, timeline: TimelineId) -> PathBuf {
+        self.dir.join("datadirs").join(timeline.to_string())
+    }
+
+    /// Returns a folder for this process's unfinished files, and removes those of processes that
+    /// are gone.
+    pub fn tmp(&self) -> Result<&Path, Error> {
+        if let Some(tmp) = self.tmp.get() {
+            return Ok(&tmp.path);
+        }
+        let dir = self.dir.join("tmp");
+        let make = || {
+            fs::create_dir_all(&dir)?;
+            remove_orphans(&dir);
+            // Locked before it has its name, so that nobody takes it for an orphan.
+            let lock = tempfile::Builder::new().prefix("lock-").tempfile_in(&dir)?;
+            lock.as_file().lock()?;
+            let path = tempfile::Builder::new().prefix("new-").tempdir_in(&dir)?;
+            let file = durable::keep_as(lock, &path.path().join("lock"))?;
+            Ok(Tmp { path: path.keep(), _lock: file })
+        };
+        // Another process may take the lock file for an orphan before it is locked; try again then.
+        let tmp = make().or_else(|_| make()).or_else(|_| make()).map_err(io_error("write in", &dir))?;
+        Ok(&self.tmp.get_or_init(|| tmp).path)
+    }
+
+    /// Returns what the pages of the repository's WAL must say.
+    pub fn expected_wal(&self) -> Expected {
+        let version = Version::of_major(self.config.postgres_major).expect("invariant: checked when it was made");
+        Expected { version, segment_size: self.config.wal_segment_size, system_identifier: self.config.system() }
+    }
+
+    /// Returns the active segments of a timeline. PostgreSQL's own timeline id stays 1: every zenith
+    /// timeline goes on where its ancestor ended, by plain crash recovery.
+    pub fn active_segments(&self, timeline: TimelineId, postgres_timeline: u32) -> Segments {
+        Segments::new(self.timelines.wal_dir(timeline), postgres_timeline, self.config.wal_segment_size)
+    }
+
+    /// Returns the sealed WAL of a timeline's chain from `from` on.
+    pub fn sealed_wal<'a>(&'a self, timeline: &Timeline, from: Lsn) -> Result<TimelineWal<'a>, timeline::Error> {
+        TimelineWal::open(&self.store, &self.timelines, timeline, from, None)
+    }
+
+    /// Returns the first LSN of a timeline's chain at which a server can be started.
+    pub fn first_usable(&self, timeline: &Timeline) -> Result<Lsn, timeline::Error> {
+        let root = match timeline.history.ancestors.first() {
+            Some(ancestor) => self.timelines.read(ancestor.timeline)?,
+            None => timeline.clone(),
+        };
+        let first = root.log.snapshots.iter().map(|snapshot| snapshot.lsn).min();
+        first.ok_or(timeline::Error::NoSnapshot { timeline: root.id, lsn: timeline.sealed() })
+    }
+
+    /// Returns when the oldest snapshot of a timeline's chain was written, microseconds since 1970.
+    pub fn made_us(&self, timeline: &Timeline) -> Result<Option<i64>, timeline::Error> {
+        let first = self.first_usable(timeline)?;
+        let root = timeline.history.ancestors.first().map_or(timeline.id, |ancestor| ancestor.timeline);
+        let root = self.timelines.read(root)?;
+        let line = root.log.snapshots.iter().find(|snapshot| snapshot.lsn == first);
+        Ok(line.and_then(|line| self.store.snapshot(&line.object).ok()).map(|snapshot| snapshot.time_us))
+    }
+
+    /// Returns the end of the last whole record at or before `lsn`, which lies in the sealed WAL.
+    pub fn whole_record_before(&self, timeline: &Timeline, lsn: Lsn) -> Result<Lsn, WalError> {
+        // A boundary that the log knows: the interval's own, if that is what was asked for.
+        let known = timeline.log.wal.iter().map(|interval| interval.whole).filter(|whole| *whole <= lsn).max();
+        let known = known.or_else(|| timeline.history.start()).or_else(|| self.first_usable(timeline).ok());
+        let Some(known) = known.filter(|known| *known != lsn) else { return Ok(lsn) };
+        if known > lsn {
+            return Ok(lsn);
+        }
+        let failed = |error: timeline::Error| WalError { lsn, what: What::Io(io::Error::other(error)) };
+        let source = self.sealed_wal(timeline, known.segment_start(self.config.wal_segment_size)).map_err(failed)?;
+        let mut reader = WalReader::new(source, self.expected_wal(), known);
+        let mut whole = known;
+        loop {
+            match reader.read() {
+                Ok(record) if record.end <= lsn => whole = record.end,
+                Ok(_) => return Ok(whole),
+                // The sealed WAL may end amid a record.
+                Err(error) if matches!(error.what, What::End) => return Ok(whole),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Returns where the first commit after `time_us` begins on a timeline's chain, before `end`.
+    pub fn commit_after(&self, timeline: &Timeline, end: Lsn, time_us: i64) -> Result<Option<Lsn>, WalError> {
+        let failed = |error: timeline::Error| WalError { lsn: end, what: What::Io(io::Error::other(error)) };
+        let all = self.timelines.wal(timeline, Lsn(0), end).map_err(failed)?;
+        let later = |commit_us: Option<i64>| commit_us.is_some_and(|commit_us| commit_us > time_us);
+        let Some(number) = all.iter().position(|(_, interval)| later(interval.commit_us)) else { return Ok(None) };
+        // A record that ends in this interval may begin in those before; the last whole one before
+        // is where reading can begin.
+        let known = number.checked_sub(1).map(|before| all[before].1.whole);
+        let from = known.map_or_else(|| self.first_usable(timeline).map_err(failed), Ok)?;
+        let source = self.sealed_wal(timeline, from.segment_start(self.config.wal_segment_size)).map_err(failed)?;
+        let mut reader = WalReader::new(source, self.expected_wal(), from);
+        let mut before = from;
+        loop {
+            let record = reader.read()?;
+            if record.start >= end {
+                return Ok(None);
+            }
+            if later(record.commit().map(|commit| commit.time_us)) {
+                return Ok(Some(before));
+            }
+            before = record.end;
+        }
+    }
+}
+
+fn remove_orphans(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let lock = if path.is_dir() { path.join("lock") } else { path.clone() };
+        match File::open(&lock) {
+            Ok(file) if file.try_lock().is_err() => {}
+            Ok(_) if path.is_dir() => drop(fs::remove_dir_all(&path)),
+            Ok(_) => drop(fs::remove_file(&path)),
+            // Made this instant by somebody else, or left without its lock long ago.
+            Err(_) if is_old(&path) => drop(fs::remove_dir_all(&path)),
+            Err(_) => {}
+        }
+    }
+}
+
+fn is_old(path: &Path) -> bool {
+    let age =
+        fs::metadata(path).and_then(|metadata| metadata.modified()).map(|time| time.elapsed().unwrap_or_default());
+    age.is_ok_and(|age| age.as_secs() > 3600)
+}

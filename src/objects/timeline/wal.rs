@@ -1,0 +1,137 @@
+//! The WAL of a timeline as one stream, from wherever its bytes lie: the sealed intervals of its
+//! chain, and beyond them the active segments.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use super::log::WalInterval;
+use super::{Error, Timeline, TimelineId, Timelines};
+use crate::objects::pg::Lsn;
+use crate::objects::pg::segment;
+use crate::objects::pg::wal::WalSource;
+use crate::objects::store::{self, Store};
+use crate::objects::{Kind, wal};
+
+/// Active segments: a folder in PostgreSQL's own format.
+#[derive(Debug)]
+pub struct Segments {
+    dir: PathBuf,
+    /// PostgreSQL's own timeline id, part of the names.
+    timeline: u32,
+    segment_size: u32,
+    open: Option<(u64, File)>,
+}
+
+impl Segments {
+    /// Opens the segments in `dir`; those that are not there count as the end.
+    pub fn new(dir: PathBuf, timeline: u32, segment_size: u32) -> Segments {
+        Segments { dir, timeline, segment_size, open: None }
+    }
+
+    fn file(&mut self, lsn: Lsn) -> io::Result<Option<&File>> {
+        let number = lsn.segment_number(self.segment_size);
+        if self.open.as_ref().is_none_or(|(open, _)| *open != number) {
+            match File::open(self.dir.join(segment::file_name(self.timeline, lsn, self.segment_size))) {
+                Ok(file) => self.open = Some((number, file)),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(self.open.as_ref().map(|(_, file)| file))
+    }
+}
+
+impl WalSource for Segments {
+    fn read(&mut self, lsn: Lsn, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = lsn.plus(done as u64);
+            let offset = at.segment_offset(self.segment_size);
+            let room = ((self.segment_size - offset) as usize).min(buffer.len() - done);
+            let Some(file) = self.file(at)? else { break };
+            let read = file.read_at(&mut buffer[done..done + room], u64::from(offset))?;
+            if read == 0 {
+                break;
+            }
+            done += read;
+        }
+        Ok(done)
+    }
+}
+
+/// The WAL of a timeline and its ancestors. Memory: one interval.
+pub struct TimelineWal<'a> {
+    store: &'a Store,
+    sealed: Vec<(TimelineId, WalInterval)>,
+    /// Where the sealed WAL ends.
+    end: Lsn,
+    active: Option<Segments>,
+    /// Number of the interval at hand, and its bytes.
+    loaded: Option<(usize, Vec<u8>)>,
+}
+
+impl<'a> TimelineWal<'a> {
+    /// Opens the sealed WAL of `timeline` from `from` on, and beyond it the active segments, if given.
+    pub fn open(
+        store: &'a Store,
+        timelines: &Timelines,
+        timeline: &Timeline,
+        from: Lsn,
+        active: Option<Segments>,
+    ) -> Result<TimelineWal<'a>, Error> {
+        let end = timeline.sealed();
+        let sealed = timelines.wal(timeline, from, end)?;
+        Ok(TimelineWal { store, sealed, end, active, loaded: None })
+    }
+
+    /// Returns the first LSN that there is WAL for.
+    pub fn start(&self) -> Option<Lsn> {
+        self.sealed.first().map(|(_, interval)| interval.start)
+    }
+
+    fn interval(&mut self, number: usize) -> Result<&[u8], store::Error> {
+        if self.loaded.as_ref().is_none_or(|(loaded, _)| *loaded != number) {
+            let id = self.sealed[number].1.object;
+            let content = store::expect_kind(&id, self.store.read(&id)?, Kind::Wal)?;
+            self.loaded = Some((number, content));
+        }
+        let (_, content) = self.loaded.as_ref().expect("loaded above");
+        let interval = &self.sealed[number].1;
+        match wal::decode(content) {
+            Ok((start, bytes)) if start == interval.start && bytes.len() as u64 >= interval.end.since(start) => {
+                Ok(bytes)
+            }
+            _ => Err(store::Error::Corrupt {
+                id: interval.object,
+                path: self.store.dir().to_owned(),
+                what: "it is not the interval that the timeline's log says".to_owned(),
+            }),
+        }
+    }
+}
+
+impl WalSource for TimelineWal<'_> {
+    fn read(&mut self, lsn: Lsn, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = lsn.plus(done as u64);
+            if at >= self.end {
+                let Some(active) = &mut self.active else { break };
+                return Ok(done + active.read(at, &mut buffer[done..])?);
+            }
+            let number = self.sealed.partition_point(|(_, interval)| interval.end <= at);
+            let Some((_, interval)) = self.sealed.get(number).copied().filter(|(_, interval)| interval.start <= at)
+            else {
+                break;
+            };
+            let skipped = at.since(interval.start) as usize; // an interval has at most 1 GiB
+            let count = (interval.end.since(at) as usize).min(buffer.len() - done);
+            let bytes = self.interval(number).map_err(io::Error::other)?;
+            buffer[done..done + count].copy_from_slice(&bytes[skipped..skipped + count]);
+            done += count;
+        }
+        Ok(done)
+    }
+}

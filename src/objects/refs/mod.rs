@@ -222,16 +222,23 @@ impl Refs {
             Some(value) => durable::create_dir_all(parent)
                 .and_then(|()| durable::replace(tmp, &path, value.format().as_bytes()))
                 .map_err(io_error("write", &path))?,
+            // As in git, the log goes with the ref; HEAD's own keeps what it saw.
             None => {
-                durable::remove(&path).map_err(io_error("remove", &path))?;
-                // Folders that this leaves empty would stand in the way of a ref of their name.
-                let mut folder = parent;
-                while folder != self.dir.join("refs").join(name.kind().folder()) && fs::remove_dir(folder).is_ok() {
-                    folder = folder.parent().expect("invariant: below refs/");
-                }
+                self.remove(&self.dir.join("logs").join(name.as_str()))?;
+                self.remove(&path)?;
             }
         }
         Ok(old)
+    }
+
+    /// Removes a file, and the folders that this leaves empty: they would stand in the way of a ref
+    /// of their name.
+    fn remove(&self, path: &Path) -> Result<(), Error> {
+        durable::remove(path).map_err(io_error("remove", path))?;
+        let kept = |folder: &Path| folder.parent().is_some_and(|above| above.ends_with("refs"));
+        let mut folders = path.ancestors().skip(1);
+        while folders.next().is_some_and(|folder| !kept(folder) && fs::remove_dir(folder).is_ok()) {}
+        Ok(())
     }
 
     /// Refuses a name that is a folder of others, or below one that is a file.

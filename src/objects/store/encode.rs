@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn a_delta_that_saves_little_is_stored_whole() {
         let old = vec![0u8; BLOCK_SIZE];
-        let new: Vec<u8> = (0..BLOCK_SIZE as u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let new: Vec<u8> = (0..256u32).flat_map(|n| ObjectId::of(Kind::Frame, &n.to_le_bytes()).0).collect();
         let xor = Xor { bases: vec![ObjectId::of(Kind::Frame, &old)], blocks: vec![(0, 0)] };
         let encoded = Encoded::delta(ObjectId::of(Kind::Frame, &new), &new, xor, &[old], 3);
         assert!(encoded.bases().is_empty());

@@ -32,7 +32,7 @@ pub fn is_excluded(path: &[u8]) -> bool {
         return true;
     }
     (!below && TOP_FILES.iter().any(|file| file.as_bytes() == top))
-        || name.starts_with(b"pgsql_tmp")
+        || path.split(|&byte| byte == b'/').any(|name| name.starts_with(b"pgsql_tmp"))
         || name.starts_with(b"pg_internal.init")
         || is_temporary_relation(name)
 }

@@ -1,1 +1,211 @@
+//! The only place that says how bad an error is, and what to do about it.
 //!
+//! Library errors are plain; a `From` for each picks the class and adds hints.
+
+use std::error::Error as StdError;
+use std::fmt::Write as _;
+use std::io;
+
+use crate::objects::refs::{self, revision};
+use crate::objects::{format, repo, store, timeline};
+use crate::plumbing::{datadir, postgres};
+use crate::progress::Interrupted;
+
+/// How bad; the numbers are the exit codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Class {
+    /// Not found, taken, not possible now.
+    Refused = 1,
+    /// The words of the command are wrong.
+    Usage = 2,
+    /// Stored data is damaged.
+    Corrupt = 3,
+    /// The user pressed Ctrl-C.
+    Interrupted = 130,
+    /// Nobody reads the output any more: not an error.
+    BrokenPipe = 0,
+}
+
+/// What a command failed with.
+#[derive(Debug)]
+pub struct CommandError {
+    pub class: Class,
+    pub source: Box<dyn StdError + Send + Sync>,
+    pub hints: Vec<String>,
+}
+
+/// What a command returns.
+pub type CmdResult = Result<(), CommandError>;
+
+impl CommandError {
+    /// An error of `class`.
+    pub fn new(class: Class, source: impl Into<Box<dyn StdError + Send + Sync>>) -> CommandError {
+        CommandError { class, source: source.into(), hints: Vec::new() }
+    }
+
+    /// Something is refused, for a reason that needs no type of its own.
+    pub fn refused(text: impl Into<String>) -> CommandError {
+        CommandError::new(Class::Refused, text.into())
+    }
+
+    /// The command's words are wrong.
+    pub fn usage(text: impl Into<String>) -> CommandError {
+        CommandError::new(Class::Usage, text.into())
+    }
+
+    /// Adds what to do.
+    pub fn hint(mut self, hint: impl Into<String>) -> CommandError {
+        self.hints.push(hint.into());
+        self
+    }
+
+    /// Returns the error and its causes on one line.
+    pub fn text(&self) -> String {
+        let mut text = self.source.to_string();
+        let mut cause = self.source.source();
+        while let Some(error) = cause {
+            // A transparent error says the same as its cause.
+            let said = error.to_string();
+            if !text.ends_with(&said) {
+                let _ = write!(text, ": {said}");
+            }
+            cause = error.source();
+        }
+        text
+    }
+}
+
+fn disk_hint(mut error: CommandError) -> CommandError {
+    let mut cause: Option<&(dyn StdError + 'static)> = Some(&*error.source);
+    while let Some(found) = cause {
+        if let Some(io) = found.downcast_ref::<io::Error>() {
+            match io.kind() {
+                io::ErrorKind::StorageFull => {
+                    error.hints.push("free some space and run the command again; nothing was lost".to_owned());
+                }
+                io::ErrorKind::ReadOnlyFilesystem => error.hints.push("the file system is read-only".to_owned()),
+                io::ErrorKind::BrokenPipe => error.class = Class::BrokenPipe,
+                _ => {}
+            }
+            break;
+        }
+        cause = found.source();
+    }
+    error
+}
+
+impl From<Interrupted> for CommandError {
+    fn from(error: Interrupted) -> CommandError {
+        CommandError::new(Class::Interrupted, error)
+    }
+}
+
+impl From<io::Error> for CommandError {
+    fn from(error: io::Error) -> CommandError {
+        disk_hint(CommandError::new(Class::Refused, error))
+    }
+}
+
+impl From<repo::Error> for CommandError {
+    fn from(error: repo::Error) -> CommandError {
+        let hint = match &error {
+            repo::Error::NotFound(_) => Some("create one: zenith init"),
+            repo::Error::Format { source: format::Error::Version(_), .. } => {
+                Some("use the version of zenith that made it")
+            }
+            _ => None,
+        };
+        let class = match &error {
+            repo::Error::Store(error) if error.is_corruption() => Class::Corrupt,
+            _ => Class::Refused,
+        };
+        let error = disk_hint(CommandError::new(class, error));
+        hint.into_iter().fold(error, CommandError::hint)
+    }
+}
+
+impl From<store::Error> for CommandError {
+    fn from(error: store::Error) -> CommandError {
+        if error.is_corruption() {
+            return CommandError::new(Class::Corrupt, error).hint("see what else is damaged: zenith fsck");
+        }
+        disk_hint(CommandError::new(Class::Refused, error))
+    }
+}
+
+impl From<timeline::Error> for CommandError {
+    fn from(error: timeline::Error) -> CommandError {
+        let class = if matches!(error, timeline::Error::Corrupt { .. }) { Class::Corrupt } else { Class::Refused };
+        disk_hint(CommandError::new(class, error))
+    }
+}
+
+impl From<refs::BadName> for CommandError {
+    fn from(error: refs::BadName) -> CommandError {
+        CommandError::new(Class::Refused, error)
+    }
+}
+
+impl From<refs::Error> for CommandError {
+    fn from(error: refs::Error) -> CommandError {
+        let hint = match &error {
+            refs::Error::Exists(name) => Some(format!("choose another name, or see it: zenith show {}", name.short())),
+            refs::Error::Unknown(_) => Some("see what there is: zenith show-ref".to_owned()),
+            refs::Error::Stale { .. } => Some("somebody else changed it; look again, then repeat".to_owned()),
+            refs::Error::Busy => Some("wait for the other command, or end it".to_owned()),
+            _ => None,
+        };
+        let class = if matches!(error, refs::Error::Corrupt(_)) { Class::Corrupt } else { Class::Refused };
+        let error = disk_hint(CommandError::new(class, error));
+        hint.into_iter().fold(error, CommandError::hint)
+    }
+}
+
+impl From<revision::Error> for CommandError {
+    fn from(error: revision::Error) -> CommandError {
+        let hint = match &error {
+            revision::Error::Unknown { near, .. } if near.is_empty() => {
+                Some("see what there is: zenith show-ref".to_owned())
+            }
+            revision::Error::Unknown { near, .. } => Some(format!("did you mean {}?", near.join(", "))),
+            revision::Error::Syntax { .. } => Some("see how revisions are written: zenith help".to_owned()),
+            revision::Error::BeyondEnd { end, .. } => Some(format!("the newest position is @{end}")),
+            revision::Error::BeforeStart { start, .. } | revision::Error::TimeBeforeStart { start, .. } => {
+                Some(format!("the oldest position is @{start}"))
+            }
+            _ => None,
+        };
+        let error = match error {
+            revision::Error::Refs(error) => return error.into(),
+            revision::Error::Timeline(error) => return error.into(),
+            revision::Error::Wal { .. } => CommandError::new(Class::Corrupt, error),
+            other => CommandError::new(Class::Refused, other),
+        };
+        hint.into_iter().fold(error, CommandError::hint)
+    }
+}
+
+impl From<datadir::Error> for CommandError {
+    fn from(error: datadir::Error) -> CommandError {
+        match error {
+            datadir::Error::Interrupted(error) => error.into(),
+            datadir::Error::Store(error) => error.into(),
+            datadir::Error::Changed { .. } => {
+                CommandError::new(Class::Refused, error).hint("stop its server first, or use pg_basebackup")
+            }
+            other => disk_hint(CommandError::new(Class::Refused, other)),
+        }
+    }
+}
+
+impl From<postgres::Error> for CommandError {
+    fn from(error: postgres::Error) -> CommandError {
+        if let postgres::Error::Interrupted(error) = error {
+            return error.into();
+        }
+        let hint = error.hint();
+        let error = disk_hint(CommandError::new(Class::Refused, error));
+        hint.into_iter().fold(error, CommandError::hint)
+    }
+}

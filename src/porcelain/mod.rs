@@ -1,1 +1,68 @@
 //! Workflows: each file tells one user story by calling plumbing functions.
+
+pub mod branch;
+pub mod completions;
+pub mod help;
+pub mod init;
+pub mod log;
+pub mod pg;
+pub mod psql;
+pub mod reflog;
+pub mod restart;
+pub mod restore;
+pub mod show;
+pub mod start;
+pub mod status;
+pub mod stop;
+pub mod tag;
+pub mod url;
+pub mod version;
+
+use crate::error::CommandError;
+use crate::objects::Repo;
+use crate::objects::refs::{RefName, Value, revision};
+use crate::plumbing::instance::{self, Instance};
+use crate::plumbing::postgres::server::{Endpoint, Status};
+
+/// Returns the branch that the user named, or HEAD; it must exist.
+fn branch_or_head(repo: &Repo, name: Option<&str>) -> Result<RefName, CommandError> {
+    let branch = match name {
+        None | Some("HEAD" | "@") => repo.refs().head()?,
+        Some(name) => RefName::branch(name)?,
+    };
+    match repo.refs().read(&branch)? {
+        Some(Value::Branch(_)) => Ok(branch),
+        // Says what there is instead.
+        _ => match revision::resolve(repo, branch.short(), &jiff::Zoned::now()) {
+            Err(error) => Err(error.into()),
+            Ok(_) => Err(CommandError::refused(format!("'{}' is not a branch", branch.short()))
+                .hint(format!("make one of it: zenith branch NAME {}", branch.short()))),
+        },
+    }
+}
+
+/// Returns the running instance of a branch and where its server is.
+fn running(repo: &Repo, name: Option<&str>) -> Result<(Instance, Endpoint), CommandError> {
+    let branch = branch_or_head(repo, name)?;
+    let instance =
+        instance::of_branch(repo, branch.short())?.filter(|instance| instance.status(repo) != Status::Stopped);
+    match instance {
+        Some(instance) => {
+            let endpoint = instance.endpoint(repo)?;
+            Ok((instance, endpoint))
+        }
+        None => Err(CommandError::refused(format!("'{}' is not running", branch.short()))
+            .hint(format!("start it: zenith start {}", branch.short()))),
+    }
+}
+
+/// Returns a time for people, in the user's zone.
+fn date(time_us: i64, now: &jiff::Zoned) -> String {
+    let time = jiff::Timestamp::from_microsecond(time_us).unwrap_or_default();
+    time.to_zoned(now.time_zone().clone()).strftime("%Y-%m-%d %H:%M:%S %z").to_string()
+}
+
+/// Returns a number of bytes for people.
+fn size(bytes: u64) -> String {
+    indicatif::HumanBytes(bytes).to_string()
+}

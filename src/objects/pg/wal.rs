@@ -72,8 +72,8 @@ pub enum What {
     Previous { found: Lsn, expected: Lsn },
     #[error("a record whose continuation is missing")]
     Continuation,
-    #[error("a record whose checksum does not match")]
-    Checksum,
+    #[error("a record of {length} bytes whose checksum does not match")]
+    Checksum { length: u32 },
     #[error("cannot read the WAL")]
     Io(#[source] io::Error),
 }
@@ -122,6 +122,8 @@ pub struct WalReader<S> {
     /// Where the last record began, if that is known.
     last: Option<Lsn>,
     record: Vec<u8>,
+    /// Start and end of the record at hand, if [`WalReader::peek`] has read it and nobody took it.
+    peeked: Option<(Lsn, Lsn)>,
 }
 
 impl<S: WalSource> WalReader<S> {
@@ -129,7 +131,16 @@ impl<S: WalSource> WalReader<S> {
     /// begins or ends.
     pub fn new(source: S, expected: Expected, start: Lsn) -> WalReader<S> {
         let chunk = Vec::new();
-        WalReader { source, expected, chunk, chunk_start: Lsn(0), next: start, last: None, record: Vec::new() }
+        WalReader {
+            source,
+            expected,
+            chunk,
+            chunk_start: Lsn(0),
+            next: start,
+            last: None,
+            record: Vec::new(),
+            peeked: None,
+        }
     }
 
     /// Returns a reader that begins with the first record that starts at `lsn` or later. `lsn` may
@@ -154,16 +165,13 @@ impl<S: WalSource> WalReader<S> {
         if reader.next < page {
             reader.next = page;
         }
-        loop {
-            let (next, last) = (reader.next, reader.last);
-            if reader.position(next)? >= lsn {
-                return Ok(reader);
+        while reader.position(reader.next)? < lsn {
+            if reader.peek()?.start >= lsn {
+                break;
             }
-            if reader.read()?.start >= lsn {
-                (reader.next, reader.last) = (next, last);
-                return Ok(reader);
-            }
+            reader.advance();
         }
+        Ok(reader)
     }
 
     /// Returns where the next record is looked for: the end of the last one.
@@ -176,8 +184,32 @@ impl<S: WalSource> WalReader<S> {
         if lsn.0.is_multiple_of(PAGE as u64) { Ok(lsn.plus(self.header(lsn)?.length as u64)) } else { Ok(lsn) }
     }
 
-    /// Reads the next record.
+    /// Reads the next record, and goes on behind it.
     pub fn read(&mut self) -> Result<Record<'_>, WalError> {
+        self.peek()?;
+        let (start, end) = self.peeked.expect("invariant: set by peek");
+        self.advance();
+        Ok(Record { start, end, bytes: &self.record, version: self.expected.version })
+    }
+
+    /// Goes on behind the record that [`WalReader::peek`] returned.
+    pub fn advance(&mut self) {
+        if let Some((start, end)) = self.peeked.take() {
+            (self.last, self.next) = (Some(start), end);
+        }
+    }
+
+    /// Reads the next record without going on behind it.
+    pub fn peek(&mut self) -> Result<Record<'_>, WalError> {
+        let (start, end) = match self.peeked {
+            Some(at_hand) => at_hand,
+            None => self.load()?,
+        };
+        self.peeked = Some((start, end));
+        Ok(Record { start, end, bytes: &self.record, version: self.expected.version })
+    }
+
+    fn load(&mut self) -> Result<(Lsn, Lsn), WalError> {
         let mut start = self.position(self.next)?;
         let end = loop {
             match self.assemble(start)? {
@@ -187,14 +219,11 @@ impl<S: WalSource> WalReader<S> {
             }
         };
         self.check(start)?;
-        self.last = Some(start);
         let record = Record { start, end, bytes: &self.record, version: self.expected.version };
-        let end = match record.is_switch() {
-            true => end.plus(u64::from(self.expected.segment_size) - 1).segment_start(self.expected.segment_size),
-            false => end,
-        };
-        self.next = end;
-        Ok(Record { end, ..record })
+        let segment_size = self.expected.segment_size;
+        let end =
+            if record.is_switch() { end.plus(u64::from(segment_size) - 1).segment_start(segment_size) } else { end };
+        Ok((start, end))
     }
 
     /// Puts the bytes of the record at `start` together.
@@ -261,7 +290,7 @@ impl<S: WalSource> WalReader<S> {
         if crc32c(&[body, &header[..20]]) == u32::from_le_bytes(stored) {
             Ok(())
         } else {
-            Err(WalError { lsn: start, what: What::Checksum })
+            Err(WalError { lsn: start, what: What::Checksum { length: self.record.len() as u32 } })
         }
     }
 

@@ -30,6 +30,11 @@ impl Segments {
         Segments { dir, timeline, segment_size, open: None }
     }
 
+    /// Returns another reader of the same segments.
+    pub fn clone_of(other: &Segments) -> Segments {
+        Segments::new(other.dir.clone(), other.timeline, other.segment_size)
+    }
+
     fn file(&mut self, lsn: Lsn) -> io::Result<Option<&File>> {
         let number = lsn.segment_number(self.segment_size);
         if self.open.as_ref().is_none_or(|(open, _)| *open != number) {

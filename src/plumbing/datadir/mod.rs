@@ -11,6 +11,7 @@ pub mod exclude;
 pub mod restore;
 pub mod scan;
 pub mod tar;
+pub mod wal;
 pub mod write;
 
 use std::io;

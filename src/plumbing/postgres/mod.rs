@@ -1,1 +1,88 @@
 //! The PostgreSQL engine: finds, creates, configures, starts and stops servers.
+//!
+//! The only place that runs PostgreSQL's programs.
+
+pub mod account;
+pub mod find;
+pub mod initdb;
+pub mod recovery;
+pub mod server;
+pub mod settings;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::progress::Interrupted;
+
+/// PostgreSQL cannot be found or does not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No programs, or not those of the version that is needed.
+    #[error("{}", not_found(*major, searched))]
+    NotFound { major: Option<u32>, searched: Vec<PathBuf> },
+    #[error("'{}' lacks PostgreSQL's program '{program}'", dir.display())]
+    Lacks { dir: PathBuf, program: &'static str, major: u32 },
+    #[error("'{}' holds PostgreSQL {found}, but the repository needs PostgreSQL {wanted}", dir.display())]
+    WrongVersion { dir: PathBuf, found: u32, wanted: u32 },
+    #[error("zenith works with PostgreSQL 14 to 18; '{}' holds version {found}", dir.display())]
+    Unsupported { dir: PathBuf, found: u32 },
+    #[error("PostgreSQL does not run as root, and here root can become nobody else")]
+    Root,
+    #[error("'{program}' failed: {output}")]
+    Failed { program: &'static str, output: String },
+    /// The server ended before it was ready.
+    #[error("PostgreSQL did not start; the last lines of '{}':\n{tail}", log.display())]
+    DidNotStart { log: PathBuf, tail: String },
+    #[error("PostgreSQL did not {what} within {seconds} seconds; its log is '{}'", log.display())]
+    Timeout { what: &'static str, seconds: u64, log: PathBuf },
+    #[error("port {port} is taken, in '{}'", dir.display())]
+    PortTaken { port: u16, dir: PathBuf },
+    #[error("no free port from {from} on")]
+    NoPort { from: u16 },
+    #[error("the folder for sockets '{}' belongs to somebody else", .0.display())]
+    SocketDir(PathBuf),
+    #[error("cannot ask the server on port {port}")]
+    Query { port: u16, source: postgres::Error },
+    #[error("cannot {verb} '{}'", path.display())]
+    Io { verb: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+fn not_found(major: Option<u32>, searched: &[PathBuf]) -> String {
+    let version = major.map(|major| format!(" {major}")).unwrap_or_default();
+    let searched: Vec<String> = searched.iter().map(|dir| format!("'{}'", dir.display())).collect();
+    let searched = if searched.is_empty() { "nothing of it".to_owned() } else { searched.join(", ") };
+    format!("cannot find PostgreSQL{version}; found {searched}")
+}
+
+impl Error {
+    fn io(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+        let path = path.to_owned();
+        move |source| Error::Io { verb, path, source }
+    }
+
+    /// Returns what the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        let package = |major: Option<u32>, kind: &str| {
+            let version = major.map(|major| format!("-{major}")).unwrap_or_default();
+            let formula = major.map(|major| format!("@{major}")).unwrap_or_default();
+            format!(
+                "install it: apt-get install postgresql{kind}{version} (Debian, Ubuntu), brew install postgresql{formula} \
+                 (macOS); or name its folder with --pg-bin"
+            )
+        };
+        Some(match self {
+            Error::NotFound { major, .. } => package(*major, ""),
+            Error::Lacks { program: "psql", major, .. } => package(Some(*major), "-client"),
+            Error::Lacks { major, .. } => package(Some(*major), ""),
+            Error::WrongVersion { wanted, .. } => package(Some(*wanted), ""),
+            Error::Root => {
+                "use another account, or allow user namespaces: sysctl kernel.unprivileged_userns_clone=1".to_owned()
+            }
+            Error::PortTaken { .. } => "choose another with --port".to_owned(),
+            Error::SocketDir(dir) => format!("remove it: rm -r '{}'", dir.display()),
+            _ => return None,
+        })
+    }
+}

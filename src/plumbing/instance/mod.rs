@@ -1,0 +1,207 @@
+//! Instances: a branch, a port, and while it runs a timeline of its own with a data directory.
+//!
+//! # Format
+//! `instances/<name>/config` is TOML: `branch` (short name), `port`, `tcp`, and while an epoch is open
+//! `timeline`. `instances/<name>/log` is the server's log. Whoever starts or stops an instance holds
+//! the lock on `instances/<name>/lock`.
+//!
+//! An epoch is open from [`start`](start::start) until [`settle`](settle::settle), which a stop runs and,
+//! after a crash, the next start.
+
+pub mod settle;
+pub mod start;
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Class, CommandError};
+use crate::objects::timeline::TimelineId;
+use crate::objects::{Repo, durable};
+use crate::plumbing::postgres::server::{self, Endpoint, Status};
+use crate::plumbing::postgres::{self, settings};
+
+/// The port that the first instance gets.
+pub const FIRST_PORT: u16 = 5433;
+
+/// The content of an instance's `config`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    pub branch: String,
+    pub port: u16,
+    #[serde(default)]
+    pub tcp: bool,
+    /// The timeline of the epoch that is open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<String>,
+}
+
+/// An instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    pub name: String,
+    pub config: Config,
+}
+
+/// An instance cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("there is no instance '{0}'")]
+    Unknown(String),
+    #[error("'{}' is not a valid instance", .0.display())]
+    Corrupt(PathBuf),
+    #[error("another command is starting or stopping '{0}'")]
+    Busy(String),
+    #[error("cannot {verb} '{}'", path.display())]
+    Io { verb: &'static str, path: PathBuf, source: io::Error },
+}
+
+impl From<Error> for CommandError {
+    fn from(error: Error) -> CommandError {
+        let hint = match &error {
+            Error::Unknown(_) => Some("see what there is: zenith pg list"),
+            Error::Busy(_) => Some("wait for it, then look: zenith status"),
+            _ => None,
+        };
+        let error = CommandError::new(Class::Refused, error);
+        hint.into_iter().fold(error, CommandError::hint)
+    }
+}
+
+fn io_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::Io { verb, path, source }
+}
+
+/// Holds an instance against other commands that would start or stop it.
+#[must_use = "the instance is unlocked again when this is dropped"]
+pub struct Held(#[expect(dead_code, reason = "keeps the lock")] File);
+
+impl Instance {
+    fn dir(repo: &Repo, name: &str) -> PathBuf {
+        repo.dir().join("instances").join(name)
+    }
+
+    /// Returns the server's log.
+    pub fn log(&self, repo: &Repo) -> PathBuf {
+        Instance::dir(repo, &self.name).join("log")
+    }
+
+    /// Returns the timeline of the open epoch.
+    pub fn timeline(&self) -> Option<TimelineId> {
+        self.config.timeline.as_ref()?.parse().ok()
+    }
+
+    /// Returns the data directory of the open epoch.
+    pub fn data_dir(&self, repo: &Repo) -> Option<PathBuf> {
+        self.timeline().map(|timeline| repo.datadir(timeline).join("data"))
+    }
+
+    /// Returns whether its server runs.
+    pub fn status(&self, repo: &Repo) -> Status {
+        self.data_dir(repo).map_or(Status::Stopped, |dir| server::status(&dir))
+    }
+
+    /// Returns where its server is to be found.
+    pub fn endpoint(&self, repo: &Repo) -> Result<Endpoint, postgres::Error> {
+        Ok(Endpoint { socket_dir: socket_dir(repo)?, port: self.config.port })
+    }
+
+    /// Reads an instance.
+    pub fn read(repo: &Repo, name: &str) -> Result<Instance, Error> {
+        let path = Instance::dir(repo, name).join("config");
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::Unknown(name.to_owned())),
+            Err(error) => return Err(io_error("read", &path)(error)),
+        };
+        let config = toml_edit::de::from_str(&text).map_err(|_| Error::Corrupt(path))?;
+        Ok(Instance { name: name.to_owned(), config })
+    }
+
+    /// Writes the config, durably.
+    pub fn write(&self, repo: &Repo) -> Result<(), CommandError> {
+        let dir = Instance::dir(repo, &self.name);
+        let path = dir.join("config");
+        let text = toml_edit::ser::to_string_pretty(&self.config).expect("invariant: only simple fields");
+        let tmp = repo.tmp()?;
+        let written = durable::create_dir_all(&dir).and_then(|()| durable::replace(tmp, &path, text.as_bytes()));
+        Ok(written.map_err(io_error("write", &path))?)
+    }
+
+    /// Forgets an instance that does not run.
+    pub fn remove(&self, repo: &Repo) -> Result<(), Error> {
+        let dir = Instance::dir(repo, &self.name);
+        fs::remove_dir_all(&dir).map_err(io_error("remove", &dir))
+    }
+
+    /// Waits until nobody else starts or stops the instance, and keeps others waiting.
+    pub fn hold(repo: &Repo, name: &str) -> Result<Held, Error> {
+        let path = Instance::dir(repo, name).join("lock");
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        let file = file.map_err(io_error("open", &path))?;
+        file.lock().map_err(io_error("lock", &path))?;
+        Ok(Held(file))
+    }
+}
+
+/// Returns all instances, by number.
+pub fn list(repo: &Repo) -> Result<Vec<Instance>, Error> {
+    let dir = repo.dir().join("instances");
+    let entries = match fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(io_error("list", &dir)(error)),
+    };
+    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let instances =
+        names.filter(|name| dir.join(name).join("config").is_file()).map(|name| Instance::read(repo, &name));
+    let mut instances = instances.collect::<Result<Vec<_>, _>>()?;
+    instances.sort_by_key(|instance| (instance.name.len(), instance.name.clone()));
+    Ok(instances)
+}
+
+/// Returns the instance of a branch, if it has one.
+pub fn of_branch(repo: &Repo, branch: &str) -> Result<Option<Instance>, Error> {
+    Ok(list(repo)?.into_iter().find(|instance| instance.config.branch == branch))
+}
+
+/// Returns where the server is that writes to `timeline`, if one runs.
+pub fn running(repo: &Repo, timeline: TimelineId) -> Result<Option<Endpoint>, CommandError> {
+    let instance = list(repo)?.into_iter().find(|instance| instance.timeline() == Some(timeline));
+    match instance {
+        Some(instance) if instance.status(repo) != Status::Stopped => Ok(Some(instance.endpoint(repo)?)),
+        _ => Ok(None),
+    }
+}
+
+/// Returns the folder of the repository's sockets.
+pub fn socket_dir(repo: &Repo) -> Result<PathBuf, postgres::Error> {
+    let fallback = std::env::temp_dir();
+    settings::socket_dir(&repo.dir().join("run"), &fallback)
+}
+
+/// Returns the instance of a branch; makes one with the next name and a free port if there is none.
+pub fn find_or_create(repo: &Repo, branch: &str, port: Option<u16>) -> Result<Instance, CommandError> {
+    let dir = repo.dir().join("instances");
+    let path = dir.join("lock");
+    let lock = File::options().create(true).truncate(false).write(true).open(&path).map_err(io_error("open", &path))?;
+    lock.lock().map_err(io_error("lock", &path))?;
+    if let Some(mut instance) = of_branch(repo, branch)? {
+        if let Some(port) = port.filter(|port| *port != instance.config.port) {
+            instance.config.port = port;
+            instance.write(repo)?;
+        }
+        return Ok(instance);
+    }
+    let all = list(repo)?;
+    let taken: Vec<u16> = all.iter().map(|instance| instance.config.port).collect();
+    let port = port.map_or_else(|| settings::free_port(FIRST_PORT, &taken, &socket_dir(repo)?), Ok)?;
+    let free = (1..).map(|number| format!("pg{number}")).find(|name| all.iter().all(|instance| instance.name != *name));
+    let name = free.expect("invariant: numbers do not end");
+    let instance = Instance { name, config: Config { branch: branch.to_owned(), port, tcp: false, timeline: None } };
+    instance.write(repo)?;
+    Ok(instance)
+}

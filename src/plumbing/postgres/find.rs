@@ -1,0 +1,127 @@
+//! Finds PostgreSQL's programs.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::Error;
+use crate::objects::pg::version::VERSIONS;
+
+/// Where to look.
+#[derive(Debug, Clone, Default)]
+pub struct Search {
+    /// The folder that the user named; nothing else is looked at then.
+    pub explicit: Option<PathBuf>,
+    /// The value of PATH.
+    pub path: Option<OsString>,
+    /// The major version that a repository needs.
+    pub major: Option<u32>,
+}
+
+/// The programs of one installation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binaries {
+    pub dir: PathBuf,
+    pub major: u32,
+}
+
+/// Folders in which distributions put PostgreSQL, `*` for the version.
+const USUAL: [&str; 8] = [
+    "/usr/lib/postgresql/*/bin",
+    "/usr/pgsql-*/bin",
+    "/opt/homebrew/opt/postgresql@*/bin",
+    "/usr/local/opt/postgresql@*/bin",
+    "/Applications/Postgres.app/Contents/Versions/*/bin",
+    "/opt/homebrew/bin",
+    "/usr/local/pgsql/bin",
+    "/usr/local/bin",
+];
+
+/// Returns the programs of the wanted version, the newest if any will do.
+pub fn find(search: &Search) -> Result<Binaries, Error> {
+    if let Some(dir) = &search.explicit {
+        let program = dir.join("postgres");
+        let major =
+            version(&program).ok_or_else(|| Error::NotFound { major: search.major, searched: vec![dir.clone()] })?;
+        return match search.major {
+            Some(wanted) if wanted != major => Err(Error::WrongVersion { dir: dir.clone(), found: major, wanted }),
+            _ if !is_supported(major) => Err(Error::Unsupported { dir: dir.clone(), found: major }),
+            _ => Ok(Binaries { dir: dir.clone(), major }),
+        };
+    }
+    let on_path = search.path.iter().flat_map(std::env::split_paths).collect::<Vec<_>>();
+    let usual = USUAL.iter().flat_map(|pattern| expand(pattern));
+    let folders = on_path.into_iter().chain(usual).filter(|dir| dir.join("postgres").is_file());
+    let found: Vec<Binaries> =
+        folders.filter_map(|dir| Some(Binaries { major: version(&dir.join("postgres"))?, dir })).collect();
+    let fits = |binaries: &&Binaries| {
+        is_supported(binaries.major) && search.major.is_none_or(|wanted| wanted == binaries.major)
+    };
+    // Of equals the first: what the user's PATH says goes before what is usual.
+    let newest = found.iter().filter(fits).rev().max_by_key(|binaries| binaries.major).cloned();
+    newest.ok_or_else(|| Error::NotFound {
+        major: search.major,
+        searched: found.into_iter().map(|binaries| binaries.dir).collect(),
+    })
+}
+
+fn is_supported(major: u32) -> bool {
+    VERSIONS.iter().any(|version| version.major == major)
+}
+
+/// Returns the folders that a pattern with one `*` stands for.
+fn expand(pattern: &str) -> Vec<PathBuf> {
+    let Some((before, after)) = pattern.split_once('*') else { return vec![pattern.into()] };
+    let (parent, prefix) = before.rsplit_once('/').unwrap_or(("", before));
+    let names =
+        fs::read_dir(parent).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let mut names: Vec<String> = names.filter(|name| name.starts_with(prefix)).collect();
+    names.sort_unstable();
+    names.iter().map(|name| PathBuf::from(format!("{parent}/{name}{after}"))).collect()
+}
+
+/// Asks a server program for its major version: `postgres (PostgreSQL) 15.18 (Debian …)`.
+fn version(program: &Path) -> Option<u32> {
+    let output = Command::new(program).arg("--version").output().ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let number = text.split_once("(PostgreSQL) ")?.1;
+    number.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+impl Binaries {
+    /// Returns the path of a program.
+    pub fn program(&self, name: &'static str) -> Result<PathBuf, Error> {
+        let path = self.dir.join(name);
+        if path.is_file() {
+            Ok(path)
+        } else {
+            Err(Error::Lacks { dir: self.dir.clone(), program: name, major: self.major })
+        }
+    }
+
+    /// Returns `psql`: that of the installation, else the first on PATH, since a server's package may lack it.
+    pub fn psql(&self, path: Option<&OsString>) -> Result<PathBuf, Error> {
+        self.program("psql").or_else(|error| {
+            let mut folders = path.into_iter().flat_map(std::env::split_paths);
+            let found = folders.find(|dir| dir.join("psql").is_file());
+            let usual =
+                || USUAL.iter().flat_map(|pattern| expand(pattern)).rev().find(|dir| dir.join("psql").is_file());
+            found.or_else(usual).map(|dir| dir.join("psql")).ok_or(error)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_without_postgresql_is_named_and_so_is_the_package() {
+        let dir = tempfile::tempdir().unwrap();
+        let search = Search { explicit: Some(dir.path().to_owned()), path: None, major: Some(15) };
+        let error = find(&search).unwrap_err();
+        assert!(error.to_string().contains(&dir.path().display().to_string()));
+        assert!(error.hint().unwrap().contains("apt-get install postgresql-15"));
+    }
+}

@@ -1,0 +1,153 @@
+//! What zenith sets when it starts a server. All on the command line: the configuration files in a
+//! snapshot are the user's and stay as they are.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder};
+use std::net::TcpListener;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::unistd::geteuid;
+use sha2::{Digest, Sha256};
+
+use super::Error;
+
+/// The longest path of a socket, in bytes, that every system takes (macOS: 104 with the NUL).
+const SOCKET_PATH: usize = 103;
+
+/// What differs between servers.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub port: u16,
+    /// The folder of the unix socket, mode 0700.
+    pub socket_dir: PathBuf,
+    /// Whether to listen on the loopback address too.
+    pub tcp: bool,
+    /// The name that shows in the process list.
+    pub name: String,
+    /// A shell command that seals a segment: see [`shell_command`].
+    pub archive_command: String,
+}
+
+impl Settings {
+    /// Returns the arguments for `postgres`.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let mut socket_dir = OsString::from("unix_socket_directories=");
+        socket_dir.push(&self.socket_dir);
+        let name: String = self.name.chars().filter(char::is_ascii_graphic).take(60).collect();
+        let mut arguments = vec![socket_dir];
+        let settings = [
+            format!("port={}", self.port),
+            format!("listen_addresses={}", if self.tcp { "127.0.0.1" } else { "" }),
+            "unix_socket_permissions=0700".to_owned(),
+            format!("cluster_name={name}"),
+            // A segment is recycled only after it is sealed (INVARIANT 4).
+            "archive_mode=on".to_owned(),
+            format!("archive_command={}", self.archive_command),
+            "archive_timeout=0".to_owned(),
+            "full_page_writes=on".to_owned(),
+            "wal_level=replica".to_owned(),
+            // Tablespaces are folders inside the data directory: two servers never share one.
+            "allow_in_place_tablespaces=on".to_owned(),
+            "logging_collector=off".to_owned(),
+            "log_destination=stderr".to_owned(),
+            "external_pid_file=".to_owned(),
+        ];
+        arguments.extend(settings.map(OsString::from));
+        if cfg!(target_os = "linux") {
+            // The default opens every file before recovery.
+            arguments.push("recovery_init_sync_method=syncfs".into());
+        }
+        arguments.into_iter().flat_map(|setting| [OsString::from("-c"), setting]).collect()
+    }
+}
+
+/// Returns the words as a shell command in the form that `archive_command` wants: quoted, and with
+/// `%` doubled. `tail` is appended as it is.
+pub fn shell_command(words: &[&std::ffi::OsStr], tail: &str) -> String {
+    let quote =
+        |word: &&std::ffi::OsStr| format!("'{}'", word.to_string_lossy().replace('\'', "'\\''").replace('%', "%%"));
+    let quoted: Vec<String> = words.iter().map(quote).collect();
+    format!("{} {tail}", quoted.join(" "))
+}
+
+/// Returns the folder for the sockets of a repository, made with mode 0700: `preferred` if socket
+/// paths in it are short enough, else one of this user's in `fallback`, named by a hash.
+pub fn socket_dir(preferred: &Path, fallback: &Path) -> Result<PathBuf, Error> {
+    let fits = |dir: &Path| dir.as_os_str().as_bytes().len() + "/.s.PGSQL.65535".len() <= SOCKET_PATH;
+    // PostgreSQL takes a comma for the end of a folder's name.
+    if fits(preferred) && !preferred.as_os_str().as_bytes().contains(&b',') {
+        make_private(preferred)?;
+        return Ok(preferred.to_owned());
+    }
+    let user = fallback.join(format!("zenith-{}", geteuid()));
+    make_private(&user)?;
+    let digest = Sha256::digest(preferred.as_os_str().as_bytes());
+    let name: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let dir = user.join(name);
+    make_private(&dir)?;
+    Ok(dir)
+}
+
+fn make_private(dir: &Path) -> Result<(), Error> {
+    match DirBuilder::new().mode(0o700).create(dir) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            let metadata = fs::symlink_metadata(dir).map_err(Error::io("read", dir))?;
+            if !metadata.is_dir() || metadata.uid() != geteuid().as_raw() {
+                return Err(Error::SocketDir(dir.to_owned()));
+            }
+            if metadata.mode() & 0o077 != 0 {
+                fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
+                    .map_err(Error::io("change the mode of", dir))?;
+            }
+            Ok(())
+        }
+        Err(error) => Err(Error::io("create", dir)(error)),
+    }
+}
+
+/// Returns whether nobody listens on `port`, neither in `socket_dir` nor on the loopback address.
+pub fn is_free(port: u16, socket_dir: &Path) -> bool {
+    let socket = socket_dir.join(format!(".s.PGSQL.{port}"));
+    let answers = std::os::unix::net::UnixStream::connect(socket).is_ok();
+    !answers && TcpListener::bind(("127.0.0.1", port)).is_ok()
+}
+
+/// Returns the first free port from `from` on that is not among `taken`.
+pub fn free_port(from: u16, taken: &[u16], socket_dir: &Path) -> Result<u16, Error> {
+    let mut ports = from..u16::MAX;
+    ports.find(|port| !taken.contains(port) && is_free(*port, socket_dir)).ok_or(Error::NoPort { from })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shell_commands_survive_quotes_spaces_and_percent_signs() {
+        let words = ["/a b/z'x", "50%"].map(std::ffi::OsStr::new);
+        assert_eq!(shell_command(&words, "%f"), r"'/a b/z'\''x' '50%%' %f");
+    }
+
+    #[test]
+    fn a_long_path_gets_a_short_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let long = dir.path().join("x".repeat(120));
+        let found = socket_dir(&long, dir.path()).unwrap();
+        assert!(found.starts_with(dir.path()) && found.as_os_str().len() < 100);
+        assert_eq!(fs::metadata(&found).unwrap().mode() & 0o777, 0o700);
+        assert_eq!(socket_dir(&long, dir.path()).unwrap(), found);
+        let short = dir.path().join("run");
+        assert_eq!(socket_dir(&short, dir.path()).unwrap(), short);
+    }
+
+    #[test]
+    fn a_folder_that_is_a_link_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let link = dir.path().join("run");
+        std::os::unix::fs::symlink("/etc", &link).unwrap();
+        assert!(matches!(socket_dir(&link, dir.path()), Err(Error::SocketDir(_))));
+    }
+}

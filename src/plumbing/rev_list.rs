@@ -1,0 +1,180 @@
+//! `zenith rev-list`: lists what is reachable from revisions.
+
+use std::collections::HashSet;
+use std::io::Write;
+
+use crate::cli::Cx;
+use crate::error::{CmdResult, CommandError};
+use crate::objects::pg::Lsn;
+use crate::objects::refs::{RefKind, Value, revision};
+use crate::objects::snapshot::Content;
+use crate::objects::timeline::{Position, TimelineId};
+use crate::objects::{Kind, ObjectId, Repo};
+
+/// List the timelines and snapshots reachable from revisions, newest first
+///
+/// Prints "timeline <id> <LSN>", with the LSN up to which it is reachable, and "snapshot <id> <LSN>"
+/// lines. With --objects, prints every object that is needed to read all that: "<kind> <id>".
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "Examples:\n  zenith rev-list main\n  zenith rev-list --objects --all | wc -l\n")]
+pub struct Args {
+    /// List objects: WAL, snapshots, maps and frames
+    #[arg(long)]
+    objects: bool,
+    /// Begin with all branches and tags
+    #[arg(long)]
+    all: bool,
+    #[arg(value_name = "REVISION", required_unless_present = "all", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::revision))]
+    revisions: Vec<String>,
+}
+
+/// A timeline or a snapshot that is reachable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reachable {
+    /// A timeline, up to this LSN.
+    Timeline(Position),
+    Snapshot {
+        id: ObjectId,
+        lsn: Lsn,
+        timeline: TimelineId,
+    },
+}
+
+/// Returns the timelines, each as far as any of the positions reaches, and their snapshots, newest first.
+pub fn rev_list(repo: &Repo, positions: &[Position]) -> Result<Vec<Reachable>, CommandError> {
+    let mut ends: Vec<Position> = Vec::new();
+    for position in positions {
+        let mut upto = position.lsn;
+        let history = repo.timelines().history(position.timeline)?;
+        let ancestors = history.ancestors.iter().rev().map(|ancestor| (ancestor.timeline, ancestor.fork));
+        for (timeline, lsn) in std::iter::once((position.timeline, upto)).chain(ancestors) {
+            upto = upto.min(lsn);
+            match ends.iter_mut().find(|end| end.timeline == timeline) {
+                Some(end) => end.lsn = end.lsn.max(upto),
+                None => ends.push(Position { timeline, lsn: upto }),
+            }
+        }
+    }
+    let mut found = Vec::new();
+    for end in ends {
+        found.push(Reachable::Timeline(end));
+        let log = repo.timelines().read(end.timeline)?.log;
+        let snapshots = log.snapshots.iter().filter(|line| line.lsn <= end.lsn);
+        found.extend(snapshots.map(|line| Reachable::Snapshot {
+            id: line.object,
+            lsn: line.lsn,
+            timeline: end.timeline,
+        }));
+    }
+    let lsn = |reachable: &Reachable| match reachable {
+        Reachable::Timeline(position) => position.lsn,
+        Reachable::Snapshot { lsn, .. } => *lsn,
+    };
+    found.sort_by_key(|reachable| std::cmp::Reverse(lsn(reachable)));
+    Ok(found)
+}
+
+/// Gives every object that is needed to read what is reachable to `each`, once, referrers first.
+/// Memory: an id for each object.
+pub fn walk_objects(
+    repo: &Repo,
+    reachable: &[Reachable],
+    each: &mut dyn FnMut(Kind, ObjectId) -> CmdResult,
+) -> CmdResult {
+    let mut walk = Walk { repo, seen: HashSet::new(), each };
+    for item in reachable {
+        match *item {
+            Reachable::Timeline(end) => {
+                let log = repo.timelines().read(end.timeline)?.log;
+                for interval in log.wal.iter().filter(|interval| interval.start < end.lsn) {
+                    walk.visit(Kind::Wal, interval.object)?;
+                }
+            }
+            Reachable::Snapshot { id, .. } => walk.snapshot(id)?,
+        }
+    }
+    Ok(())
+}
+
+struct Walk<'a> {
+    repo: &'a Repo,
+    seen: HashSet<ObjectId>,
+    each: &'a mut dyn FnMut(Kind, ObjectId) -> CmdResult,
+}
+
+impl Walk<'_> {
+    /// Returns whether the object was not known before.
+    fn visit(&mut self, kind: Kind, id: ObjectId) -> Result<bool, CommandError> {
+        let new = self.seen.insert(id);
+        if new {
+            (self.each)(kind, id)?;
+        }
+        Ok(new)
+    }
+
+    fn snapshot(&mut self, id: ObjectId) -> CmdResult {
+        if !self.visit(Kind::Snapshot, id)? {
+            return Ok(());
+        }
+        for content in self.repo.store().snapshot(&id)?.objects() {
+            match content {
+                Content::Empty => {}
+                Content::Frame(id) => self.frame(id)?,
+                Content::Map(id) => self.map(id)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn map(&mut self, id: ObjectId) -> CmdResult {
+        let mut next = Some(id);
+        while let Some(id) = next.take() {
+            if !self.visit(Kind::Map, id)? {
+                return Ok(());
+            }
+            let map = self.repo.store().map(&id)?;
+            map.frames.iter().try_for_each(|frame| self.frame(*frame))?;
+            next = map.base.map(|(base, _)| base);
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self, id: ObjectId) -> CmdResult {
+        if self.visit(Kind::Frame, id)? {
+            for base in self.repo.store().stored(&id)?.bases {
+                self.visit(Kind::Frame, base)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns the positions of all branches and tags.
+pub fn all_positions(repo: &Repo) -> Result<Vec<Position>, CommandError> {
+    let refs = super::show_ref::show_ref(repo, &[RefKind::Branch, RefKind::Remote, RefKind::Tag])?;
+    let position = |value: Value| match value {
+        Value::Tag(tag) => Ok(tag.position),
+        Value::Branch(timeline) => Ok(repo.timelines().read(timeline)?.tip()),
+    };
+    refs.into_iter().map(|(_, value)| position(value)).collect()
+}
+
+pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
+    let now = cx.now.clone();
+    let repo = cx.take_repo()?;
+    let mut positions = if args.all { all_positions(&repo)? } else { Vec::new() };
+    for text in &args.revisions {
+        positions.push(revision::resolve(&repo, text, &now)?.position);
+    }
+    let reachable = rev_list(&repo, &positions)?;
+    if args.objects {
+        return walk_objects(&repo, &reachable, &mut |kind, id| Ok(writeln!(cx.out, "{} {id}", kind.name())?));
+    }
+    for item in reachable {
+        match item {
+            Reachable::Timeline(position) => writeln!(cx.out, "timeline {} {}", position.timeline, position.lsn)?,
+            Reachable::Snapshot { id, lsn, .. } => writeln!(cx.out, "snapshot {id} {lsn}")?,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,47 @@
+//! `zenith rev-parse`: looks up revisions.
+
+use std::io::Write;
+
+use crate::cli::Cx;
+use crate::error::{CmdResult, CommandError};
+use crate::objects::Repo;
+use crate::objects::refs::revision::{self, Resolved, Revision};
+
+/// Look up revisions
+///
+/// Prints timeline@LSN for each revision. A branch stands for the end of its sealed WAL; what a running
+/// server has written since is sealed with seal-wal.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_long_help = "Examples:\n  zenith rev-parse main\n  zenith rev-parse 'main@{5 minutes ago}' main~1 v1\n"
+)]
+pub struct Args {
+    /// Print the full name of the ref that the revision begins with
+    #[arg(long)]
+    symbolic_full_name: bool,
+    /// Revisions
+    #[arg(value_name = "REVISION", required = true, add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::revision))]
+    revisions: Vec<String>,
+}
+
+/// Looks up a revision as of this moment: what its timeline's server has flushed is sealed first.
+pub fn resolve_now(repo: &Repo, text: &str, now: &jiff::Zoned) -> Result<Resolved, CommandError> {
+    let base = Revision::parse(text, now)?.base;
+    let timeline = revision::resolve(repo, &base, now)?.position.timeline;
+    super::seal_wal::seal_active(repo, timeline)?;
+    Ok(revision::resolve(repo, text, now)?)
+}
+
+pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
+    let now = cx.now.clone();
+    let repo = cx.take_repo()?;
+    for text in &args.revisions {
+        let resolved = revision::resolve(&repo, text, &now)?;
+        match resolved.name.filter(|_| args.symbolic_full_name) {
+            Some(name) => writeln!(cx.out, "{name}")?,
+            None if args.symbolic_full_name => {}
+            None => writeln!(cx.out, "{}", resolved.position)?,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,91 @@
+//! `zenith seal-wal`: stores the active WAL of a timeline. PostgreSQL's `archive_command` is this.
+
+use std::fs;
+use std::io::Write;
+
+use crate::cli::Cx;
+use crate::error::{Class, CmdResult, CommandError};
+use crate::objects::Repo;
+use crate::objects::pg::{Lsn, segment};
+use crate::objects::timeline::TimelineId;
+use crate::plumbing::datadir::wal::{Sealed, Upto, WalFilesError, seal};
+use crate::plumbing::instance;
+use crate::plumbing::postgres::server;
+
+/// Seal the active WAL of a timeline
+///
+/// Checks the WAL that PostgreSQL has flushed, record by record, stores it as objects and notes
+/// them in the timeline's log. Prints where the sealed WAL ends. With --segment, seals the WAL to
+/// the end of that segment, which PostgreSQL has completed; this is what zenith sets as
+/// PostgreSQL's archive_command.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_long_help = "Examples:\n  zenith seal-wal main\n  zenith seal-wal --segment 000000010000000000000003 76cf99\n"
+)]
+pub struct Args {
+    /// The timeline: a branch, or a timeline id
+    #[arg(value_name = "REVISION", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::branch))]
+    revision: String,
+    /// The name of a completed segment file
+    #[arg(long, value_name = "FILE")]
+    segment: Option<String>,
+}
+
+impl From<WalFilesError> for CommandError {
+    fn from(error: WalFilesError) -> CommandError {
+        match error {
+            WalFilesError::Timeline(error) => error.into(),
+            WalFilesError::Store(error) => error.into(),
+            WalFilesError::Repo(error) => error.into(),
+            WalFilesError::Files(error) => error.into(),
+            WalFilesError::Tablespace { .. } => CommandError::new(Class::Refused, error)
+                .hint("choose an LSN before that, or one at or after the next snapshot: zenith log"),
+            WalFilesError::Damaged { .. } | WalFilesError::Missing { .. } => CommandError::new(Class::Corrupt, error),
+        }
+    }
+}
+
+/// Seals what PostgreSQL has flushed of a timeline's active WAL: asks its server if one runs, and
+/// takes all that is there if none does. Costs the WAL since the last call.
+pub fn seal_active(repo: &Repo, timeline: TimelineId) -> Result<Option<Sealed>, CommandError> {
+    let wal_dir = repo.timelines().wal_dir(timeline);
+    let mut names =
+        fs::read_dir(&wal_dir).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let size = repo.config().wal_segment_size;
+    let Some((postgres_timeline, _)) = names.find_map(|name| segment::parse_file_name(&name, size)) else {
+        return Ok(None);
+    };
+    let upto = match instance::running(repo, timeline)? {
+        Some(endpoint) => server::flushed_lsn(&endpoint)?,
+        None => Lsn::MAX,
+    };
+    let active = repo.active_segments(timeline, postgres_timeline);
+    Ok(Some(seal(repo, timeline, active, None, Upto::Record(upto))?))
+}
+
+/// Seals a completed segment.
+pub fn seal_segment(repo: &Repo, timeline: TimelineId, file: &str) -> Result<Option<Sealed>, CommandError> {
+    // Timeline history and backup label files hold nothing that zenith needs.
+    let size = repo.config().wal_segment_size;
+    let Some((postgres_timeline, start)) = segment::parse_file_name(file, size) else { return Ok(None) };
+    let active = repo.active_segments(timeline, postgres_timeline);
+    Ok(Some(seal(repo, timeline, active, None, Upto::Segment(start))?))
+}
+
+pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
+    let now = cx.now.clone();
+    let repo = cx.take_repo()?;
+    let timeline = crate::objects::refs::revision::resolve(&repo, &args.revision, &now)?.position.timeline;
+    let sealed = match &args.segment {
+        Some(file) => seal_segment(&repo, timeline, file)?,
+        None => seal_active(&repo, timeline)?,
+    };
+    let sealed = sealed.map_or_else(
+        || repo.timelines().read(timeline).map(|timeline| timeline.sealed()),
+        |sealed| Ok(sealed.sealed),
+    )?;
+    if args.segment.is_none() {
+        writeln!(cx.out, "{sealed}")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,339 @@
+//! `zenith write-snapshot`: stores the files of a cluster.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use crate::cli::Cx;
+use crate::error::{Class, CmdResult, CommandError};
+use crate::objects::pg::Lsn;
+use crate::objects::pg::control::{self, ControlFile, State};
+use crate::objects::pg::version::Version;
+use crate::objects::pg::wal::{Expected, WalReader};
+use crate::objects::snapshot::Snapshot;
+use crate::objects::store::encode::Encoded;
+use crate::objects::timeline::log::{Line, SnapshotLine};
+use crate::objects::timeline::wal::Segments;
+use crate::objects::timeline::{History, TimelineId};
+use crate::objects::{Kind, ObjectId, Repo};
+use crate::plumbing::datadir::exclude::Unlogged;
+use crate::plumbing::datadir::scan::Scan;
+use crate::plumbing::datadir::wal::{Root, Upto, seal};
+use crate::plumbing::datadir::write::{Statistics, TreeWriter};
+use crate::plumbing::datadir::{self, tar};
+use crate::plumbing::postgres::server::{self, Status};
+use crate::progress::Progress;
+
+/// Store the files of a cluster as a snapshot
+///
+/// Takes the data directory of a cleanly stopped server or of a base backup, or a tar stream on
+/// standard input, and prints the id of the snapshot. Against a parent it stores only the blocks
+/// whose content changed. Without --timeline the snapshot begins a timeline of its own, with the
+/// WAL that is needed to start from it; give that a name with update-ref.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "Examples:\n  zenith write-snapshot /var/lib/postgresql/15/main\n  \
+    pg_basebackup -D - -F tar -X fetch | zenith write-snapshot --parent 4f2a11c0 -\n")]
+pub struct Args {
+    /// The data directory, or - for a tar stream on standard input
+    #[arg(value_name = "DIR|-")]
+    source: PathBuf,
+    /// Store against this snapshot
+    #[arg(long, value_name = "SNAPSHOT")]
+    parent: Option<String>,
+    /// Add the snapshot to this timeline, which must hold its WAL
+    #[arg(long, value_name = "TIMELINE")]
+    timeline: Option<String>,
+    /// Print one line of JSON: snapshot, timeline, lsn, stored_bytes and statistics
+    #[arg(long)]
+    json: bool,
+}
+
+/// What the files are taken from.
+pub enum Source<'a> {
+    Dir(&'a Path),
+    Tar(&'a mut dyn Read),
+}
+
+/// How to write.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    pub parent: Option<ObjectId>,
+    /// The timeline whose sealed WAL covers the snapshot; a new one if there is none.
+    pub timeline: Option<TimelineId>,
+}
+
+/// What was written.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Outcome {
+    pub snapshot: ObjectId,
+    pub timeline: TimelineId,
+    /// The LSN from which on the snapshot can be used.
+    #[serde(serialize_with = "collect_str")]
+    pub lsn: Lsn,
+    /// Bytes that this took in the store.
+    pub stored_bytes: u64,
+    pub statistics: Statistics,
+}
+
+fn collect_str<S: serde::Serializer>(lsn: &Lsn, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(lsn)
+}
+
+/// The files cannot become a snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("'{0}' is not a data directory: it has no {1}")]
+    NotADataDirectory(String, &'static str),
+    #[error("'{0}' is of PostgreSQL {1}, the repository is for PostgreSQL {2}")]
+    OtherVersion(String, String, u32),
+    #[error("'{0}' belongs to another cluster: system identifier {1} instead of {2}")]
+    OtherCluster(String, u64, u64),
+    #[error("a server runs on '{0}'")]
+    Running(String),
+    #[error("'{0}' was not cleanly shut down")]
+    NotShutDown(String),
+    #[error("the end of the backup is not in its WAL")]
+    NoBackupEnd,
+    #[error("'{0}' holds no WAL at {1}")]
+    NoWal(String, Lsn),
+    #[error("cannot read pg_control of '{0}'")]
+    Control(String, #[source] control::Error),
+}
+
+impl From<Error> for CommandError {
+    fn from(error: Error) -> CommandError {
+        let hint = match &error {
+            Error::Running(_) => {
+                "stop it first, or pipe pg_basebackup -D - -F tar -X fetch into zenith write-snapshot -"
+            }
+            Error::NotShutDown(_) => "start and stop its server once",
+            Error::NoBackupEnd => "make the backup with its WAL: pg_basebackup -X fetch",
+            _ => return CommandError::new(Class::Refused, error),
+        };
+        CommandError::new(Class::Refused, error).hint(hint)
+    }
+}
+
+/// What the files say of themselves.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    pub name: String,
+    pub major: u32,
+    pub version: &'static Version,
+    pub control: ControlFile,
+}
+
+/// Reads what a data directory says of itself.
+pub fn inspect(dir: &Path) -> Result<Cluster, CommandError> {
+    let read = |name: &'static str| match fs::read(dir.join(name)) {
+        Ok(bytes) => Ok(bytes),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(Error::NotADataDirectory(dir.display().to_string(), name).into())
+        }
+        Err(source) => {
+            let path = dir.join(name);
+            Err(CommandError::from(datadir::Error::Io { verb: "read", path, source }))
+        }
+    };
+    let (version, control) = (read("PG_VERSION")?, read("global/pg_control")?);
+    Ok(cluster(dir.display().to_string(), &version, &control)?)
+}
+
+fn cluster(name: String, version: &[u8], control: &[u8]) -> Result<Cluster, Error> {
+    let text = String::from_utf8_lossy(version).trim().to_owned();
+    let known = text.parse().ok().and_then(Version::of_major);
+    let Some(version) = known else { return Err(Error::OtherVersion(name, text, 0)) };
+    match ControlFile::parse(control, version) {
+        Ok(control) => Ok(Cluster { name, major: version.major, version, control }),
+        Err(error) => Err(Error::Control(name, error)),
+    }
+}
+
+/// A backup's own account of itself, where there is one.
+struct Label {
+    start: Lsn,
+    checkpoint: Lsn,
+    /// From the manifest.
+    end: Option<Lsn>,
+}
+
+fn parse_label(label: &[u8], manifest: Option<&[u8]>) -> Option<Label> {
+    let text = String::from_utf8_lossy(label);
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    let manifest = manifest.and_then(|bytes| serde_json::from_slice::<serde_json::Value>(bytes).ok());
+    let end =
+        manifest.and_then(|manifest| manifest["WAL-Ranges"].as_array()?.last()?["End-LSN"].as_str()?.parse().ok());
+    Some(Label { start: field("START WAL LOCATION: ")?, checkpoint: field("CHECKPOINT LOCATION: ")?, end })
+}
+
+/// Stores the files of a cluster, and its WAL where the snapshot begins a timeline. The snapshot is
+/// noted in the timeline's log last, when all that it names is durable.
+pub fn write_snapshot(
+    repo: &Repo,
+    source: Source,
+    options: &Options,
+    now_us: i64,
+    progress: &dyn Progress,
+) -> Result<Outcome, CommandError> {
+    let parent = options.parent.map(|id| repo.store().snapshot(&id)).transpose()?;
+    let pack = repo.store().pack(repo.tmp()?)?;
+    let mut writer =
+        TreeWriter::new(repo.store(), pack, parent.as_ref(), repo.config().core.compression_level, progress);
+    let (cluster, label, wal_dir) = match source {
+        Source::Dir(dir) => {
+            let cluster = inspect(dir)?;
+            check_cluster(repo, &cluster)?;
+            if let Status::Running { .. } = server::status(dir) {
+                return Err(Error::Running(cluster.name).into());
+            }
+            let read = |name| fs::read(dir.join(name)).ok();
+            let label = read("backup_label").and_then(|label| parse_label(&label, read("backup_manifest").as_deref()));
+            check_state(&cluster, label.as_ref())?;
+            let scan = Scan::new(dir)?;
+            progress.start("storing", scan.total_bytes());
+            let added = scan.items().try_for_each(|item| writer.add(item?));
+            progress.finish();
+            added?;
+            (cluster, label, dir.join("pg_wal"))
+        }
+        Source::Tar(stream) => {
+            let wal_dir = repo.tmp()?.join("pg_wal");
+            fs::create_dir_all(&wal_dir)?;
+            let aside = tar::read(stream, &wal_dir, &mut |item| writer.add(item))?;
+            let name = "the tar stream".to_owned();
+            let file =
+                |path: &'static str| aside.files.get(path).ok_or_else(|| Error::NotADataDirectory(name.clone(), path));
+            let cluster = cluster(name.clone(), file("PG_VERSION")?, file("global/pg_control")?)?;
+            check_cluster(repo, &cluster)?;
+            let manifest = aside.files.get("backup_manifest").map(Vec::as_slice);
+            let label = aside.files.get("backup_label").and_then(|label| parse_label(label, manifest));
+            check_state(&cluster, label.as_ref())?;
+            (cluster, label, wal_dir)
+        }
+    };
+    let (mut entries, mut pack, statistics) = writer.finish()?;
+    let unlogged = Unlogged::among(entries.iter().map(|entry| entry.path.as_slice()));
+    entries.retain(|entry| !unlogged.is_excluded(&entry.path));
+
+    let control = &cluster.control;
+    let (start, checkpoint) =
+        label.as_ref().map_or((control.redo, control.checkpoint), |label| (label.start, label.checkpoint));
+    let timeline = match options.timeline {
+        Some(timeline) => timeline,
+        None => {
+            let timeline = TimelineId::random();
+            repo.timelines().create(repo.tmp()?, timeline, &History::default())?;
+            timeline
+        }
+    };
+    let sealed = seal_for(repo, timeline, &cluster, &wal_dir, start, label.as_ref(), options.timeline.is_none());
+    let consistent = match sealed {
+        Ok(consistent) => consistent,
+        Err(error) => {
+            if options.timeline.is_none() {
+                repo.timelines().remove(repo.tmp()?, timeline)?;
+            }
+            return Err(error);
+        }
+    };
+    let snapshot = Snapshot {
+        timeline,
+        start,
+        checkpoint,
+        consistent,
+        time_us: now_us,
+        system_identifier: control.system_identifier,
+        postgres_major: cluster.major,
+        catalog_version: control.catalog_version,
+        postgres_timeline: control.timeline,
+        wal_segment_size: control.wal_segment_size,
+        parent: options.parent,
+        entries,
+    };
+    let content = snapshot.encode();
+    let id = ObjectId::of(Kind::Snapshot, &content);
+    pack.append(&Encoded::compress(id, Kind::Snapshot, &content, repo.config().core.compression_level))?;
+    let stored_bytes = pack.finish()?;
+    repo.store().refresh()?;
+    repo.timelines().lock(timeline)?.append(Line::Snapshot(SnapshotLine { lsn: consistent, object: id }))?;
+    Ok(Outcome { snapshot: id, timeline, lsn: consistent, stored_bytes, statistics })
+}
+
+fn check_cluster(repo: &Repo, cluster: &Cluster) -> Result<(), Error> {
+    let config = repo.config();
+    let name = || cluster.name.clone();
+    if cluster.major != config.postgres_major {
+        return Err(Error::OtherVersion(name(), cluster.major.to_string(), config.postgres_major));
+    }
+    if cluster.control.system_identifier != config.system() {
+        return Err(Error::OtherCluster(name(), cluster.control.system_identifier, config.system()));
+    }
+    Ok(())
+}
+
+fn check_state(cluster: &Cluster, label: Option<&Label>) -> Result<(), Error> {
+    if label.is_none() && cluster.control.state != State::ShutDown {
+        return Err(Error::NotShutDown(cluster.name.clone()));
+    }
+    Ok(())
+}
+
+/// Makes sure that the WAL from `start` to where the files are consistent is sealed (INVARIANT 1).
+/// Returns that LSN.
+fn seal_for(
+    repo: &Repo,
+    timeline: TimelineId,
+    cluster: &Cluster,
+    wal_dir: &Path,
+    start: Lsn,
+    label: Option<&Label>,
+    is_root: bool,
+) -> Result<Lsn, CommandError> {
+    let control = &cluster.control;
+    let size = control.wal_segment_size;
+    let segments = || Segments::new(wal_dir.to_owned(), control.timeline, size);
+    let expected =
+        Expected { version: cluster.version, segment_size: size, system_identifier: control.system_identifier };
+    let consistent = match label {
+        Some(Label { end: Some(end), .. }) => *end,
+        _ => {
+            let no_wal = |_| Error::NoWal(cluster.name.clone(), start);
+            let mut reader = WalReader::new(segments(), expected, start);
+            match label {
+                // A shutdown checkpoint is the last record of all.
+                None => reader.read().map_err(no_wal)?.end,
+                Some(label) => loop {
+                    let record = reader.read().map_err(|_| Error::NoBackupEnd)?;
+                    if record.backup_end() == Some(label.start) {
+                        break record.end;
+                    }
+                },
+            }
+        }
+    };
+    if is_root {
+        let root = Root { first: start.segment_start(size), record: start };
+        let sealed = seal(repo, timeline, segments(), Some(root), Upto::Record(consistent))?;
+        if sealed.tip < consistent {
+            return Err(Error::NoWal(cluster.name.clone(), sealed.tip).into());
+        }
+    }
+    Ok(consistent)
+}
+
+pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
+    let now = cx.now.clone();
+    let repo = cx.take_repo()?;
+    let parent = args.parent.as_ref().map(|prefix| repo.store().resolve_prefix(prefix)).transpose()?;
+    let timeline = args.timeline.as_ref();
+    let timeline = timeline.map(|text| crate::objects::refs::revision::resolve(&repo, text, &now)).transpose()?;
+    let options = Options { parent, timeline: timeline.map(|resolved| resolved.position.timeline) };
+    let mut stdin = io::stdin().lock();
+    let dir = cx.folder.join(&args.source);
+    let source = if args.source == Path::new("-") { Source::Tar(&mut stdin) } else { Source::Dir(&dir) };
+    let outcome = write_snapshot(&repo, source, &options, now.timestamp().as_microsecond(), &cx.ui)?;
+    if args.json { cx.json(&outcome) } else { Ok(writeln!(cx.out, "{}", outcome.snapshot)?) }
+}

@@ -14,6 +14,7 @@ use crate::objects::snapshot::Snapshot;
 use crate::objects::store::file::{READ_BLOCKS, StoredFile};
 use crate::objects::timeline::{Timeline, TimelineId};
 use crate::objects::{ObjectId, Repo};
+use crate::plumbing::postgres::server;
 use crate::plumbing::seal_wal::seal_active;
 use crate::plumbing::write_snapshot::{Options, Source, inspect, write_snapshot};
 use crate::progress::Progress;
@@ -43,9 +44,10 @@ pub fn settle(
     if !repo.timelines().exists(id) {
         return close(repo, instance, id).map(|()| Settled::Nothing);
     }
+    let data = repo.datadir(id).join("data");
+    server::end_orphans(&data);
     seal_active(repo, id)?;
     let timeline = repo.timelines().read(id)?;
-    let data = repo.datadir(id).join("data");
     if let Some(parent) = droppable(repo, instance, &timeline, &data)? {
         let branch = RefName::branch(&instance.config.branch)?;
         let (old, new) = (Value::Branch(id), Value::Branch(parent));

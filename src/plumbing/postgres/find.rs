@@ -52,7 +52,9 @@ pub fn find(search: &Search) -> Result<Binaries, Error> {
     }
     let on_path = search.path.iter().flat_map(std::env::split_paths).collect::<Vec<_>>();
     let usual = USUAL.iter().flat_map(|pattern| expand(pattern));
-    let folders = on_path.into_iter().chain(usual).filter(|dir| dir.join("postgres").is_file());
+    // A folder of links, such as /usr/local/bin, may lack the other programs: follow them.
+    let real = |dir: PathBuf| Some(fs::canonicalize(dir.join("postgres")).ok()?.parent()?.to_owned());
+    let folders = on_path.into_iter().chain(usual).filter_map(real).filter(|dir| dir.join("initdb").is_file());
     let found: Vec<Binaries> =
         folders.filter_map(|dir| Some(Binaries { major: version(&dir.join("postgres"))?, dir })).collect();
     let fits = |binaries: &&Binaries| {

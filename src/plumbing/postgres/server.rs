@@ -16,7 +16,7 @@ use super::Error;
 use super::account::Account;
 use super::find::Binaries;
 use super::initdb::SUPERUSER;
-use super::settings::{Settings, is_free};
+use super::settings::{Settings, is_free, remove_stale_socket};
 use crate::objects::pg::Lsn;
 use crate::progress::Progress;
 
@@ -96,7 +96,8 @@ pub fn start(
     progress: &dyn Progress,
 ) -> Result<Started, Error> {
     let program = binaries.program("postgres")?;
-    if !is_free(settings.port, &settings.socket_dir) {
+    remove_stale_socket(settings.port, &settings.socket_dir);
+    if !is_free(settings.port, &settings.socket_dir, settings.tcp) {
         return Err(Error::PortTaken { port: settings.port, dir: settings.socket_dir.clone() });
     }
     let mut file = File::options().create(true).append(true).read(true).open(log).map_err(Error::io("open", log))?;
@@ -169,20 +170,51 @@ pub fn status(data_dir: &Path) -> Status {
     }
 }
 
-/// Returns whether `pid` is a process that works in `data_dir`, as every server does in its own.
-fn runs_in(pid: i32, data_dir: &Path) -> bool {
+/// Returns whether `pid` is a process that has not ended.
+pub fn is_alive(pid: i32) -> bool {
     if !Path::new("/proc/self").exists() {
         return kill(Pid::from_raw(pid), None).is_ok();
     }
-    let alive = fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with(['Z', 'X'])));
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with(['Z', 'X']))
+}
+
+/// Returns whether `pid` is a process that works in `data_dir`, as every server does in its own.
+fn runs_in(pid: i32, data_dir: &Path) -> bool {
     let same = match (fs::read_link(format!("/proc/{pid}/cwd")), fs::canonicalize(data_dir)) {
         (Ok(cwd), Ok(dir)) => cwd == dir,
-        // Another user's process hides where it works.
-        (Err(error), _) => error.kind() == std::io::ErrorKind::PermissionDenied,
+        // Another user's process hides where it works; other systems have no such link.
+        (Err(error), _) => error.kind() == std::io::ErrorKind::PermissionDenied || !Path::new("/proc/self").exists(),
         _ => false,
     };
-    alive && same
+    same && is_alive(pid)
+}
+
+/// Ends what is left of a server whose postmaster is gone. A backend that outlives it goes on until
+/// its statement is done, and would acknowledge commits into WAL that has been sealed already.
+pub fn end_orphans(data_dir: &Path) {
+    let dir = fs::canonicalize(data_dir).unwrap_or_else(|_| data_dir.to_owned());
+    let mut deleted = dir.clone().into_os_string();
+    deleted.push(" (deleted)");
+    let works_there =
+        |pid: &i32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir || cwd.as_os_str() == deleted);
+    let patience = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < patience {
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        // Only PostgreSQL's own: a shell may stand in the folder too.
+        let is_postgres = |pid: &i32| {
+            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim().starts_with("postgres"))
+        };
+        let orphans: Vec<i32> = pids.filter(|pid| works_there(pid) && is_postgres(pid)).collect();
+        if orphans.is_empty() {
+            return;
+        }
+        for pid in orphans {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        sleep(FIRST_PAUSE);
+    }
 }
 
 /// Stops the server on `data_dir`, if one runs, and waits until it is gone.

@@ -108,17 +108,30 @@ fn make_private(dir: &Path) -> Result<(), Error> {
     }
 }
 
-/// Returns whether nobody listens on `port`, neither in `socket_dir` nor on the loopback address.
-pub fn is_free(port: u16, socket_dir: &Path) -> bool {
+/// Returns whether nobody listens on `port` in `socket_dir` and, where `tcp`, on the loopback address.
+pub fn is_free(port: u16, socket_dir: &Path, tcp: bool) -> bool {
     let socket = socket_dir.join(format!(".s.PGSQL.{port}"));
     let answers = std::os::unix::net::UnixStream::connect(socket).is_ok();
-    !answers && TcpListener::bind(("127.0.0.1", port)).is_ok()
+    !answers && (!tcp || TcpListener::bind(("127.0.0.1", port)).is_ok())
+}
+
+/// Removes the socket and its lock file that a server left which is gone. PostgreSQL does so itself,
+/// but takes a process for alive that has ended and waits to be noticed by a careless parent, as in
+/// containers whose first process is no init.
+pub fn remove_stale_socket(port: u16, socket_dir: &Path) {
+    let lock = socket_dir.join(format!(".s.PGSQL.{port}.lock"));
+    let owner = fs::read_to_string(&lock).unwrap_or_default();
+    let owner = owner.lines().next().and_then(|pid| pid.trim().parse().ok());
+    if owner.is_some_and(|pid| !super::server::is_alive(pid)) {
+        let _ = fs::remove_file(lock);
+        let _ = fs::remove_file(socket_dir.join(format!(".s.PGSQL.{port}")));
+    }
 }
 
 /// Returns the first free port from `from` on that is not among `taken`.
 pub fn free_port(from: u16, taken: &[u16], socket_dir: &Path) -> Result<u16, Error> {
     let mut ports = from..u16::MAX;
-    ports.find(|port| !taken.contains(port) && is_free(*port, socket_dir)).ok_or(Error::NoPort { from })
+    ports.find(|port| !taken.contains(port) && is_free(*port, socket_dir, true)).ok_or(Error::NoPort { from })
 }
 
 #[cfg(test)]

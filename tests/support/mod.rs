@@ -1,0 +1,172 @@
+//! A hermetic environment: a folder of its own, the program under test, and nothing of the user's.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use assert_cmd::cargo::cargo_bin;
+use tempfile::TempDir;
+
+/// A folder with a repository, whose servers are stopped at the end.
+pub struct Env {
+    dir: TempDir,
+    pg_bin: Option<PathBuf>,
+}
+
+/// What a command printed.
+#[derive(Debug)]
+#[must_use]
+pub struct Ran {
+    pub out: String,
+    pub err: String,
+    pub code: i32,
+}
+
+impl Ran {
+    fn new(output: Output) -> Ran {
+        Ran {
+            out: String::from_utf8_lossy(&output.stdout).into_owned(),
+            err: String::from_utf8_lossy(&output.stderr).into_owned(),
+            code: output.status.code().unwrap_or(-1),
+        }
+    }
+
+    /// Returns standard output, trimmed, of a command that succeeded.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(self.code, 0, "{}{}", self.out, self.err);
+        self.out.trim_end().to_owned()
+    }
+
+    /// Checks that the command failed with `code` and said all of `texts` on standard error.
+    #[track_caller]
+    pub fn fails(self, code: i32, texts: &[&str]) {
+        assert_eq!(self.code, code, "{}{}", self.out, self.err);
+        for text in texts {
+            assert!(self.err.contains(text), "{text:?} is not in:\n{}", self.err);
+        }
+    }
+}
+
+impl Env {
+    /// An empty folder.
+    pub fn new() -> Env {
+        Env { dir: tempfile::Builder::new().prefix("zenith-it-").tempdir().unwrap(), pg_bin: None }
+    }
+
+    /// A folder with a fresh repository.
+    pub fn init() -> Env {
+        let env = Env::new();
+        env.run(["init"]).ok();
+        env
+    }
+
+    /// A folder whose commands use this PostgreSQL.
+    pub fn with_bin(bin: &Path) -> Env {
+        let mut env = Env::new();
+        env.pg_bin = Some(bin.to_owned());
+        env
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn repo(&self) -> PathBuf {
+        self.path().join(".zenith")
+    }
+
+    /// Returns the program with arguments, not run yet.
+    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(cargo_bin("zenith"));
+        command.args(args).current_dir(self.path()).env_clear();
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command.env("HOME", self.path()).env("TZ", "UTC").env("LC_ALL", "C.UTF-8").env("RUST_BACKTRACE", "1");
+        if let Some(bin) = &self.pg_bin {
+            command.env("ZENITH_PG_BIN", bin);
+        }
+        command
+    }
+
+    /// Runs the program.
+    pub fn run<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Ran {
+        Ran::new(self.command(args).output().unwrap())
+    }
+
+    /// Runs SQL on a branch and returns what it printed, unaligned.
+    #[track_caller]
+    pub fn sql(&self, branch: &str, sql: &str) -> String {
+        self.run(["psql", branch, "--", "-XqAt", "-v", "ON_ERROR_STOP=1", "-c", sql]).ok()
+    }
+
+    /// Returns what `--json` of a command printed.
+    #[track_caller]
+    pub fn json<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> serde_json::Value {
+        serde_json::from_str(&self.run(args).ok()).unwrap()
+    }
+
+    /// Returns the environment that reaches the server of a branch: PGHOST and so on.
+    pub fn server_env(&self, branch: &str) -> Vec<(&'static str, String)> {
+        let rows = self.json(["pg", "list", "--json"]);
+        let row = rows.as_array().unwrap().iter().find(|row| row["branch"] == branch).unwrap().clone();
+        let url = self.run(["url", branch]).ok();
+        let host = url.split("host=").nth(1).unwrap().split('&').next().unwrap();
+        let host = percent_encoding::percent_decode_str(host).decode_utf8().unwrap().into_owned();
+        vec![
+            ("PGHOST", host),
+            ("PGPORT", row["port"].to_string()),
+            ("PGUSER", "postgres".into()),
+            ("PGDATABASE", "postgres".into()),
+        ]
+    }
+
+    /// Returns the pid of the postmaster of a branch.
+    pub fn postmaster(&self, branch: &str) -> i32 {
+        let rows = self.json(["pg", "list", "--json"]);
+        let row = rows.as_array().unwrap().iter().find(|row| row["branch"] == branch).unwrap().clone();
+        let pid = self.repo().join("datadirs").join(row["timeline"].as_str().unwrap()).join("data/postmaster.pid");
+        std::fs::read_to_string(pid).unwrap().lines().next().unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Env {
+    fn drop(&mut self) {
+        if self.repo().exists() {
+            let _ = self.command(["stop", "--all", "--mode", "immediate"]).output();
+        }
+    }
+}
+
+/// Returns the folder of the programs of the PostgreSQL that the machine has.
+pub fn pg_bin() -> PathBuf {
+    let found = zenith::plumbing::postgres::find::find(&zenith::plumbing::postgres::find::Search {
+        path: std::env::var_os("PATH"),
+        ..Default::default()
+    });
+    found.expect("the tests need a PostgreSQL server: see scripts/install-deps").dir
+}
+
+/// Returns a program of the machine's PostgreSQL.
+pub fn pg_program(name: &str) -> Command {
+    Command::new(pg_bin().join(name))
+}
+
+/// Runs a command that must succeed and returns its output.
+#[track_caller]
+pub fn checked(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A small source of numbers that look random, the same in each run.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % limit
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 pub struct Ui {
     quiet: bool,
     stop: Arc<StopFlag>,
+    /// Bytes done of the work at hand.
+    done: AtomicU64,
     bar: Mutex<Bar>,
 }
 
@@ -26,7 +28,6 @@ struct Bar {
     started: Option<Instant>,
     what: String,
     total: u64,
-    done: u64,
     shown: Option<ProgressBar>,
 }
 
@@ -51,7 +52,7 @@ impl Ui {
             signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())?;
             signal_hook::flag::register(signal, stop.clone())?;
         }
-        Ok(Ui { quiet, stop, bar: Mutex::default() })
+        Ok(Ui { quiet, stop, done: AtomicU64::new(0), bar: Mutex::default() })
     }
 
     /// Tells what happens; not with `--quiet`.
@@ -85,13 +86,14 @@ pub fn stdout() -> Box<dyn Write> {
 impl Progress for Ui {
     fn start(&self, what: &str, total_bytes: u64) {
         let mut bar = self.bar.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        self.done.store(0, Ordering::Relaxed);
         *bar = Bar { started: Some(Instant::now()), what: what.to_owned(), total: total_bytes, ..Bar::default() };
     }
 
     fn advance(&self, bytes: u64) {
+        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
         // Work does not wait for drawing.
         let Ok(mut bar) = self.bar.try_lock() else { return };
-        bar.done += bytes;
         let Some(started) = bar.started.filter(|started| started.elapsed() > PATIENCE) else { return };
         if bar.shown.is_none() && !self.quiet && io::stderr().is_terminal() {
             let style = "{msg} [{bar:30}] {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}";
@@ -105,7 +107,7 @@ impl Progress for Ui {
             );
         }
         if let Some(shown) = &bar.shown {
-            shown.set_position(bar.done);
+            shown.set_position(done);
         }
     }
 

@@ -23,14 +23,20 @@ pub struct Args {
 
 /// Creates a timeline that forks at `position`, whose WAL must be sealed (INVARIANT 1).
 pub fn fork_timeline(repo: &Repo, position: Position) -> Result<TimelineId, CommandError> {
+    let id = TimelineId::random();
+    fork_timeline_as(repo, id, position)?;
+    Ok(id)
+}
+
+/// Does the same with an id that the caller has noted down already.
+pub fn fork_timeline_as(repo: &Repo, id: TimelineId, position: Position) -> CmdResult {
     let parent = repo.timelines().read(position.timeline)?;
     if position.lsn > parent.sealed() {
         let (lsn, end) = (position.lsn, parent.sealed());
         return Err(revision::Error::BeyondEnd { revision: position.to_string(), lsn, timeline: parent.id, end }.into());
     }
-    let id = TimelineId::random();
     repo.timelines().create(repo.tmp()?, id, &parent.history.fork(parent.id, position.lsn))?;
-    Ok(id)
+    Ok(())
 }
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {

@@ -61,7 +61,7 @@ impl Index {
         }
         let index = Index { map, count };
         let ends = (0..256).map(|byte| index.fan(byte));
-        if !ends.clone().is_sorted() || ends.last() != Some(count) {
+        if !ends.is_sorted() || index.fan(255) != count {
             return Err(bad("its fan-out is not sorted"));
         }
         Ok(index)

@@ -9,7 +9,7 @@ use crate::objects::timeline::{Position, TimelineId};
 use crate::objects::{ObjectId, Repo};
 use crate::plumbing::datadir::restore::restore;
 use crate::plumbing::datadir::wal::lay_out;
-use crate::plumbing::fork_timeline::fork_timeline;
+use crate::plumbing::fork_timeline::fork_timeline_as;
 use crate::plumbing::postgres::account::Account;
 use crate::plumbing::postgres::find::Binaries;
 use crate::plumbing::postgres::server::{self, Status};
@@ -56,7 +56,7 @@ pub fn start(cx: &Context, name: &str, tcp: bool) -> Result<Outcome, CommandErro
     let parent = super::super::update_ref::read_branch(repo, &branch)?;
     super::super::seal_wal::seal_active(repo, parent)?;
     let from = repo.timelines().read(parent)?.tip();
-    let timeline = fork_timeline(repo, from)?;
+    let timeline = TimelineId::random();
     let mut epoch = Epoch { cx, branch: &branch, parent, timeline, instance: &mut instance, kept: false };
     let (snapshot, replayed) = epoch.prepare(from)?;
     epoch.run(tcp)?;
@@ -77,9 +77,13 @@ struct Epoch<'a> {
 }
 
 impl Epoch<'_> {
-    /// Lays out files and WAL for a start at `from`.
+    /// Forks the timeline, and lays out files and WAL for a start at `from`.
     fn prepare(&mut self, from: Position) -> Result<(ObjectId, u64), CommandError> {
         let Context { repo, account, progress, .. } = self.cx;
+        // Noted first: what a crash leaves from here on, the next start finds and removes.
+        self.instance.config.timeline = Some(self.timeline.to_string());
+        self.instance.write(repo)?;
+        fork_timeline_as(repo, self.timeline, from)?;
         let (_, line) = repo.timelines().snapshot_before(from)?;
         let snapshot = repo.store().snapshot(&line.object)?;
         let wal_dir = repo.timelines().wal_dir(self.timeline);
@@ -105,7 +109,6 @@ impl Epoch<'_> {
             archive_command: archive_command(repo, self.timeline)?,
         };
         self.instance.config.tcp = tcp;
-        self.instance.config.timeline = Some(self.timeline.to_string());
         self.instance.write(repo)?;
         let (old, new) = (Value::Branch(self.parent), Value::Branch(self.timeline));
         let signature = Signature { why: format!("start: {}", self.instance.name), ..(*signature).clone() };

@@ -244,13 +244,12 @@ impl Refs {
     /// Refuses a name that is a folder of others, or below one that is a file.
     fn refuse_conflict(&self, name: &RefName) -> Result<(), Error> {
         let conflict = |other: String| Err(Error::Conflict { name: name.clone(), other });
-        let mut upto = "refs/branches".len().min(name.as_str().len());
-        while let Some(slash) = name.as_str()[upto + 1..].find('/').map(|at| upto + 1 + at) {
-            let above = &name.as_str()[..slash];
+        let folder = name.as_str().len() - name.short().len();
+        for (slash, _) in name.short().match_indices('/') {
+            let above = &name.as_str()[..folder + slash];
             if self.dir.join(above).is_file() {
                 return conflict(above.to_owned());
             }
-            upto = slash;
         }
         let mut below = Vec::new();
         collect(&self.path(name), name.as_str(), &mut below)?;
@@ -379,6 +378,8 @@ mod tests {
         set("a/b", None).unwrap();
         set("a", Some(&value)).unwrap();
         assert_eq!(refs.list(RefKind::Branch).unwrap().len(), 1);
+        let tag = RefName::tag("v").unwrap();
+        refs.update(dir.path(), &tag, &Expect::Absent, Some(&value), &signature).unwrap();
     }
 
     #[test]

@@ -5,8 +5,14 @@ use std::io::{self, Read};
 
 use zstd::bulk::{Compressor, Decompressor};
 
+/// zstd's fastest ordinary level.
+pub const FASTEST: i32 = 1;
+
 thread_local! {
-    static COMPRESSOR: RefCell<Option<(i32, Compressor<'static>)>> = const { RefCell::new(None) };
+    /// Contexts by level: a writer uses two or three.
+    static COMPRESSORS: RefCell<Vec<(i32, Compressor<'static>)>> = const { RefCell::new(Vec::new()) };
+    /// Room for the worst case, used again and again: most contents get far smaller.
+    static ROOM: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
@@ -16,12 +22,18 @@ const ONE_GO: usize = 1 << 20;
 
 /// Returns `content` compressed at `level`.
 pub fn compress(content: &[u8], level: i32) -> Vec<u8> {
-    COMPRESSOR.with_borrow_mut(|slot| {
-        if slot.as_ref().is_none_or(|(kept, _)| *kept != level) {
-            *slot = Some((level, Compressor::new(level).expect("zstd takes every level")));
-        }
-        let (_, compressor) = slot.as_mut().expect("set above");
-        compressor.compress(content).expect("the buffer has zstd's own bound")
+    COMPRESSORS.with_borrow_mut(|compressors| {
+        let known = compressors.iter().position(|(known, _)| *known == level).unwrap_or_else(|| {
+            compressors.push((level, Compressor::new(level).expect("zstd takes every level")));
+            compressors.len() - 1
+        });
+        ROOM.with_borrow_mut(|room| {
+            room.clear();
+            room.reserve(zstd::zstd_safe::compress_bound(content.len()));
+            let compressed = compressors[known].1.compress_to_buffer(content, room);
+            compressed.expect("the buffer has zstd's own bound");
+            room.to_vec()
+        })
     })
 }
 

@@ -8,7 +8,7 @@
 //! An object is published by renaming a finished, synced file; a name that exists is the same
 //! object. [`Store::read`] hashes what it returns (INVARIANT 3).
 
-mod compress;
+pub mod compress;
 pub mod encode;
 pub mod file;
 pub mod index;

@@ -94,11 +94,11 @@ fn write_all(store: &Store, snapshot: &Snapshot, root: &Path, progress: &dyn Pro
 
 fn write_batch(store: &Store, batch: Vec<Part>, progress: &dyn Progress) -> Result<(), Error> {
     progress.check()?;
-    batch.into_par_iter().try_for_each(|part| {
-        let mut bytes = Vec::new();
-        part.file.source.read(store, part.block, READ_BLOCKS, &mut bytes)?;
+    batch.into_par_iter().try_for_each_init(Vec::new, |bytes, part| {
+        bytes.clear();
+        part.file.source.read(store, part.block, READ_BLOCKS, bytes)?;
         let offset = u64::from(part.block) * BLOCK_SIZE as u64;
-        part.file.handle.write_all_at(&bytes, offset).map_err(Error::io("write", &part.file.path))?;
+        part.file.handle.write_all_at(bytes, offset).map_err(Error::io("write", &part.file.path))?;
         progress.advance(bytes.len() as u64);
         Ok(())
     })

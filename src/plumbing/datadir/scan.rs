@@ -101,14 +101,11 @@ impl Scan {
                     Some(file) => file.clone(),
                     None => file.insert(Arc::new(File::open(&full).map_err(Error::io("open", &full))?)).clone(),
                 };
-                let count = (length - offset).min(UNIT_BYTES as u64) as usize;
-                Ok(Item::Part(Bytes::Later(Box::new(move || {
-                    let mut bytes = vec![0; count];
-                    file.read_exact_at(&mut bytes, offset).map_err(|error| match error.kind() {
+                Ok(Item::Part(Bytes::Later(Box::new(move |bytes| {
+                    file.read_exact_at(bytes, offset).map_err(|error| match error.kind() {
                         std::io::ErrorKind::UnexpectedEof => Error::Changed { path: full.clone() },
                         _ => Error::Io { verb: "read", path: full.clone(), source: error },
-                    })?;
-                    Ok(bytes)
+                    })
                 }))))
             });
             std::iter::once(Ok(first)).chain(parts)

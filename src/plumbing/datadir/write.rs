@@ -6,6 +6,7 @@
 //! flight, the parent's blocks of as many parts as there are cores, the store's cache, and the maps
 //! of the file at hand: about 120 MiB, whatever the size of the cluster.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use super::Error;
 use crate::objects::frame::{self, BLOCK_SIZE, FRAME_BLOCKS, FRAME_SIZE};
 use crate::objects::map::{MAX_DEPTH, MapBuilder};
 use crate::objects::snapshot::{Content, Entry, Node, Snapshot};
+use crate::objects::store::compress::{self, FASTEST};
 use crate::objects::store::encode::{Encoded, MAX_BASES, Xor};
 use crate::objects::store::file::StoredFile;
 use crate::objects::store::pack::PackWriter;
@@ -30,12 +32,15 @@ const BATCH_BYTES: usize = 8 * UNIT_BYTES;
 /// And no more than this many, for small files are parts too.
 const BATCH_PARTS: usize = 512;
 
+/// Fills a buffer of the part's length.
+pub type Read = Box<dyn FnOnce(&mut [u8]) -> Result<(), Error> + Send>;
+
 /// The bytes of a part of a file.
 pub enum Bytes {
     /// Read already, from a stream.
     Now(Vec<u8>),
-    /// To be read by the thread that works on the part.
-    Later(Box<dyn FnOnce() -> Result<Vec<u8>, Error> + Send>),
+    /// To be read by the thread that works on the part, into a buffer of the part's length.
+    Later(Read),
 }
 
 /// A data directory, piece by piece. The parts of a file follow it in order, all of 4 MiB but the last.
@@ -276,15 +281,38 @@ impl<'a> TreeWriter<'a> {
 /// The parent's version of a block: the frame that it is to be stored against, and its number there.
 type Base = (ObjectId, u8);
 
+thread_local! {
+    /// Bytes of the part at hand and of its parent: memory that is new costs more than reading does.
+    static BUFFERS: RefCell<(Vec<u8>, Vec<u8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+}
+
+/// Returns the level for frames like `sample`: the wanted one, or the fastest where that does better,
+/// as on hexadecimal text, whose many short matches mislead the levels that look for them.
+fn level_for(sample: &[u8], level: i32) -> i32 {
+    let length = |level| compress::compress(sample, level).len();
+    if level > FASTEST && length(FASTEST) <= length(level) { FASTEST } else { level }
+}
+
 impl Part {
-    fn process(self, store: &Store, level: i32) -> Result<Done, Error> {
-        let bytes = match self.bytes {
-            Bytes::Now(bytes) => bytes,
-            Bytes::Later(read) => read()?,
-        };
+    fn process(mut self, store: &Store, level: i32) -> Result<Done, Error> {
+        BUFFERS.with_borrow_mut(|(bytes, old)| {
+            match std::mem::replace(&mut self.bytes, Bytes::Now(Vec::new())) {
+                Bytes::Now(now) => *bytes = now,
+                Bytes::Later(read) => {
+                    bytes.resize(self.length, 0);
+                    read(bytes)?;
+                }
+            }
+            self.compare(store, level, bytes, old)
+        })
+    }
+
+    /// Works on the bytes of the part; `old` is memory for the parent's.
+    fn compare(self, store: &Store, level: i32, bytes: &[u8], old: &mut Vec<u8>) -> Result<Done, Error> {
         let mut done = Done::default();
         let first = self.block;
         let Some(parent) = self.parent else {
+            let level = if bytes.len() > FRAME_SIZE { level_for(&bytes[..FRAME_SIZE], level) } else { level };
             for (number, content) in bytes.chunks(FRAME_SIZE).enumerate() {
                 let id = done.add_whole(store, content, level);
                 let block = first + (number * FRAME_BLOCKS) as u32;
@@ -293,17 +321,16 @@ impl Part {
             return Ok(done);
         };
         let file = &parent.file;
-        let mut old = Vec::with_capacity(bytes.len());
-        file.read(store, first, bytes.len().div_ceil(BLOCK_SIZE) as u32, &mut old)?;
-        if bytes == old && (!self.whole_file || file.length() == bytes.len() as u64) {
+        old.clear();
+        file.read(store, first, bytes.len().div_ceil(BLOCK_SIZE) as u32, old)?;
+        if bytes == old.as_slice() && (!self.whole_file || file.length() == bytes.len() as u64) {
             return Ok(done);
         }
-        let changed = |number: &usize| self.whole_file || frame::block(&bytes, *number) != frame::block(&old, *number);
+        let changed = |number: &usize| self.whole_file || frame::block(bytes, *number) != frame::block(old, *number);
         let numbers = (0..bytes.len().div_ceil(BLOCK_SIZE)).filter(changed);
-        let (known, new): (Vec<usize>, Vec<usize>) =
-            numbers.partition(|number| !frame::block(&old, *number).is_empty());
+        let (known, new): (Vec<usize>, Vec<usize>) = numbers.partition(|number| !frame::block(old, *number).is_empty());
         if self.whole_file {
-            done.add_small_file(store, &bytes, &known, file, level)?;
+            done.add_small_file(store, bytes, &known, file, level)?;
             return Ok(done);
         }
         let mut deltas = HashMap::new();
@@ -311,14 +338,14 @@ impl Part {
         for number in known {
             let base = base_of(store, file, first + number as u32, &mut deltas)?;
             if !group.takes(&base) {
-                std::mem::take(&mut group).close(store, first, &bytes, level, &mut done)?;
+                std::mem::take(&mut group).close(store, first, bytes, level, &mut done)?;
             }
             group.numbers.push(number);
             group.bases.push(base);
         }
-        group.close(store, first, &bytes, level, &mut done)?;
+        group.close(store, first, bytes, level, &mut done)?;
         for numbers in new.chunks(FRAME_BLOCKS) {
-            let id = done.add_whole(store, &gather(&bytes, numbers), level);
+            let id = done.add_whole(store, &gather(bytes, numbers), level);
             done.add_runs(first, numbers, id);
         }
         done.runs.sort_unstable_by_key(|(block, ..)| *block);

@@ -122,7 +122,7 @@ impl Bench {
     fn pgbackrest(&self) -> String {
         let dir = self.dir.display();
         format!(
-            "pgbackrest --stanza=bench --no-online --log-level-console=error --log-path={dir} --lock-path={dir} --spool-path={dir} \
+            "pgbackrest --stanza=bench --no-online --log-level-console=error --log-path={dir} --lock-path={dir} \
              --pg1-path={dir}/cluster --repo1-path={dir}/backrest"
         )
     }

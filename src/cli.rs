@@ -208,6 +208,7 @@ fn global_args() -> [Arg; 5] {
             .value_name("DIR")
             .env("ZENITH_DIR")
             .global(true)
+            .help_heading("Global options")
             .value_parser(path())
             .hide_env_values(true)
             .help("Use the repository in this folder instead of the one found from the current folder upwards"),
@@ -217,6 +218,7 @@ fn global_args() -> [Arg; 5] {
             .value_name("DIR")
             .env("ZENITH_PG_BIN")
             .global(true)
+            .help_heading("Global options")
             .value_parser(path())
             .hide_env_values(true)
             .help("Use PostgreSQL's programs in this folder"),
@@ -224,12 +226,14 @@ fn global_args() -> [Arg; 5] {
             .short('q')
             .long("quiet")
             .global(true)
+            .help_heading("Global options")
             .action(ArgAction::SetTrue)
             .help("Say only what was asked for and what goes wrong"),
         Arg::new("color")
             .long("color")
             .value_name("WHEN")
             .global(true)
+            .help_heading("Global options")
             .value_parser(["auto", "always", "never"])
             .default_value("auto")
             .help("When to use colours; auto respects NO_COLOR"),

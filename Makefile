@@ -1,0 +1,44 @@
+# What a newcomer types: make demo, make test.
+PREFIX ?= /usr/local
+CARGO ?= cargo
+
+.PHONY: help demo test build bench man install clean
+
+help:
+	@echo "make demo     install what is missing, build, and play the walk-through"
+	@echo "make test     install what is missing, and run all checks and tests"
+	@echo "make bench    compare with tar, pgbackrest and restic, side by side"
+	@echo "make man      write the man pages from the command definitions"
+	@echo "make install  install the program, man pages and completions (PREFIX=$(PREFIX))"
+
+demo:
+	scripts/install-deps
+	$(CARGO) build --release
+	demo/walkthrough target/release/zenith
+
+test:
+	scripts/install-deps
+	scripts/test
+
+build:
+	$(CARGO) build --release
+
+bench:
+	scripts/install-deps
+	$(CARGO) bench --bench peers
+
+man:
+	$(CARGO) run --quiet --example man
+
+install: build
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man5
+	install -m 755 target/release/zenith $(DESTDIR)$(PREFIX)/bin/zenith
+	install -m 644 man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 man/*.5 $(DESTDIR)$(PREFIX)/share/man/man5
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+	target/release/zenith completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/zenith
+	target/release/zenith completions zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_zenith
+	target/release/zenith completions fish > $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/zenith.fish
+
+clean:
+	$(CARGO) clean

@@ -170,3 +170,21 @@ impl Random {
         self.0 % limit
     }
 }
+
+/// Returns the PostgreSQL versions to test with: the machine's own, and those that `scripts/test` found.
+pub fn majors() -> Vec<(u32, PathBuf)> {
+    let own = zenith::plumbing::postgres::find::find(&zenith::plumbing::postgres::find::Search {
+        explicit: Some(pg_bin()),
+        ..Default::default()
+    });
+    let own = own.expect("found above");
+    let mut found = vec![(own.major, own.dir)];
+    for major in [14, 15, 16, 17, 18] {
+        match std::env::var_os(format!("ZENITH_TEST_PG{major}")) {
+            _ if major == found[0].0 => {}
+            Some(bin) => found.push((major, bin.into())),
+            None => println!("SKIPPED: PostgreSQL {major}: ZENITH_TEST_PG{major} does not name its programs"),
+        }
+    }
+    found
+}

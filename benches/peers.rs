@@ -90,10 +90,14 @@ impl Bench {
         );
         self.shell(&format!("psql -qAt -h $PWD -U postgres -c \"{sql}\" postgres > /dev/null"));
         self.server("stop");
-        // Segments kept for reuse are no part of the data; without them tar has only what it needs.
+        self.trim_wal();
+    }
+
+    /// Removes the segments that a clean start does not need: the peers would copy them.
+    fn trim_wal(&self) {
         let controldata = pg_bin().join("pg_controldata");
         let needed = format!("{} cluster | sed -n 's/.*REDO WAL file: *//p'", controldata.display());
-        self.shell(&format!("needed=$({needed}); test -n \"$needed\"; cd cluster/pg_wal; for f in 0*; do if [ $f \\> $needed ]; then rm $f; fi; done"));
+        self.shell(&format!("needed=$({needed}); test -n \"$needed\"; cd cluster/pg_wal; for f in 0*; do [ $f = $needed ] || rm $f; done"));
     }
 
     fn full(&self) {
@@ -146,6 +150,7 @@ impl Bench {
         ));
         self.shell("psql -qAt -h $PWD -U postgres -c checkpoint postgres");
         self.server("stop");
+        self.trim_wal();
         let text = fs::read_to_string(self.path("pgbench.txt")).unwrap();
         let line = text.lines().find(|line| line.contains("actually processed")).unwrap_or_default();
         println!("| pgbench in between | {} | - | - |", line.trim());

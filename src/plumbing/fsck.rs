@@ -40,6 +40,7 @@ pub fn fsck(repo: &Repo, progress: &dyn Progress) -> Result<Outcome, CommandErro
     let mut faults = Vec::new();
     let packs = repo.store().packs();
     faults.extend(packs.iter().filter_map(|pack| pack.verify().err()).map(|error| CommandError::from(error).text()));
+    faults.extend(repo.store().broken_packs().into_iter().map(|(_, why)| why));
     let ids = repo.store().ids()?;
     progress.start("checking", ids.len() as u64);
     let check = |id: &ObjectId| {

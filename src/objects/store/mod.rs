@@ -102,6 +102,8 @@ impl Weighter<ObjectId, Arc<Vec<u8>>> for FrameWeight {
 pub struct Store {
     dir: PathBuf,
     packs: RwLock<Vec<Arc<Pack>>>,
+    /// Packs that cannot be opened: what they hold counts as missing, all else goes on.
+    broken: RwLock<Vec<(PathBuf, String)>>,
     frames: Cache<ObjectId, Arc<Vec<u8>>, FrameWeight>,
 }
 
@@ -110,7 +112,7 @@ impl Store {
     pub fn open(dir: &Path) -> Result<Store, Error> {
         let frames =
             Cache::with_weighter(FRAME_CACHE_BYTES as usize / super::frame::FRAME_SIZE, FRAME_CACHE_BYTES, FrameWeight);
-        let store = Store { dir: dir.to_owned(), packs: RwLock::default(), frames };
+        let store = Store { dir: dir.to_owned(), packs: RwLock::default(), broken: RwLock::default(), frames };
         store.rescan()?;
         Ok(store)
     }
@@ -129,16 +131,29 @@ impl Store {
             Err(error) => return Err(Error::io("list", &dir)(error)),
         };
         let mut packs = self.packs.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut broken = self.broken.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        broken.clear();
         let before = packs.len();
         for entry in listing {
             let path = entry.map_err(Error::io("list", &dir))?.path();
-            if path.extension().is_some_and(|extension| extension == "idx")
-                && !packs.iter().any(|pack| pack.index_path() == path)
-            {
-                packs.push(Arc::new(Pack::open(&path)?));
+            let is_index = path.extension().is_some_and(|extension| extension == "idx");
+            if !is_index || packs.iter().any(|pack| pack.index_path() == path) {
+                continue;
+            }
+            match Pack::open(&path) {
+                Ok(pack) => packs.push(Arc::new(pack)),
+                Err(error) => {
+                    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+                    broken.push((path, format!("{error}{cause}")));
+                }
             }
         }
         Ok(packs.len() > before)
+    }
+
+    /// Returns the indexes of packs that cannot be opened, and why.
+    pub fn broken_packs(&self) -> Vec<(PathBuf, String)> {
+        self.broken.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 
     /// Returns the packs, as they are known now.

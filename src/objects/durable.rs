@@ -8,6 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::Path;
 
+use rayon::prelude::*;
 use tempfile::NamedTempFile;
 
 /// Whether an immutable file was new or had been there before.
@@ -84,17 +85,20 @@ pub fn write_in_place(path: &Path, write: impl FnOnce(&mut File) -> io::Result<(
     sync_dir(parent(path)?)
 }
 
-/// Syncs everything below `root`, files before the folders that name them.
+/// Syncs everything below `root`, files before the folders that name them; many at once, since a
+/// journal commits them together.
 pub fn sync_tree(root: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(root)? {
-        let entry = entry?;
+    let entries = fs::read_dir(root)?.collect::<io::Result<Vec<_>>>()?;
+    entries.into_par_iter().try_for_each(|entry| {
         let kind = entry.file_type()?;
         if kind.is_dir() {
-            sync_tree(&entry.path())?;
+            sync_tree(&entry.path())
         } else if kind.is_file() {
-            sync_file(&entry.path())?;
+            sync_file(&entry.path())
+        } else {
+            Ok(())
         }
-    }
+    })?;
     sync_dir(root)
 }
 

@@ -1,1 +1,112 @@
-//!
+//! The store as its users see it: many at once, damaged, half-written.
+
+use std::fs;
+use std::path::PathBuf;
+
+use zenith::objects::store::{Error, Store};
+use zenith::objects::{Kind, ObjectId};
+
+use crate::support::{Env, Random};
+
+fn empty() -> (tempfile::TempDir, PathBuf, PathBuf) {
+    let home = tempfile::tempdir().unwrap();
+    let (objects, tmp) = (home.path().join("objects"), home.path().join("tmp"));
+    fs::create_dir_all(objects.join("pack")).unwrap();
+    fs::create_dir_all(&tmp).unwrap();
+    (home, objects, tmp)
+}
+
+#[test]
+fn many_writers_of_the_same_objects() {
+    let (_home, objects, tmp) = empty();
+    let contents: Vec<Vec<u8>> = (0..50u32).map(|n| n.to_le_bytes().repeat(500)).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                let store = Store::open(&objects).unwrap();
+                for content in &contents {
+                    let id = store.write_loose(&tmp, Kind::Wal, content, 3).unwrap();
+                    assert_eq!(id, ObjectId::of(Kind::Wal, content));
+                    assert_eq!(store.read(&id).unwrap().content, *content);
+                }
+            });
+        }
+    });
+    let store = Store::open(&objects).unwrap();
+    assert_eq!(store.ids().unwrap().len(), 50);
+    assert_eq!(fs::read_dir(&tmp).unwrap().count(), 0);
+}
+
+#[test]
+fn prefixes_find_one_object_or_list_the_candidates() {
+    let (_home, objects, tmp) = empty();
+    let store = Store::open(&objects).unwrap();
+    // Enough objects that two begin with the same four digits.
+    let ids: Vec<ObjectId> =
+        (0..1500u32).map(|n| store.write_loose(&tmp, Kind::Wal, &n.to_le_bytes(), 1).unwrap()).collect();
+    let mut prefixes: Vec<String> = ids.iter().map(|id| id.to_string()[..4].to_owned()).collect();
+    prefixes.sort();
+    let twice = prefixes.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0].clone()).expect("1500 objects");
+    match store.resolve_prefix(&twice) {
+        Err(Error::AmbiguousPrefix { candidates, .. }) => assert!(candidates.len() >= 2),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(store.resolve_prefix(&ids[7].to_string()).unwrap(), ids[7]);
+    assert_eq!(store.resolve_prefix(&ids[7].to_string()[..16].to_uppercase()).unwrap(), ids[7]);
+    assert!(matches!(store.resolve_prefix("abc"), Err(Error::UnknownPrefix { .. })));
+}
+
+#[test]
+fn damaged_indexes_never_panic_and_never_give_wrong_data() {
+    let (_home, objects, tmp) = empty();
+    let store = Store::open(&objects).unwrap();
+    let mut pack = store.pack(&tmp).unwrap();
+    let contents: Vec<Vec<u8>> = (0..40u32).map(|n| n.to_be_bytes().repeat(300)).collect();
+    for content in &contents {
+        let id = ObjectId::of(Kind::Frame, content);
+        pack.append(&zenith::objects::store::encode::Encoded::compress(id, Kind::Frame, content, 3)).unwrap();
+    }
+    pack.finish().unwrap();
+    let files: Vec<PathBuf> = fs::read_dir(objects.join("pack")).unwrap().flatten().map(|entry| entry.path()).collect();
+    let mut random = Random(99);
+    for path in &files {
+        let good = fs::read(path).unwrap();
+        for _ in 0..200 {
+            let mut bytes = good.clone();
+            let at = random.below(bytes.len() as u64) as usize;
+            bytes[at] ^= 1 << random.below(8);
+            if random.below(8) == 0 {
+                bytes.truncate(at);
+            }
+            // A published file is never written again, so a damaged one is another file.
+            fs::remove_file(path).unwrap();
+            fs::write(path, bytes).unwrap();
+            let store = Store::open(&objects).unwrap();
+            for content in &contents {
+                if let Ok(object) = store.read(&ObjectId::of(Kind::Frame, content)) {
+                    assert!(object.content == *content);
+                }
+            }
+            fs::remove_file(path).unwrap();
+            fs::write(path, &good).unwrap();
+        }
+    }
+    // Without its index a pack is not seen: it was not finished.
+    fs::remove_file(files.iter().find(|path| path.extension().unwrap() == "idx").unwrap()).unwrap();
+    assert_eq!(Store::open(&objects).unwrap().ids().unwrap().len(), 0);
+}
+
+#[test]
+fn what_dead_processes_left_in_tmp_is_removed_and_what_live_ones_have_is_not() {
+    let env = Env::init();
+    let tmp = env.repo().join("tmp");
+    fs::create_dir(tmp.join("new-dead")).unwrap();
+    fs::write(tmp.join("new-dead/lock"), b"").unwrap();
+    fs::write(tmp.join("new-dead/z-half"), b"half").unwrap();
+    fs::create_dir(tmp.join("new-alive")).unwrap();
+    let lock = fs::File::create(tmp.join("new-alive/lock")).unwrap();
+    lock.lock().unwrap();
+    env.run(["branch", "x"]).ok();
+    let left: Vec<_> = fs::read_dir(&tmp).unwrap().flatten().map(|entry| entry.file_name()).collect();
+    assert_eq!(left, ["new-alive"]);
+}

@@ -1,10 +1,11 @@
 //! Writes the files of a cluster into the store, whole or against a parent snapshot.
 //!
-//! Files are cut into parts of 4 MiB. Some eight parts at a time are read, compared, hashed and
+//! Files are cut into parts of 4 MiB. Some thirty-two parts at a time are read, compared, hashed and
 //! compressed on all cores, and then appended to the pack in the order of the files, so that the
-//! same input gives the same pack and neighbours in a file lie side by side. Memory: the parts in
-//! flight, the parent's blocks of as many parts as there are cores, the store's cache, and the maps
-//! of the file at hand: about 120 MiB, whatever the size of the cluster.
+//! same input gives the same pack and neighbours in a file lie side by side. Memory: for each core a
+//! part and the parent's version of it, the new frames of the parts in flight, the store's cache, and
+//! the map of the file at hand: at most 256 MiB, whatever the size of the cluster (a part that does
+//! not compress at all is 4 MiB of frames).
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -27,8 +28,14 @@ use crate::progress::Progress;
 /// Length of the parts of a file, in bytes: 16 frames.
 pub const UNIT_BYTES: usize = 16 * FRAME_SIZE;
 
-/// Parts are processed together until they have this many bytes.
-const BATCH_BYTES: usize = 8 * UNIT_BYTES;
+/// What of a part decides the level of its frames: enough to tell, little enough to cost nothing.
+const SAMPLE_BYTES: usize = 8 * BLOCK_SIZE;
+/// How many levels slower the slower one is.
+const SLOWER: i32 = 2;
+
+/// Parts are processed together until they have this many bytes; their compressed frames wait in
+/// memory for the last of them.
+const BATCH_BYTES: usize = 32 * UNIT_BYTES;
 /// And no more than this many, for small files are parts too.
 const BATCH_PARTS: usize = 512;
 
@@ -286,11 +293,19 @@ thread_local! {
     static BUFFERS: RefCell<(Vec<u8>, Vec<u8>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
-/// Returns the level for frames like `sample`: the wanted one, or the fastest where that does better,
-/// as on hexadecimal text, whose many short matches mislead the levels that look for them.
+/// Returns the level for the frames of a part that begins with `sample`: the wanted one; the fastest
+/// where that does better, as on hexadecimal text, whose many short matches mislead the levels that
+/// look for them; and a slower one where that saves much, as on B-tree indexes.
 fn level_for(sample: &[u8], level: i32) -> i32 {
     let length = |level| compress::compress(sample, level).len();
-    if level > FASTEST && length(FASTEST) <= length(level) { FASTEST } else { level }
+    let wanted = length(level);
+    if level > FASTEST && length(FASTEST) <= wanted {
+        FASTEST
+    } else if length(level + SLOWER) * 8 <= wanted * 7 {
+        level + SLOWER
+    } else {
+        level
+    }
 }
 
 impl Part {
@@ -312,7 +327,7 @@ impl Part {
         let mut done = Done::default();
         let first = self.block;
         let Some(parent) = self.parent else {
-            let level = if bytes.len() > FRAME_SIZE { level_for(&bytes[..FRAME_SIZE], level) } else { level };
+            let level = if bytes.len() > FRAME_SIZE { level_for(&bytes[..SAMPLE_BYTES], level) } else { level };
             for (number, content) in bytes.chunks(FRAME_SIZE).enumerate() {
                 let id = done.add_whole(store, content, level);
                 let block = first + (number * FRAME_BLOCKS) as u32;

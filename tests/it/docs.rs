@@ -95,7 +95,8 @@ fn man_pages_render_without_warnings() {
         return;
     }
     for entry in fs::read_dir(root().join("man")).unwrap().flatten() {
-        let output = Command::new("groff").args(["-man", "-ww", "-Tutf8", "-z"]).arg(entry.path()).output().unwrap();
+        let output =
+            Command::new("groff").args(["-t", "-man", "-ww", "-Tutf8", "-z"]).arg(entry.path()).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success() && said.is_empty(), "{}: {said}", entry.path().display());
     }

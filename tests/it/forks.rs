@@ -5,7 +5,7 @@ use std::process::Stdio;
 
 use zenith::objects::pg::Lsn;
 
-use crate::support::{Env, Random, checked, pg_program};
+use crate::support::{Env, Random, pg_program};
 
 /// A commit, as `pg_waldump` reports it: the transaction, and where the next record begins.
 struct Commit {
@@ -73,7 +73,6 @@ fn commits(env: &Env) -> Vec<Commit> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let known: BTreeSet<u64> =
         env.sql("main", "select xid from done").lines().map(|line| line.parse().unwrap()).collect();
-    let _ = checked;
     let mut commits: Vec<Commit> = Vec::new();
     let mut waiting = false;
     for line in text.lines() {

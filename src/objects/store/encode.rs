@@ -205,7 +205,7 @@ mod tests {
         let id = ObjectId::of(Kind::Frame, &new);
         let base = ObjectId::of(Kind::Frame, &old);
         let xor = Xor { bases: vec![base], blocks: vec![(0, 3), (0, 4)] };
-        let encoded = Encoded::delta(id, &new, xor, &[old.clone()], 3);
+        let encoded = Encoded::delta(id, &new, xor, std::slice::from_ref(&old), 3);
         (old, new, encoded)
     }
 

@@ -33,9 +33,7 @@ fn a_snapshot_gives_every_file_back_and_a_delta_is_one() {
     // A plain directory, stopped cleanly by PostgreSQL itself, as the source.
     env.run(["restore", "main", "plain"]).ok();
     let plain = env.path().join("plain");
-    for name in ["backup_label"] {
-        fs::remove_file(plain.join(name)).unwrap();
-    }
+    fs::remove_file(plain.join("backup_label")).unwrap();
     let full = env.json(["write-snapshot", "--json", "plain"]);
     let id = full["snapshot"].as_str().unwrap();
     assert_eq!(env.run(["cat-object", "-t", id]).ok(), "snapshot");

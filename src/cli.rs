@@ -212,7 +212,12 @@ fn global_args() -> [Arg; 5] {
             .value_parser(path())
             .hide_env_values(true)
             .help("Use the repository in this folder instead of the one found from the current folder upwards"),
-        Arg::new("folder").short('C').value_name("DIR").value_parser(path()).help("Run as if started in this folder"),
+        Arg::new("folder")
+            .short('C')
+            .value_name("DIR")
+            .value_parser(path())
+            .action(ArgAction::Append)
+            .help("Run as if started in this folder"),
         Arg::new("pg-bin")
             .long("pg-bin")
             .value_name("DIR")
@@ -271,7 +276,7 @@ fn run(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
         _ => anstream::ColorChoice::Auto.write_global(),
     }
     let mut folder = std::env::current_dir()?;
-    if let Some(dir) = matches.get_one::<PathBuf>("folder") {
+    for dir in matches.get_many::<PathBuf>("folder").into_iter().flatten() {
         folder.push(dir);
     }
     let mut cx = Cx {

@@ -169,7 +169,7 @@ impl From<revision::Error> for CommandError {
                 Some("see what there is: zenith show-ref".to_owned())
             }
             revision::Error::Unknown { near, .. } => Some(format!("did you mean {}?", near.join(", "))),
-            revision::Error::Syntax { .. } => Some("see how revisions are written: zenith help".to_owned()),
+            revision::Error::Syntax { .. } => Some("see how revisions are written: REVISIONS in zenith(1)".to_owned()),
             revision::Error::BeyondEnd { end, .. } => Some(format!("the newest position is @{end}")),
             revision::Error::BeforeStart { start, .. } | revision::Error::TimeBeforeStart { start, .. } => {
                 Some(format!("the oldest position is @{start}"))

@@ -95,6 +95,27 @@ fn an_epoch_that_commits_nothing_is_dropped_and_one_that_commits_is_kept() {
 }
 
 #[test]
+fn an_epoch_that_only_prepares_is_kept() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "alter system set max_prepared_transactions = 3");
+    env.sql("main", "create table t (i int)");
+    env.run(["restart"]).ok();
+    let mut psql = env.command(["psql", "main", "--", "-Xq", "-f", "-"]);
+    let mut child = psql.stdin(std::process::Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(
+        &mut child.stdin.take().unwrap(),
+        b"begin; insert into t values (7); prepare transaction 'p';",
+    )
+    .unwrap();
+    assert!(child.wait().unwrap().success());
+    assert!(!env.run(["stop"]).ok().contains("nothing was committed"));
+    env.run(["start"]).ok();
+    env.sql("main", "commit prepared 'p'");
+    assert_eq!(env.sql("main", "select i from t"), "7");
+}
+
+#[test]
 fn a_cleanly_stopped_cluster_becomes_a_repository_and_a_backup_a_branch() {
     let env = Env::init();
     env.run(["start", "--tcp"]).ok();

@@ -206,6 +206,11 @@ impl<'a> Record<'a> {
         Some(Commit { time_us: time.saturating_add(EPOCH_US), prepared })
     }
 
+    /// Returns whether the record prepares a transaction, which outlives the server that ran it.
+    pub fn prepares(&self) -> bool {
+        self.resource_manager() == RM_XACT && self.info() & 0x70 == 0x10
+    }
+
     /// Returns the start of the backup that this record ends, if it does.
     pub fn backup_end(&self) -> Option<Lsn> {
         let is_end = self.resource_manager() == RM_XLOG && self.info() & 0xF0 == 0x50;

@@ -8,12 +8,15 @@ use std::path::Path;
 
 use super::Instance;
 use crate::error::CommandError;
+use crate::objects::pg::Lsn;
 use crate::objects::pg::control::State;
+use crate::objects::pg::wal::WalReader;
 use crate::objects::refs::{Expect, RefKind, RefName, Signature, Value};
 use crate::objects::snapshot::Snapshot;
 use crate::objects::store::file::{READ_BLOCKS, StoredFile};
 use crate::objects::timeline::{Timeline, TimelineId};
 use crate::objects::{ObjectId, Repo};
+use crate::plumbing::datadir::wal::WalFilesError;
 use crate::plumbing::postgres::server;
 use crate::plumbing::seal_wal::seal_active;
 use crate::plumbing::write_snapshot::{Options, Source, inspect, write_snapshot};
@@ -97,7 +100,7 @@ fn droppable(
     data: &Path,
 ) -> Result<Option<TimelineId>, CommandError> {
     let Some(parent) = timeline.history.ancestors.last() else { return Ok(None) };
-    if timeline.log.wal.iter().any(|interval| interval.commit_us.is_some()) {
+    if timeline.log.wal.iter().any(|interval| interval.commit_us.is_some()) || prepares(repo, timeline, parent.fork)? {
         return Ok(None);
     }
     if data.is_dir() {
@@ -125,6 +128,19 @@ fn droppable(
         }
     }
     Ok(Some(parent.timeline))
+}
+
+/// Returns whether a transaction was prepared: it has not committed, but its owner was told that it is safe.
+fn prepares(repo: &Repo, timeline: &Timeline, fork: Lsn) -> Result<bool, CommandError> {
+    let source = repo.sealed_wal(timeline, fork.segment_start(repo.config().wal_segment_size))?;
+    let mut reader = WalReader::new(source, repo.expected_wal(), fork);
+    while reader.position_lsn() < timeline.tip().lsn {
+        let record = reader.read().map_err(|source| WalFilesError::Damaged { timeline: timeline.id, source })?;
+        if record.prepares() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn configuration_changed(repo: &Repo, snapshot: &Snapshot, data: &Path) -> Result<bool, CommandError> {

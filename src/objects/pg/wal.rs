@@ -56,6 +56,8 @@ pub enum What {
     Unused,
     #[error("a page with magic number {found:04X} where PostgreSQL {major} writes {expected:04X}")]
     Magic { found: u16, expected: u16, major: u32 },
+    #[error("a page with magic number {0:04X}, which no PostgreSQL from 14 to 18 writes")]
+    UnknownMagic(u16),
     #[error("a page with impossible flags {0:04X}")]
     PageFlags(u16),
     #[error("a page that says it belongs at {0}")]
@@ -74,8 +76,8 @@ pub enum What {
     Continuation,
     #[error("a record of {length} bytes whose checksum does not match")]
     Checksum { length: u32 },
-    #[error("cannot read the WAL")]
-    Io(#[source] io::Error),
+    #[error("cannot read the WAL: {0}")]
+    Io(io::Error),
 }
 
 /// The WAL cannot be read on.
@@ -84,7 +86,6 @@ pub enum What {
 pub struct WalError {
     /// Where.
     pub lsn: Lsn,
-    #[source]
     pub what: What,
 }
 
@@ -409,8 +410,7 @@ pub fn segment_start(bytes: &[u8]) -> Result<SegmentStart, WalError> {
     let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
     let (magic, flags) = (u32_at(0) as u16, (u32_at(0) >> 16) as u16);
     let Some(version) = Version::of_wal_magic(magic) else {
-        let newest = &super::version::VERSIONS[super::version::VERSIONS.len() - 1];
-        return fail(Lsn(0), What::Magic { found: magic, expected: newest.wal_magic, major: newest.major });
+        return fail(Lsn(0), What::UnknownMagic(magic));
     };
     let lsn = Lsn(u64_at(8));
     if flags & HAS_LONG_HEADER == 0 {

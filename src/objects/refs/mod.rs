@@ -178,6 +178,9 @@ impl Refs {
     /// Makes HEAD name another branch.
     pub fn set_head(&self, tmp: &Path, branch: &RefName, signature: &Signature) -> Result<(), Error> {
         let _lock = self.lock()?;
+        if self.head().is_ok_and(|head| head == *branch) {
+            return Ok(());
+        }
         let old = self.head().ok().and_then(|head| self.read(&head).ok().flatten());
         let new = self.read(branch)?;
         self.log("HEAD", old.as_ref(), new.as_ref(), signature)?;

@@ -71,13 +71,13 @@ pub fn hash_wal(file: &str, bytes: &[u8], system_identifier: Option<u64>) -> Res
     let mut end = boundary;
     match WalReader::seek(source, expected, first.lsn) {
         // All of it is the middle of one record.
-        Err(error) if error.lsn >= boundary => {}
+        Err(error) if error.noticed_at() >= boundary => {}
         Err(error) => return Err(wrong(error)),
         Ok(mut reader) => loop {
             match reader.read() {
                 Ok(record) if record.end >= boundary => break,
                 Ok(_) => {}
-                Err(error) if error.lsn >= boundary => break,
+                Err(error) if error.noticed_at() >= boundary => break,
                 Err(error) if is_unused(&error, size) => {
                     end = reader.position_lsn();
                     break;

@@ -72,8 +72,8 @@ pub enum What {
     ResourceManager(u8),
     #[error("a record that follows one at {found} instead of {expected}")]
     Previous { found: Lsn, expected: Lsn },
-    #[error("a record whose continuation is missing")]
-    Continuation,
+    #[error("a record that should go on at {page}, but the page there does not go on with it")]
+    Continuation { page: Lsn },
     #[error("a record of {length} bytes whose checksum does not match")]
     Checksum { length: u32 },
     #[error("cannot read the WAL: {0}")]
@@ -93,6 +93,12 @@ impl WalError {
     /// Returns whether this may be how active WAL ends: everything but an error of the disk.
     pub fn may_be_end(&self) -> bool {
         !matches!(self.what, What::Io(_))
+    }
+
+    /// Returns the position whose bytes told of it: that of the error, or further on that of a page
+    /// which does not fit to a record before.
+    pub fn noticed_at(&self) -> Lsn {
+        if let What::Continuation { page } = self.what { page } else { self.lsn }
     }
 }
 
@@ -262,7 +268,7 @@ impl<S: WalSource> WalReader<S> {
                 return Ok(Assembled::Overwritten(at));
             }
             if header.flags & FIRST_IS_CONTINUED == 0 || header.remaining as usize != total - self.record.len() {
-                return Err(WalError { lsn: at, what: What::Continuation });
+                return Err(WalError { lsn: start, what: What::Continuation { page: at } });
             }
             at = at.plus(header.length as u64);
         }

@@ -150,7 +150,7 @@ fn ends_beyond(error: &WalError, boundary: Lsn) -> bool {
             let headers = u64::from(length) / 4096 * 24 + 80; // at least those of its pages
             error.lsn.plus(u64::from(length) + headers) >= boundary
         }
-        _ => error.lsn >= boundary,
+        _ => error.noticed_at() >= boundary,
     }
 }
 

@@ -316,7 +316,8 @@ impl<S: WalSource> WalReader<S> {
         let expected = self.expected;
         let fail = |what| Err(WalError { lsn, what });
         let page = self.page(lsn)?;
-        if page.len() < LONG_HEADER {
+        // WAL may end with the last bytes of a record just behind a short header.
+        if page.len() < SHORT_HEADER {
             return fail(What::End);
         }
         let u16_at = |at: usize| u16::from_le_bytes([page[at], page[at + 1]]);
@@ -324,7 +325,7 @@ impl<S: WalSource> WalReader<S> {
         let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
         let (magic, flags) = (u16_at(0), u16_at(2));
         if magic != expected.version.wal_magic {
-            if page[..LONG_HEADER].iter().all(|&byte| byte == 0) {
+            if page[..SHORT_HEADER].iter().all(|&byte| byte == 0) {
                 return fail(What::Unused);
             }
             return fail(What::Magic {
@@ -341,6 +342,9 @@ impl<S: WalSource> WalReader<S> {
             return fail(What::PageAddress(Lsn(u64_at(8))));
         }
         let length = if flags & HAS_LONG_HEADER != 0 {
+            if page.len() < LONG_HEADER {
+                return fail(What::End);
+            }
             let (found, size) = (u64_at(24), u32_at(32));
             if found != expected.system_identifier {
                 return fail(What::System { found, expected: expected.system_identifier });
@@ -431,4 +435,65 @@ pub fn segment_start(bytes: &[u8]) -> Result<SegmentStart, WalError> {
     }
     let expected = Expected { version, segment_size, system_identifier: u64_at(24) };
     Ok(SegmentStart { lsn, expected, timeline: u32_at(4) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A page header for `lsn`, short or, at the start of a segment, long.
+    fn header(lsn: u64, flags: u16, remaining: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.extend(0xD110u16.to_le_bytes());
+        bytes.extend(flags.to_le_bytes());
+        bytes.extend(1u32.to_le_bytes());
+        bytes.extend(lsn.to_le_bytes());
+        bytes.extend(remaining.to_le_bytes());
+        bytes.extend([0; 4]);
+        if flags & HAS_LONG_HEADER != 0 {
+            bytes.extend(7u64.to_le_bytes());
+            bytes.extend((1u32 << 20).to_le_bytes());
+            bytes.extend(8192u32.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// A segment with one record that ends `beyond` bytes into the second page's content.
+    fn two_pages(beyond: usize) -> Vec<u8> {
+        let length = PAGE - LONG_HEADER + beyond;
+        let mut record = vec![0u8; length];
+        record[..4].copy_from_slice(&(length as u32).to_le_bytes());
+        let crc = crc32c(&[&record[HEADER..], &record[..20]]);
+        record[20..24].copy_from_slice(&crc.to_le_bytes());
+        let mut wal = header(1 << 20, HAS_LONG_HEADER, 0);
+        wal.extend(&record[..PAGE - LONG_HEADER]);
+        wal.extend(header((1 << 20) + 8192, FIRST_IS_CONTINUED, beyond as u32));
+        wal.extend(&record[PAGE - LONG_HEADER..]);
+        wal
+    }
+
+    #[test]
+    fn wal_may_end_just_behind_a_page_header() {
+        let version = Version::of_major(15).unwrap();
+        let expected = Expected { version, segment_size: 1 << 20, system_identifier: 7 };
+        for beyond in [8, 16, 24] {
+            let wal = two_pages(beyond);
+            let source = Memory { start: Lsn(1 << 20), bytes: &wal };
+            let mut reader = WalReader::new(source, expected, Lsn(1 << 20));
+            let end = reader.read().unwrap().end;
+            assert_eq!(end, Lsn((1 << 20) + wal.len() as u64));
+            assert!(matches!(reader.read().unwrap_err().what, What::End));
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_in_a_record_is_a_wrong_checksum() {
+        let version = Version::of_major(15).unwrap();
+        let expected = Expected { version, segment_size: 1 << 20, system_identifier: 7 };
+        let mut wal = two_pages(8);
+        wal[5000] ^= 1;
+        let source = Memory { start: Lsn(1 << 20), bytes: &wal };
+        let error = WalReader::new(source, expected, Lsn(1 << 20)).read().unwrap_err();
+        assert!(matches!(error.what, What::Checksum { .. }), "{error}");
+    }
 }

@@ -47,7 +47,6 @@ impl Settings {
             format!("archive_command={}", self.archive_command),
             "archive_timeout=0".to_owned(),
             "full_page_writes=on".to_owned(),
-            "wal_level=replica".to_owned(),
             // Tablespaces are folders inside the data directory: two servers never share one.
             "allow_in_place_tablespaces=on".to_owned(),
             "logging_collector=off".to_owned(),

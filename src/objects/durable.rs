@@ -33,6 +33,11 @@ pub fn sync_file(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
+/// Syncs the content and the length of an open file.
+pub fn sync_data(file: &File) -> io::Result<()> {
+    file.sync_data()
+}
+
 /// Gives a temporary file a name without syncing anything: for files that a crash may take.
 pub fn keep_as(file: NamedTempFile, path: &Path) -> io::Result<File> {
     file.persist(path).map_err(|error| error.error)

@@ -217,22 +217,15 @@ impl Store {
             let what = "a delta is stored against it, but it is a delta itself".to_owned();
             return Err(Error::Corrupt { id: *id, path, what });
         }
-        let object = self.decode(id, encoded, path)?;
-        self.keep_frame(id, object)
-    }
-
-    fn keep_frame(&self, id: &ObjectId, object: Object) -> Result<Arc<Vec<u8>>, Error> {
-        let content = Arc::new(expect_kind(id, object, Kind::Frame)?);
+        let content = Arc::new(expect_kind(id, self.decode(id, encoded, path)?, Kind::Frame)?);
         self.frames.insert(*id, content.clone());
         Ok(content)
     }
 
-    /// Reads a frame, from the cache if it was read lately.
+    /// Reads a frame, from the cache if it was read lately. Who asks for one that another thread is
+    /// reading waits for that.
     pub fn frame(&self, id: &ObjectId) -> Result<Arc<Vec<u8>>, Error> {
-        match self.frames.get(id) {
-            Some(content) => Ok(content),
-            None => self.keep_frame(id, self.read(id)?),
-        }
+        self.frames.get_or_insert_with(id, || Ok(Arc::new(expect_kind(id, self.read(id)?, Kind::Frame)?)))
     }
 
     /// Reads a snapshot.

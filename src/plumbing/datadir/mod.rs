@@ -7,10 +7,15 @@
 //! snapshot ─► restore ─► files
 //! ```
 
+pub mod blocks;
+pub mod control;
 pub mod exclude;
+pub mod fuse;
+pub mod local;
 pub mod restore;
 pub mod scan;
 pub mod tar;
+pub mod vfs;
 pub mod wal;
 pub mod write;
 
@@ -35,6 +40,11 @@ pub enum Error {
     Tar(#[source] io::Error),
     #[error("'{}' is not empty", .0.display())]
     NotEmpty(PathBuf),
+    #[error("'{}' is damaged", path.display())]
+    Journal { path: PathBuf, source: crate::objects::codec::Malformed },
+    /// What the journal says cannot have happened.
+    #[error("the local layer '{}' is damaged: {what}", dir.display())]
+    Layer { dir: PathBuf, what: &'static str },
     #[error(transparent)]
     Store(#[from] store::Error),
     #[error(transparent)]

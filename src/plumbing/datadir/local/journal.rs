@@ -1,0 +1,334 @@
+//! The journal of a local layer: what became of names, and which blocks are local.
+//!
+//! # Format
+//! | bytes | field |
+//! | --- | --- |
+//! | 8 | `ZLOCAL\0` and the version, 1 |
+//! | 32 | id of the snapshot that the layer lies over |
+//! | then records, each: | |
+//! | 4 | length of the payload in bytes, little-endian, at most 1 MiB |
+//! | 4 | CRC-32C of the payload, the length, the record's number and the next field |
+//! | 8 | how much of the journal was durable when the record was written, bytes |
+//! | length | payload |
+//!
+//! Records are numbered from 0; the number, 8 bytes, is not stored. A payload is 1 byte that says what,
+//! and its fields: numbers as varints, names as a varint length and bytes.
+//!
+//! | what | fields |
+//! | --- | --- |
+//! | 1 file made | parent, inode, mode, name |
+//! | 2 folder made | parent, inode, mode, name |
+//! | 3 symbolic link made | parent, inode, mode, name, target |
+//! | 4 another name | parent, inode, name |
+//! | 5 name removed | parent, name |
+//! | 6 name changed, replacing what had the new one | parent, new parent, name, new name |
+//! | 7 permission bits | inode, mode |
+//! | 8 cut to a length | inode, length in bytes |
+//! | 9 blocks are local | inode, number of runs, and each: blocks skipped since the run before, blocks less one |
+//!
+//! The root is inode 1, the entries of the snapshot follow in their order from 2 on, and numbers are
+//! not used again.
+//!
+//! A power cut may leave any part of what was appended since the last sync. Reading ends at the first
+//! record that is not whole. Where a later one tells that this one had been durable, the journal is
+//! damaged, not cut, and is refused: the layer can be made anew from the repository.
+
+use crate::objects::ObjectId;
+use crate::objects::codec::{Malformed, Reader, put_varint};
+use crate::objects::pg::wal::crc32c;
+
+const MAGIC: [u8; 8] = *b"ZLOCAL\0\x01";
+/// Length of what comes before the records, bytes.
+pub const HEADER: usize = MAGIC.len() + ObjectId::LEN;
+const RECORD_HEADER: usize = 16;
+const LONGEST: usize = 1 << 20;
+
+/// One thing that happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    File {
+        parent: u64,
+        name: Vec<u8>,
+        ino: u64,
+        mode: u32,
+    },
+    Folder {
+        parent: u64,
+        name: Vec<u8>,
+        ino: u64,
+        mode: u32,
+    },
+    Symlink {
+        parent: u64,
+        name: Vec<u8>,
+        ino: u64,
+        mode: u32,
+        target: Vec<u8>,
+    },
+    Link {
+        parent: u64,
+        name: Vec<u8>,
+        ino: u64,
+    },
+    Remove {
+        parent: u64,
+        name: Vec<u8>,
+    },
+    Rename {
+        parent: u64,
+        name: Vec<u8>,
+        new_parent: u64,
+        new_name: Vec<u8>,
+    },
+    Mode {
+        ino: u64,
+        mode: u32,
+    },
+    Cut {
+        ino: u64,
+        length: u64,
+    },
+    /// Runs of blocks, first and count, in order.
+    Local {
+        ino: u64,
+        runs: Vec<(u32, u32)>,
+    },
+}
+
+/// Returns what a journal begins with.
+pub fn header(snapshot: &ObjectId) -> Vec<u8> {
+    [&MAGIC[..], &snapshot.0].concat()
+}
+
+impl Record {
+    /// Appends the record as the `number`th of a journal whose first `synced` bytes are durable.
+    pub fn encode(&self, number: u64, synced: u64, out: &mut Vec<u8>) {
+        let mut payload = Vec::new();
+        self.put(&mut payload);
+        let length = (payload.len() as u32).to_le_bytes(); // names and runs are bounded
+        let synced = synced.to_le_bytes();
+        let crc = crc32c(&[&payload, &length, &number.to_le_bytes(), &synced]);
+        for part in [&length[..], &crc.to_le_bytes(), &synced, &payload] {
+            out.extend_from_slice(part);
+        }
+    }
+
+    fn put(&self, out: &mut Vec<u8>) {
+        let mut write = |what: u8, numbers: &[u64], texts: &[&[u8]]| {
+            out.push(what);
+            numbers.iter().for_each(|number| put_varint(out, *number));
+            for text in texts {
+                put_varint(out, text.len() as u64);
+                out.extend_from_slice(text);
+            }
+        };
+        match self {
+            Record::File { parent, name, ino, mode } => write(1, &[*parent, *ino, u64::from(*mode)], &[name]),
+            Record::Folder { parent, name, ino, mode } => write(2, &[*parent, *ino, u64::from(*mode)], &[name]),
+            Record::Symlink { parent, name, ino, mode, target } => {
+                write(3, &[*parent, *ino, u64::from(*mode)], &[name, target]);
+            }
+            Record::Link { parent, name, ino } => write(4, &[*parent, *ino], &[name]),
+            Record::Remove { parent, name } => write(5, &[*parent], &[name]),
+            Record::Rename { parent, name, new_parent, new_name } => {
+                write(6, &[*parent, *new_parent], &[name, new_name])
+            }
+            Record::Mode { ino, mode } => write(7, &[*ino, u64::from(*mode)], &[]),
+            Record::Cut { ino, length } => write(8, &[*ino, *length], &[]),
+            Record::Local { ino, runs } => {
+                write(9, &[*ino, runs.len() as u64], &[]);
+                let mut end = 0;
+                for (first, count) in runs {
+                    put_varint(out, u64::from(first - end));
+                    put_varint(out, u64::from(count - 1));
+                    end = first + count;
+                }
+            }
+        }
+    }
+
+    fn decode(payload: &[u8]) -> Result<Record, Malformed> {
+        let mut reader = Reader::new(payload);
+        let what = reader.u8()?;
+        let first = reader.varint()?;
+        let record = match what {
+            1..=3 => {
+                let (parent, ino, mode) = (first, reader.varint()?, take_mode(&mut reader)?);
+                let name = take_text(&mut reader)?;
+                match what {
+                    1 => Record::File { parent, name, ino, mode },
+                    2 => Record::Folder { parent, name, ino, mode },
+                    _ => Record::Symlink { parent, name, ino, mode, target: take_text(&mut reader)? },
+                }
+            }
+            4 => Record::Link { parent: first, ino: reader.varint()?, name: take_text(&mut reader)? },
+            5 => Record::Remove { parent: first, name: take_text(&mut reader)? },
+            6 => {
+                let new_parent = reader.varint()?;
+                let (name, new_name) = (take_text(&mut reader)?, take_text(&mut reader)?);
+                Record::Rename { parent: first, name, new_parent, new_name }
+            }
+            7 => Record::Mode { ino: first, mode: take_mode(&mut reader)? },
+            8 => Record::Cut { ino: first, length: reader.varint()? },
+            9 => Record::Local { ino: first, runs: take_runs(&mut reader)? },
+            _ => return Err(reader.malformed("an unknown kind of record")),
+        };
+        reader.end()?;
+        Ok(record)
+    }
+}
+
+fn take_mode(reader: &mut Reader) -> Result<u32, Malformed> {
+    let mode = u32::try_from(reader.varint()?).ok().filter(|mode| *mode <= 0o7777);
+    mode.ok_or_else(|| reader.malformed("impossible permission bits"))
+}
+
+fn take_text(reader: &mut Reader) -> Result<Vec<u8>, Malformed> {
+    let length = reader.count(1)?;
+    reader.take(length).map(<[u8]>::to_vec)
+}
+
+fn take_runs(reader: &mut Reader) -> Result<Vec<(u32, u32)>, Malformed> {
+    let mut runs = Vec::with_capacity(reader.count(2)?);
+    let mut end = 0u64;
+    for _ in 0..runs.capacity() {
+        let first = end.saturating_add(reader.varint()?);
+        let count = reader.varint()?.saturating_add(1);
+        end = first.checked_add(count).filter(|end| *end <= u64::from(u32::MAX)).unwrap_or(0);
+        if end == 0 {
+            return Err(reader.malformed("a run beyond 32 TiB"));
+        }
+        runs.push((first as u32, count as u32)); // both lie below `end`
+    }
+    Ok(runs)
+}
+
+/// A journal that was read.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Read {
+    pub snapshot: ObjectId,
+    pub records: Vec<Record>,
+    /// Bytes up to the end of the last whole record.
+    pub end: usize,
+}
+
+/// Reads a journal. One that a power cut left without its end is well; one that is damaged is not.
+pub fn read(bytes: &[u8]) -> Result<Read, Malformed> {
+    let mut reader = Reader::new(bytes);
+    if reader.array()? != MAGIC {
+        return Err(Malformed { offset: 0, what: "not a journal of this version" });
+    }
+    let snapshot = ObjectId(reader.array()?);
+    let (mut records, mut end) = (Vec::new(), HEADER);
+    while let Some((_, payload)) = whole_record(bytes, end, records.len() as u64) {
+        let record = Record::decode(payload);
+        records.push(record.map_err(|error| Malformed { offset: end + RECORD_HEADER + error.offset, ..error })?);
+        end += RECORD_HEADER + payload.len();
+    }
+    // The number of a later record is unknown, but what lies between is not long.
+    let later = records.len() as u64 + 1..records.len() as u64 + 64;
+    let tells = |at| {
+        let whole = later.clone().find_map(|number| whole_record(bytes, at, number));
+        whole.is_some_and(|(synced, _)| synced > end as u64)
+    };
+    if (end + 1..bytes.len().min(end + LONGEST)).any(tells) {
+        return Err(Malformed { offset: end, what: "a damaged record, with later ones that are whole" });
+    }
+    Ok(Read { snapshot, records, end })
+}
+
+/// Returns the record at `at`, if it is the `number`th and whole: what was durable when it was written,
+/// and its payload.
+fn whole_record(bytes: &[u8], at: usize, number: u64) -> Option<(u64, &[u8])> {
+    let mut reader = Reader::new(bytes.get(at..)?);
+    let length: [u8; 4] = reader.array().ok()?;
+    let (crc, synced) = (reader.u32().ok()?, reader.array().ok()?);
+    // A payload is never empty, so zeros are no record.
+    let wanted = Some(u32::from_le_bytes(length) as usize).filter(|length| (1..=LONGEST).contains(length))?;
+    let payload = reader.take(wanted).ok()?;
+    let whole = crc == crc32c(&[payload, &length, &number.to_le_bytes(), &synced]);
+    whole.then_some((u64::from_le_bytes(synced), payload))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn samples() -> Vec<Record> {
+        let name = b"16384.1".to_vec();
+        vec![
+            Record::File { parent: 1, name: name.clone(), ino: 70, mode: 0o600 },
+            Record::Folder { parent: 1, name: name.clone(), ino: 71, mode: 0o700 },
+            Record::Symlink { parent: 1, name: name.clone(), ino: 72, mode: 0o777, target: b"/x".to_vec() },
+            Record::Link { parent: 71, name: name.clone(), ino: 70 },
+            Record::Remove { parent: 71, name: name.clone() },
+            Record::Rename { parent: 1, name: name.clone(), new_parent: 71, new_name: name },
+            Record::Mode { ino: 70, mode: 0o640 },
+            Record::Cut { ino: 70, length: 1 << 40 },
+            Record::Local { ino: 70, runs: vec![(0, 1), (5, 32), (100_000, 1)] },
+        ]
+    }
+
+    fn journal() -> Vec<u8> {
+        let mut bytes = header(&ObjectId([7; 32]));
+        for (number, record) in samples().iter().enumerate() {
+            // All but the last two are durable before the next.
+            let synced = if number < samples().len() - 1 { bytes.len() } else { 0 };
+            record.encode(number as u64, synced as u64, &mut bytes);
+        }
+        bytes
+    }
+
+    #[test]
+    fn comes_back() {
+        let bytes = journal();
+        assert_eq!(read(&bytes), Ok(Read { snapshot: ObjectId([7; 32]), records: samples(), end: bytes.len() }));
+    }
+
+    #[test]
+    fn one_that_was_cut_anywhere_gives_the_records_before() {
+        let bytes = journal();
+        for length in HEADER..bytes.len() {
+            let read = read(&bytes[..length]).unwrap();
+            assert_eq!(read.records, samples()[..read.records.len()]);
+            assert!(read.records.len() < samples().len());
+        }
+        // A file system may have made it longer, but not written the end.
+        let zeros = [&bytes[..bytes.len() - 5], &[0; 4096]].concat();
+        assert_eq!(read(&zeros).unwrap().records.len(), samples().len() - 1);
+    }
+
+    #[test]
+    fn one_that_is_damaged_amid_is_refused() {
+        let bytes = journal();
+        for at in HEADER..HEADER + 40 {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x10;
+            assert_eq!(
+                read(&damaged).unwrap_err().what,
+                "a damaged record, with later ones that are whole",
+                "byte {at}"
+            );
+        }
+    }
+
+    #[test]
+    fn one_that_lost_what_was_never_durable_is_well() {
+        let mut bytes = header(&ObjectId([7; 32]));
+        samples()[0].encode(0, 0, &mut bytes);
+        let second = bytes.len();
+        samples()[1].encode(1, second as u64, &mut bytes);
+        samples()[2].encode(2, second as u64, &mut bytes);
+        bytes[second + 20] ^= 1;
+        assert_eq!(read(&bytes).unwrap().records, samples()[..1]);
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_give_records_or_an_error(tail: Vec<u8>, payload: Vec<u8>) {
+            let _ = Record::decode(&payload);
+            let _ = read(&[journal(), tail].concat());
+        }
+    }
+}

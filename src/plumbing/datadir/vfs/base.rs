@@ -1,0 +1,122 @@
+//! The snapshot below a lazy data directory: reads its blocks from the store, verified.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use quick_cache::{Weighter, sync::Cache};
+use rayon::prelude::*;
+
+use crate::objects::Repo;
+use crate::objects::frame::{BLOCK_SIZE, blocks_in};
+use crate::objects::snapshot::Content;
+use crate::objects::store::file::StoredFile;
+
+const BLOCK: u64 = BLOCK_SIZE as u64;
+/// The most memory for the maps of files, bytes.
+const MAP_CACHE_BYTES: u64 = 24 << 20;
+/// The most reads that are remembered of a start, and the most errors.
+const MOST_TOUCHED: usize = 50_000;
+const MOST_DAMAGES: usize = 100;
+
+#[derive(Clone)]
+struct MapWeight;
+
+impl Weighter<u64, Arc<StoredFile>> for MapWeight {
+    fn weight(&self, _: &u64, file: &Arc<StoredFile>) -> u64 {
+        let map = file.map();
+        200 + map.frames.len() as u64 * 40 + map.extents.len() as u64 * 12
+    }
+}
+
+/// What is told of an error: by the file system's process to its log.
+pub type Report = Box<dyn Fn(&str) + Send + Sync>;
+
+/// The snapshot's files.
+pub struct Base {
+    repo: Arc<Repo>,
+    files: Cache<u64, Arc<StoredFile>, MapWeight>,
+    /// Blocks that a start read, by inode, until the moment after which nothing is noted.
+    touched: Mutex<BTreeSet<(u64, u32)>>,
+    note_until: Option<Instant>,
+    damages: Mutex<BTreeSet<String>>,
+    report: Report,
+}
+
+impl Base {
+    /// Reads from the store of `repo`; blocks read before `note_until` are remembered.
+    pub fn new(repo: Arc<Repo>, note_until: Option<Instant>, report: Report) -> Base {
+        Base {
+            repo,
+            files: Cache::with_weighter(1000, MAP_CACHE_BYTES, MapWeight),
+            touched: Mutex::default(),
+            note_until,
+            damages: Mutex::default(),
+            report,
+        }
+    }
+
+    fn open(&self, ino: u64, (length, content): (u64, Content)) -> Result<Arc<StoredFile>, Errno> {
+        let open = || StoredFile::open(self.repo.store(), length, content).map(Arc::new);
+        self.files.get_or_insert_with(&ino, open).map_err(|error| self.damaged(&error))
+    }
+
+    /// Appends the bytes `from` to before `to` of a stored file to `out`. Frames are read on all cores.
+    pub fn read(&self, ino: u64, stored: (u64, Content), from: u64, to: u64, out: &mut Vec<u8>) -> Result<(), Errno> {
+        if from >= to {
+            return Ok(());
+        }
+        let file = self.open(ino, stored)?;
+        // A stored file has fewer than 2^32 blocks.
+        let (first, count) = ((from / BLOCK) as u32, (blocks_in(to) - from / BLOCK) as u32);
+        self.note(ino, first, count);
+        let store = self.repo.store();
+        let mut frames: Vec<_> = file.extents(first, count).map(|(id, _)| id).collect();
+        frames.dedup();
+        if frames.len() > 1 {
+            let read = frames.par_iter().try_for_each(|id| store.frame(id).map(drop));
+            read.map_err(|error| self.damaged(&error))?;
+        }
+        let start = out.len();
+        file.read(store, first, count, out).map_err(|error| self.damaged(&error))?;
+        out.drain(start..start + (from % BLOCK) as usize);
+        out.truncate(start + (to - from) as usize);
+        Ok(())
+    }
+
+    fn note(&self, ino: u64, first: u32, count: u32) {
+        if self.note_until.is_some_and(|until| Instant::now() < until) {
+            let mut touched = self.touched.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            if touched.len() < MOST_TOUCHED {
+                touched.extend((first..first + count).map(|block| (ino, block)));
+            }
+        }
+    }
+
+    /// Returns the blocks that were read before the moment given at the beginning, by inode.
+    pub fn touched(&self) -> Vec<(u64, u32)> {
+        self.touched.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).iter().copied().collect()
+    }
+
+    fn damaged(&self, error: &crate::objects::store::Error) -> Errno {
+        let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        let text = format!("{error}{cause}");
+        let mut damages = self.damages.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if damages.len() < MOST_DAMAGES && damages.insert(text.clone()) {
+            (self.report)(&text);
+        }
+        Errno::EIO
+    }
+
+    /// Returns what could not be read so far, each once.
+    pub fn damages(&self) -> Vec<String> {
+        self.damages.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).iter().cloned().collect()
+    }
+}
+
+impl std::fmt::Debug for Base {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.debug_struct("Base").finish_non_exhaustive()
+    }
+}

@@ -79,7 +79,7 @@ macro_rules! command {
 }
 
 /// All commands, in the order of the help.
-pub static COMMANDS: [Command; 34] = [
+pub static COMMANDS: [Command; 35] = [
     command!(Begin, "init", porcelain::init),
     command!(Grow, "branch", porcelain::branch),
     command!(Grow, "tag", porcelain::tag),
@@ -105,6 +105,7 @@ pub static COMMANDS: [Command; 34] = [
     command!(Manipulate, "update-ref", plumbing::update_ref),
     command!(Manipulate, "symbolic-ref", plumbing::symbolic_ref),
     command!(Manipulate, "fork-timeline", plumbing::fork_timeline),
+    command!(Manipulate, "mount-datadir", plumbing::mount_datadir),
     command!(Interrogate, "cat-object", plumbing::cat_object),
     command!(Interrogate, "cat-timeline", plumbing::cat_timeline),
     command!(Interrogate, "cat-wal", plumbing::cat_wal),

@@ -14,6 +14,7 @@ pub mod fsck;
 pub mod hash_wal;
 pub mod ls_snapshot;
 pub mod merge_base;
+pub mod mount_datadir;
 pub mod read_snapshot;
 pub mod rev_list;
 pub mod rev_parse;

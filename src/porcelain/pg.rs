@@ -9,6 +9,7 @@ use super::stop::stop_and_report;
 use crate::cli::Cx;
 use crate::error::CmdResult;
 use crate::objects::Repo;
+use crate::plumbing::instance::start::Wish;
 use crate::plumbing::instance::{self, Instance};
 use crate::plumbing::postgres::server::{Mode, Status};
 use crate::plumbing::update_ref::read_branch;
@@ -107,7 +108,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         Action::Start { name } => {
             let branch = Instance::read(&repo, &name)?.config.branch;
             let branch = branch_or_head(&repo, Some(&branch))?;
-            let outcome = start_branch(cx, &repo, branch.short(), None, false)?;
+            let outcome = start_branch(cx, &repo, branch.short(), None, Wish::default())?;
             report(cx, &repo, &outcome)
         }
         Action::Stop { name } => {

@@ -8,6 +8,7 @@ use super::stop::stop_instance;
 use crate::cli::Cx;
 use crate::error::CmdResult;
 use crate::plumbing::instance;
+use crate::plumbing::instance::start::Wish;
 use crate::plumbing::postgres::server::Mode;
 
 /// Stop and start the server of a branch
@@ -29,6 +30,6 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         tcp = instance.config.tcp;
         stop_instance(cx, &repo, &instance.name, Mode::Fast, Duration::from_secs(60))?;
     }
-    let outcome = start_branch(cx, &repo, branch.short(), None, tcp)?;
+    let outcome = start_branch(cx, &repo, branch.short(), None, Wish { tcp, ..Wish::default() })?;
     report(cx, &repo, &outcome)
 }

@@ -116,15 +116,32 @@ fn control_attr(ino: u64) -> FileAttr {
     }
 }
 
+/// A file system that is mounted.
+pub struct Mounted {
+    serving: std::thread::JoinHandle<std::io::Result<()>>,
+}
+
+impl Mounted {
+    /// Returns whether it has been unmounted.
+    pub fn has_ended(&self) -> bool {
+        self.serving.is_finished()
+    }
+
+    /// Waits until it is unmounted.
+    pub fn wait(self) -> std::io::Result<()> {
+        self.serving.join().map_err(|_| std::io::Error::other("the file system's thread panicked"))?
+    }
+}
+
 impl Fuse {
     /// A file system that shows `vfs`.
     pub fn new(vfs: Arc<Vfs>, hydrating_bytes: Option<u64>) -> Fuse {
         Fuse { vfs, hydrating_bytes, handles: Mutex::default(), next_handle: AtomicU64::new(1) }
     }
 
-    /// Mounts at `root`, and serves until it is unmounted; `mounted` is called in between. Requests are
-    /// worked on by `threads` at once.
-    pub fn serve(self, root: &Path, threads: usize, mounted: impl FnOnce()) -> std::io::Result<()> {
+    /// Mounts at `root`, an empty folder. Requests are worked on by `threads` at once, until somebody
+    /// unmounts it.
+    pub fn mount(self, root: &Path, threads: usize) -> std::io::Result<Mounted> {
         let mut config = Config::default();
         config.mount_options = vec![
             // A name of ours alone: what the user chose might hold commas, which the kernel takes for options.
@@ -138,10 +155,9 @@ impl Fuse {
         config.n_threads = Some(threads);
         config.clone_fd = true;
         let session = fuser::Session::new(self, root, &config)?;
-        let served = std::thread::Builder::new().name("fuse".to_owned()).spawn(move || session.run())?;
+        let serving = std::thread::Builder::new().name("fuse".to_owned()).spawn(move || session.run())?;
         read_ahead(root);
-        mounted();
-        served.join().map_err(|_| std::io::Error::other("the file system's thread panicked"))?
+        Ok(Mounted { serving })
     }
 
     fn keep(&self, open: Open) -> FileHandle {

@@ -8,6 +8,8 @@
 //! An epoch is open from [`start`](start::start) until [`settle`](settle::settle), which a stop runs and,
 //! after a crash, the next start.
 
+pub mod mount;
+pub mod prefetch;
 pub mod settle;
 pub mod start;
 

@@ -3,10 +3,9 @@
 //! only means that the next start or stop does it again.
 
 use std::fs;
-use std::io;
 use std::path::Path;
 
-use super::Instance;
+use super::{Instance, mount};
 use crate::error::CommandError;
 use crate::objects::pg::Lsn;
 use crate::objects::pg::control::State;
@@ -16,6 +15,7 @@ use crate::objects::snapshot::Snapshot;
 use crate::objects::store::file::{READ_BLOCKS, StoredFile};
 use crate::objects::timeline::{Timeline, TimelineId};
 use crate::objects::{ObjectId, Repo};
+use crate::plumbing::datadir::local;
 use crate::plumbing::datadir::wal::WalFilesError;
 use crate::plumbing::postgres::server;
 use crate::plumbing::seal_wal::seal_active;
@@ -50,6 +50,7 @@ pub fn settle(
     let data = repo.datadir(id).join("data");
     server::end_orphans(&data);
     seal_active(repo, id)?;
+    show(repo, id, &instance.log(repo));
     let timeline = repo.timelines().read(id)?;
     if let Some(parent) = droppable(repo, instance, &timeline, &data)? {
         let branch = RefName::branch(&instance.config.branch)?;
@@ -68,12 +69,22 @@ pub fn settle(
     Ok(Settled::Sealed { timeline: id, snapshot })
 }
 
+/// Mounts the data directory of an epoch again, if it is a lazy one whose process has ended. Where that
+/// fails, the epoch is settled without its files: the WAL has what they hold.
+fn show(repo: &Repo, id: TimelineId, log: &Path) {
+    let dir = repo.datadir(id);
+    let alive = fs::symlink_metadata(dir.join("data/PG_VERSION")).is_ok();
+    if alive || !mount::is_prepared(&dir) || mount::unmount(&dir).is_err() {
+        return;
+    }
+    if let Ok(Some(snapshot)) = local::snapshot_below(&local::dir(&dir)) {
+        let _ = mount::mount(repo, &dir, &mount::Wanted { snapshot: &snapshot, hydrate: false, log });
+    }
+}
+
 /// Forgets the epoch and removes its data directory. The branch and the log have all of it.
 fn close(repo: &Repo, instance: &mut Instance, id: TimelineId) -> Result<(), CommandError> {
-    match fs::remove_dir_all(repo.datadir(id)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
+    mount::remove(&repo.datadir(id))?;
     instance.config.timeline = None;
     instance.write(repo)
 }

@@ -1,10 +1,11 @@
 //! Prepares a restored data directory so that PostgreSQL replays the WAL from its snapshot.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
 use super::Error;
+use crate::objects::durable;
 use crate::objects::pg::segment;
 use crate::objects::snapshot::Snapshot;
 
@@ -16,7 +17,8 @@ use crate::objects::snapshot::Snapshot;
 /// a base backup (`src/backend/access/transam/xlogrecovery.c`).
 pub fn write_backup_label(data_dir: &Path, snapshot: &Snapshot) -> Result<(), Error> {
     let path = data_dir.join("backup_label");
-    fs::write(&path, backup_label(snapshot)).map_err(Error::io("write", &path))
+    let write = |file: &mut fs::File| file.write_all(backup_label(snapshot).as_bytes());
+    durable::write_in_place(&path, write).map_err(Error::io("write", &path))
 }
 
 fn backup_label(snapshot: &Snapshot) -> String {

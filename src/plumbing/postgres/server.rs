@@ -190,10 +190,17 @@ fn runs_in(pid: i32, data_dir: &Path) -> bool {
     same && is_alive(pid)
 }
 
+/// Returns the path without symbolic links. The folder itself is not looked at: it may be a mount
+/// whose file system does not answer any more.
+fn real_path(data_dir: &Path) -> PathBuf {
+    let parent = data_dir.parent().and_then(|parent| fs::canonicalize(parent).ok());
+    parent.zip(data_dir.file_name()).map_or_else(|| data_dir.to_owned(), |(parent, name)| parent.join(name))
+}
+
 /// Ends what is left of a server whose postmaster is gone. A backend that outlives it goes on until
 /// its statement is done, and would acknowledge commits into WAL that has been sealed already.
 pub fn end_orphans(data_dir: &Path) {
-    let dir = fs::canonicalize(data_dir).unwrap_or_else(|_| data_dir.to_owned());
+    let dir = real_path(data_dir);
     let mut deleted = dir.clone().into_os_string();
     deleted.push(" (deleted)");
     let works_there =

@@ -222,6 +222,19 @@ impl Layer {
     }
 }
 
+/// Returns the snapshot that the layer in `dir` lies over; `None` where there is no layer.
+pub fn snapshot_below(dir: &Path) -> Result<Option<ObjectId>, Error> {
+    let path = dir.join(JOURNAL);
+    let mut header = [0; journal::HEADER];
+    match fs::File::open(&path).and_then(|mut file| io::Read::read_exact(&mut file, &mut header)) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io("read", &path)(error)),
+    }
+    let read = journal::read(&header).map_err(|source| Error::Journal { path, source })?;
+    Ok(Some(read.snapshot))
+}
+
 /// Returns the folder of the layer of a data directory in `dir`.
 pub fn dir(dir: &Path) -> PathBuf {
     dir.join("local")

@@ -30,9 +30,6 @@ impl Weighter<u64, Arc<StoredFile>> for MapWeight {
     }
 }
 
-/// What is told of an error: by the file system's process to its log.
-pub type Report = Box<dyn Fn(&str) + Send + Sync>;
-
 /// The snapshot's files.
 pub struct Base {
     repo: Arc<Repo>,
@@ -40,20 +37,18 @@ pub struct Base {
     /// Blocks that a start read, by inode, until the moment after which nothing is noted.
     touched: Mutex<BTreeSet<(u64, u32)>>,
     note_until: Option<Instant>,
-    damages: Mutex<BTreeSet<String>>,
-    report: Report,
+    damages: Mutex<Vec<String>>,
 }
 
 impl Base {
     /// Reads from the store of `repo`; blocks read before `note_until` are remembered.
-    pub fn new(repo: Arc<Repo>, note_until: Option<Instant>, report: Report) -> Base {
+    pub fn new(repo: Arc<Repo>, note_until: Option<Instant>) -> Base {
         Base {
             repo,
             files: Cache::with_weighter(1000, MAP_CACHE_BYTES, MapWeight),
             touched: Mutex::default(),
             note_until,
             damages: Mutex::default(),
-            report,
         }
     }
 
@@ -103,15 +98,15 @@ impl Base {
         let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
         let text = format!("{error}{cause}");
         let mut damages = self.damages.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if damages.len() < MOST_DAMAGES && damages.insert(text.clone()) {
-            (self.report)(&text);
+        if damages.len() < MOST_DAMAGES && !damages.contains(&text) {
+            damages.push(text);
         }
         Errno::EIO
     }
 
-    /// Returns what could not be read so far, each once.
+    /// Returns what could not be read so far, each once, in order.
     pub fn damages(&self) -> Vec<String> {
-        self.damages.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).iter().cloned().collect()
+        self.damages.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 }
 

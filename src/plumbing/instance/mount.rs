@@ -1,0 +1,209 @@
+//! The mount of a lazy data directory: begins it, finds what a crash left of it, ends it.
+//!
+//! # Format
+//! `datadirs/<timeline>/` holds `data`, the mount point; `local/`, the layer (see `datadir::local`);
+//! `lock`, on which the file system's process holds a lock and in which its pid stands; and
+//! `prepared`, empty, once the directory is one that PostgreSQL can go on from by itself.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+
+use crate::error::{Class, CommandError};
+use crate::objects::{ObjectId, Repo, durable};
+use crate::plumbing::postgres::server;
+
+/// How long a file system's process may take to end once it is unmounted: it writes what is not durable.
+const PATIENCE: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// A data directory cannot be mounted or unmounted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// FUSE is not to be had here.
+    #[error("cannot mount '{}'", dir.display())]
+    Refused { dir: PathBuf, source: io::Error },
+    /// The process says itself why.
+    #[error("{0}")]
+    Failed(String),
+    #[error("'{}' is mounted already", .0.display())]
+    Busy(PathBuf),
+    #[error("cannot unmount '{}'", dir.display())]
+    Stays { dir: PathBuf, source: io::Error },
+    #[error("cannot {verb} '{}'", path.display())]
+    Io { verb: &'static str, path: PathBuf, source: io::Error },
+}
+
+impl From<Error> for CommandError {
+    fn from(error: Error) -> CommandError {
+        let hint = match &error {
+            Error::Refused { .. } => "it needs /dev/fuse, and the program fusermount3 where you are not root",
+            Error::Stays { .. } => "see who uses it: fuser -vm",
+            Error::Busy(_) => "unmount it first: fusermount3 -u",
+            _ => return CommandError::new(Class::Refused, error),
+        };
+        CommandError::new(Class::Refused, error).hint(hint)
+    }
+}
+
+impl Error {
+    /// Returns what turns the failure to mount `dir` into an error.
+    pub fn refused(dir: &Path) -> impl FnOnce(io::Error) -> Error {
+        let dir = dir.to_owned();
+        move |source| Error::Refused { dir, source }
+    }
+
+    fn io(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+        let path = path.to_owned();
+        move |source| Error::Io { verb, path, source }
+    }
+}
+
+/// What the file system's process holds as long as it lives.
+#[must_use = "the lock is released when this is dropped"]
+pub struct Lock(#[expect(dead_code, reason = "keeps the lock")] File);
+
+fn open_lock(dir: &Path) -> Result<File, Error> {
+    let path = dir.join("lock");
+    let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
+    file.map_err(Error::io("open", &path))
+}
+
+impl Lock {
+    /// Takes the lock of `dir` and writes this process's pid into it. Fails while another one has it.
+    pub fn take(dir: &Path) -> Result<Lock, Error> {
+        let mut file = open_lock(dir)?;
+        file.try_lock().map_err(|_| Error::Busy(dir.join("data")))?;
+        let written = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
+        written.map_err(Error::io("write", &dir.join("lock")))?;
+        Ok(Lock(file))
+    }
+}
+
+/// Returns whether something is mounted at `data`, even if whoever served it is gone.
+pub fn is_mounted(data: &Path) -> bool {
+    let device = |path: &Path| fs::symlink_metadata(path).map(|metadata| metadata.dev());
+    match (device(data), data.parent().map(device)) {
+        (Ok(own), Some(Ok(parent))) => own != parent,
+        (Err(error), _) => error.raw_os_error() == Some(Errno::ENOTCONN as i32),
+        _ => false,
+    }
+}
+
+/// Notes that the data directory in `dir` is one that PostgreSQL can go on from by itself: its files
+/// and what starts their recovery are durable.
+pub fn set_prepared(dir: &Path) -> Result<(), Error> {
+    let path = dir.join("prepared");
+    durable::write_in_place(&path, |_| Ok(())).map_err(Error::io("write", &path))
+}
+
+/// Returns whether it is, as long as its layer is whole.
+pub fn is_prepared(dir: &Path) -> bool {
+    dir.join("prepared").is_file()
+}
+
+/// How a data directory is mounted.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    pub snapshot: &'a ObjectId,
+    /// Make all blocks local in the background.
+    pub hydrate: bool,
+    /// Where the process writes what it has to say.
+    pub log: &'a Path,
+}
+
+/// Mounts a snapshot at `dir/data`, in a process of its own that outlives this one.
+pub fn mount(repo: &Repo, dir: &Path, wanted: &Wanted) -> Result<(), Error> {
+    let program = std::env::current_exe().map_err(Error::io("find", Path::new("zenith")))?;
+    let mut log = File::options().create(true).append(true).read(true).open(wanted.log);
+    let log = log.as_mut().map_err(|error| Error::io("open", wanted.log)(io::Error::from(error.kind())))?;
+    let log_start = log.seek(io::SeekFrom::End(0)).map_err(Error::io("read", wanted.log))?;
+    let mut command = Command::new(&program);
+    command.arg("--repo").arg(repo.dir()).args(["mount-datadir", "--with-server"]);
+    command.args(wanted.hydrate.then_some("--hydrate")).arg(wanted.snapshot.to_string()).arg(dir);
+    // Not in this terminal's group, so that Ctrl-C does not reach it.
+    command.current_dir("/").process_group(0).env("NO_COLOR", "1").stdin(Stdio::null()).stdout(Stdio::piped());
+    command.stderr(log.try_clone().map_err(Error::io("open", wanted.log))?);
+    let mut child = command.spawn().map_err(Error::io("run", &program))?;
+    let mut answer = String::new();
+    let output = child.stdout.take().expect("invariant: it is piped");
+    BufReader::new(output).read_line(&mut answer).map_err(Error::io("read from", &program))?;
+    if answer.trim() == "ready" {
+        return Ok(());
+    }
+    let _ = child.wait();
+    Err(Error::Failed(server::tail(wanted.log, log_start).trim_start_matches("error: ").replace('\n', "; ")))
+}
+
+/// Detaches what is mounted at `data`: no new access finds it, and it ends with the last one.
+pub fn detach(data: &Path) -> Result<(), Error> {
+    if !is_mounted(data) {
+        return Ok(());
+    }
+    let stays = |source| Error::Stays { dir: data.to_owned(), source };
+    if geteuid().is_root() {
+        return match umount2(data, MntFlags::MNT_DETACH) {
+            // Somebody else was faster.
+            Ok(()) | Err(Errno::EINVAL) => Ok(()),
+            Err(error) => Err(stays(error.into())),
+        };
+    }
+    let output = Command::new("fusermount3").args(["-u", "-z", "--"]).arg(data).output().map_err(stays)?;
+    if output.status.success() || !is_mounted(data) {
+        return Ok(());
+    }
+    Err(stays(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())))
+}
+
+/// Unmounts `dir/data`, if it is mounted, and waits until its process has made everything durable and
+/// is gone. What a killed process left is cleared away as well.
+pub fn unmount(dir: &Path) -> Result<(), Error> {
+    if !dir.exists() {
+        return Ok(());
+    }
+    let data = dir.join("data");
+    let begun = Instant::now();
+    while is_mounted(&data) {
+        detach(&data)?;
+        if begun.elapsed() > PATIENCE {
+            return Err(Error::Stays { dir: data, source: io::ErrorKind::ResourceBusy.into() });
+        }
+    }
+    if !dir.join("lock").exists() {
+        return Ok(());
+    }
+    let mut lock = open_lock(dir)?;
+    while lock.try_lock().is_err() {
+        if begun.elapsed() > PATIENCE {
+            // A reader that holds on keeps it alive; what was acknowledged is durable without its help.
+            let mut pid = String::new();
+            let _ = lock.read_to_string(&mut pid);
+            if let Some(pid) = pid.trim().parse().ok().filter(|pid| *pid > 1) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+            lock.lock().map_err(Error::io("lock", &dir.join("lock")))?;
+            break;
+        }
+        sleep(PAUSE);
+    }
+    Ok(())
+}
+
+/// Unmounts and removes a data directory with all that it holds.
+pub fn remove(dir: &Path) -> Result<(), Error> {
+    unmount(dir)?;
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", dir)(error)),
+        _ => Ok(()),
+    }
+}

@@ -25,6 +25,10 @@ use crate::progress::Progress;
 /// Files that change what a cluster is although no transaction commits.
 const CONFIGURATION: [&str; 4] = ["postgresql.conf", "postgresql.auto.conf", "pg_hba.conf", "pg_ident.conf"];
 
+/// An epoch that committed nothing is kept, for its snapshot, if starting without that means to
+/// replay more WAL, bytes.
+const REPLAY: u64 = 16 << 20;
+
 /// What became of an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
@@ -114,11 +118,11 @@ fn droppable(
     if timeline.log.wal.iter().any(|interval| interval.commit_us.is_some()) || prepares(repo, timeline, parent.fork)? {
         return Ok(None);
     }
-    if data.is_dir() {
-        let (_, line) = repo.timelines().snapshot_before(timeline.tip())?;
-        if configuration_changed(repo, &repo.store().snapshot(&line.object)?, data)? {
-            return Ok(None);
-        }
+    let (_, line) = repo.timelines().snapshot_before(timeline.tip())?;
+    if parent.fork.since(line.lsn) > REPLAY
+        || data.is_dir() && configuration_changed(repo, &repo.store().snapshot(&line.object)?, data)?
+    {
+        return Ok(None);
     }
     // The branch goes back only to where it came from: a tip, not a point amid other WAL.
     let back = repo.timelines().read(parent.timeline)?;

@@ -97,6 +97,7 @@ pub fn start(
 ) -> Result<Started, Error> {
     let program = binaries.program("postgres")?;
     remove_stale_socket(settings.port, &settings.socket_dir);
+    remove_stale_pid_file(data_dir);
     if !is_free(settings.port, &settings.socket_dir, settings.tcp) {
         return Err(Error::PortTaken { port: settings.port, dir: settings.socket_dir.clone() });
     }
@@ -122,6 +123,13 @@ pub fn start(
         }
         sleep(pause);
         pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Removes the pid file of a server that is gone, for the same reason as its socket.
+fn remove_stale_pid_file(data_dir: &Path) {
+    if status(data_dir) == Status::Stopped {
+        let _ = fs::remove_file(data_dir.join("postmaster.pid")); // PostgreSQL says so if it minds
     }
 }
 

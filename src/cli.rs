@@ -79,10 +79,11 @@ macro_rules! command {
 }
 
 /// All commands, in the order of the help.
-pub static COMMANDS: [Command; 35] = [
+pub static COMMANDS: [Command; 36] = [
     command!(Begin, "init", porcelain::init),
     command!(Grow, "branch", porcelain::branch),
     command!(Grow, "tag", porcelain::tag),
+    command!(Grow, "snapshot", porcelain::snapshot),
     command!(Run, "start", porcelain::start),
     command!(Run, "stop", porcelain::stop),
     command!(Run, "restart", porcelain::restart),

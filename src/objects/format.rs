@@ -26,6 +26,22 @@ pub struct Config {
     pub core: Core,
     #[serde(default)]
     pub postgres: Postgres,
+    #[serde(default)]
+    pub snapshot: Snapshot,
+}
+
+/// `[snapshot]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Snapshot {
+    /// A running branch gets a snapshot when so much WAL has gone by, bytes; 0 for never.
+    pub wal_threshold: u64,
+}
+
+impl Default for Snapshot {
+    fn default() -> Snapshot {
+        Snapshot { wal_threshold: 64 << 20 }
+    }
 }
 
 /// `[core]`
@@ -116,6 +132,7 @@ mod tests {
             extensions: Vec::new(),
             core: Core::default(),
             postgres: Postgres::default(),
+            snapshot: Snapshot::default(),
         }
     }
 

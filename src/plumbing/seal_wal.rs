@@ -9,7 +9,7 @@ use crate::objects::Repo;
 use crate::objects::pg::{Lsn, segment};
 use crate::objects::timeline::TimelineId;
 use crate::plumbing::datadir::wal::{Sealed, Upto, WalFilesError, seal};
-use crate::plumbing::instance;
+use crate::plumbing::instance::{self, snapshot::snapshot_if_due};
 use crate::plumbing::postgres::server;
 
 /// Seal the active WAL of a timeline
@@ -77,7 +77,14 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let repo = cx.take_repo()?;
     let timeline = crate::objects::refs::revision::resolve(&repo, &args.revision, &now)?.position.timeline;
     let sealed = match &args.segment {
-        Some(file) => seal_segment(&repo, timeline, file)?,
+        Some(file) => {
+            let sealed = seal_segment(&repo, timeline, file)?;
+            // What goes wrong there must not keep PostgreSQL from going on.
+            if let Err(error) = snapshot_if_due(&repo, timeline) {
+                cx.ui.warning(error.text());
+            }
+            sealed
+        }
         None => seal_active(&repo, timeline)?,
     };
     let sealed = sealed.map_or_else(

@@ -16,8 +16,9 @@ use crate::objects::timeline::log::{Line, SnapshotLine};
 use crate::objects::timeline::wal::Segments;
 use crate::objects::timeline::{History, TimelineId};
 use crate::objects::{Kind, ObjectId, Repo};
+use crate::plumbing::datadir::control::Control;
 use crate::plumbing::datadir::exclude::Unlogged;
-use crate::plumbing::datadir::scan::Scan;
+use crate::plumbing::datadir::scan::{Known, Scan};
 use crate::plumbing::datadir::wal::{Root, Upto, seal};
 use crate::plumbing::datadir::write::{Statistics, TreeWriter};
 use crate::plumbing::datadir::{self, tar};
@@ -50,7 +51,11 @@ pub struct Args {
 
 /// What the files are taken from.
 pub enum Source<'a> {
+    /// A data directory whose server does not run.
     Dir(&'a Path),
+    /// One whose server runs and is in backup mode until the function ends that and returns the
+    /// backup's label and the LSN at its end, up to which the WAL is sealed.
+    Live(&'a Path, &'a mut dyn FnMut() -> Result<(String, Lsn), CommandError>),
     Tar(&'a mut dyn Read),
 }
 
@@ -192,12 +197,18 @@ pub fn write_snapshot(
             let read = |name| fs::read(dir.join(name)).ok();
             let label = read("backup_label").and_then(|label| parse_label(&label, read("backup_manifest").as_deref()));
             check_state(&cluster, label.as_ref())?;
-            let scan = Scan::new(dir)?;
-            progress.start("storing", scan.total_bytes());
-            let added = scan.items().try_for_each(|item| writer.add(item?));
-            progress.finish();
-            added?;
+            let known = options.parent.zip(parent.as_ref()).map(|(id, parent)| known(dir, &id, parent)).transpose()?;
+            add_files(&mut writer, dir, false, known.flatten().as_ref(), progress)?;
             (cluster, label, dir.join("pg_wal"))
+        }
+        Source::Live(dir, end_backup) => {
+            let known = options.parent.zip(parent.as_ref()).map(|(id, parent)| known(dir, &id, parent)).transpose()?;
+            add_files(&mut writer, dir, true, known.flatten().as_ref(), progress)?;
+            let cluster = inspect(dir)?;
+            check_cluster(repo, &cluster)?;
+            let (label, end) = end_backup()?;
+            let label = parse_label(label.as_bytes(), None).ok_or(Error::NoBackupEnd)?;
+            (cluster, Some(Label { end: Some(end), ..label }), dir.join("pg_wal"))
         }
         Source::Tar(stream) => {
             let wal_dir = repo.tmp()?.join("pg_wal");
@@ -260,6 +271,30 @@ pub fn write_snapshot(
     repo.store().refresh()?;
     repo.timelines().lock(timeline)?.append(Line::Snapshot(SnapshotLine { lsn: consistent, object: id }))?;
     Ok(Outcome { snapshot: id, timeline, lsn: consistent, stored_bytes, statistics })
+}
+
+/// Returns what the data directory, if it is a lazy one, knows of the difference to its snapshot, if that is
+/// the parent.
+fn known<'a>(dir: &Path, id: &ObjectId, parent: &'a Snapshot) -> Result<Option<Known<'a>>, datadir::Error> {
+    let Some(control) = Control::of(dir) else { return Ok(None) };
+    if control.mark()? != *id {
+        return Ok(None);
+    }
+    Ok(Some(Known { snapshot: parent, changes: control.changes()? }))
+}
+
+fn add_files(
+    writer: &mut TreeWriter,
+    dir: &Path,
+    live: bool,
+    known: Option<&Known>,
+    progress: &dyn Progress,
+) -> Result<(), datadir::Error> {
+    let scan = Scan::new(dir, live)?;
+    progress.start("storing", scan.total_bytes());
+    let added = scan.items(known).try_for_each(|item| writer.add(item?));
+    progress.finish();
+    added
 }
 
 fn check_cluster(repo: &Repo, cluster: &Cluster) -> Result<(), Error> {

@@ -74,6 +74,7 @@ fn fill(cx: &Cx, parent: &Path, cluster: &Path, branch: &RefName) -> CmdResult {
         extensions: Vec::new(),
         core: Core::default(),
         postgres: Postgres { bin: cx.pg_bin.clone() },
+        snapshot: Default::default(),
     };
     let repo = Repo::create(parent, &config)?;
     let now_us = cx.now.timestamp().as_microsecond();

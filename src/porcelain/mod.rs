@@ -11,6 +11,7 @@ pub mod reflog;
 pub mod restart;
 pub mod restore;
 pub mod show;
+pub mod snapshot;
 pub mod start;
 pub mod status;
 pub mod stop;

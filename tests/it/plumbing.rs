@@ -235,9 +235,9 @@ fn apply(dir: &Path, change: &Change) {
 }
 
 fn write(store: &Store, tmp: &Path, dir: &Path, parent: Option<&Snapshot>) -> (Snapshot, Statistics) {
-    let scan = Scan::new(dir).unwrap();
+    let scan = Scan::new(dir, false).unwrap();
     let mut writer = TreeWriter::new(store, store.pack(tmp).unwrap(), parent, 3, &Hidden);
-    scan.items().for_each(|item| writer.add(item.unwrap()).unwrap());
+    scan.items(None).for_each(|item| writer.add(item.unwrap()).unwrap());
     let (entries, pack, statistics) = writer.finish().unwrap();
     pack.finish().unwrap();
     store.refresh().unwrap();

@@ -84,6 +84,18 @@ impl Blocks {
             Some((first, count))
         })
     }
+
+    /// Returns the runs among the `count` blocks from `first` on, counted from there.
+    pub fn runs_within(&self, first: u32, count: u32) -> Vec<(u32, u32)> {
+        let mut runs: Vec<(u32, u32)> = Vec::new();
+        for block in (0..count).filter(|block| self.contains(first + block)) {
+            match runs.last_mut() {
+                Some((first, count)) if *first + *count == block => *count += 1,
+                _ => runs.push((block, 1)),
+            }
+        }
+        runs
+    }
 }
 
 #[cfg(test)]

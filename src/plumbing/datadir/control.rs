@@ -108,9 +108,10 @@ pub struct Control<'a> {
 }
 
 impl<'a> Control<'a> {
-    /// Returns the control of the data directory `root`, which is a lazy one.
-    pub fn of(root: &'a Path) -> Control<'a> {
-        Control { root }
+    /// Returns the control of the data directory `root`; `None` where it is not a lazy one.
+    pub fn of(root: &'a Path) -> Option<Control<'a>> {
+        let control = Control { root };
+        control.path(Name::Mark).exists().then_some(control)
     }
 
     fn read(&self, wanted: Name) -> Result<Vec<u8>, Error> {

@@ -1,14 +1,21 @@
 //! Walks a data directory and hands out its files in the order of their paths.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Error;
+use super::blocks::Blocks;
+use super::control::Changes;
 use super::exclude::{Unlogged, is_excluded};
 use super::write::{Bytes, Item, UNIT_BYTES};
+use crate::objects::frame::{BLOCK_SIZE, FRAME_SIZE, blocks_in};
+use crate::objects::snapshot::{Node, Snapshot};
+
+const CONTROL_FILE: &[u8] = b"global/pg_control";
 
 /// What was found at a path.
 #[derive(Debug)]
@@ -23,13 +30,16 @@ enum Found {
 pub struct Scan {
     root: PathBuf,
     paths: Vec<(Vec<u8>, u32, Found)>,
+    /// A server writes to it meanwhile.
+    live: bool,
 }
 
 impl Scan {
     /// Walks `root`. Symbolic links in `pg_tblspc` and `pg_wal` itself are followed, since a
     /// snapshot holds tablespaces as folders; sockets and pipes are passed over.
-    pub fn new(root: &Path) -> Result<Scan, Error> {
-        let mut scan = Scan { root: root.to_owned(), paths: Vec::new() };
+    /// With `live`, a server may write to it meanwhile.
+    pub fn new(root: &Path, live: bool) -> Result<Scan, Error> {
+        let mut scan = Scan { root: root.to_owned(), paths: Vec::new(), live };
         scan.walk(Vec::new())?;
         let unlogged = Unlogged::among(scan.paths.iter().map(|(path, ..)| path.as_slice()));
         scan.paths.retain(|(path, ..)| !unlogged.is_excluded(path));
@@ -39,7 +49,11 @@ impl Scan {
 
     fn walk(&mut self, below: Vec<u8>) -> Result<(), Error> {
         let dir = self.full(&below);
-        for entry in fs::read_dir(&dir).map_err(Error::io("list", &dir))? {
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if self.is_gone(&error) => return Ok(()),
+            entries => entries.map_err(Error::io("list", &dir))?,
+        };
+        for entry in entries {
             let name = entry.map_err(Error::io("list", &dir))?.file_name();
             let mut path = below.clone();
             if !path.is_empty() {
@@ -57,7 +71,10 @@ impl Scan {
         let full = self.full(&path);
         let followed = path == b"pg_wal" || path.starts_with(b"pg_tblspc/");
         let read = if followed { fs::metadata(&full) } else { fs::symlink_metadata(&full) };
-        let metadata = read.map_err(Error::io("read", &full))?;
+        let metadata = match read {
+            Err(error) if self.is_gone(&error) => return Ok(()),
+            metadata => metadata.map_err(Error::io("read", &full))?,
+        };
         let kind = metadata.file_type();
         let found = if kind.is_dir() {
             if path != b"pg_wal" {
@@ -76,6 +93,10 @@ impl Scan {
         Ok(())
     }
 
+    fn is_gone(&self, error: &io::Error) -> bool {
+        self.live && error.kind() == io::ErrorKind::NotFound
+    }
+
     fn full(&self, path: &[u8]) -> PathBuf {
         self.root.join(std::ffi::OsStr::from_bytes(path))
     }
@@ -85,30 +106,124 @@ impl Scan {
         self.paths.iter().map(|(_, _, found)| if let Found::File { length } = found { *length } else { 0 }).sum()
     }
 
-    /// Hands out folders, links, files and the parts of files. Opens one file at a time.
-    pub fn items(&self) -> impl Iterator<Item = Result<Item, Error>> + '_ {
-        self.paths.iter().flat_map(move |(path, mode, found)| {
-            let first = match found {
-                Found::Dir => Item::Dir { path: path.clone(), mode: *mode },
-                Found::Symlink { target } => Item::Symlink { path: path.clone(), mode: *mode, target: target.clone() },
-                Found::File { length } => Item::File { path: path.clone(), mode: *mode, length: *length },
-            };
-            let length = if let Found::File { length } = found { *length } else { 0 };
-            let mut file: Option<Arc<File>> = None;
-            let parts = (0..length).step_by(UNIT_BYTES).map(move |offset| {
-                let full = self.full(path);
-                let file = match &file {
-                    Some(file) => file.clone(),
-                    None => file.insert(Arc::new(File::open(&full).map_err(Error::io("open", &full))?)).clone(),
-                };
-                Ok(Item::Part(Bytes::Later(Box::new(move |bytes| {
-                    file.read_exact_at(bytes, offset).map_err(|error| match error.kind() {
-                        std::io::ErrorKind::UnexpectedEof => Error::Changed { path: full.clone() },
-                        _ => Error::Io { verb: "read", path: full.clone(), source: error },
-                    })
-                }))))
-            });
-            std::iter::once(Ok(first)).chain(parts)
+    /// Hands out folders, links, files and the parts of files. Opens one file at a time. With what is
+    /// `known` of the parent's files, only what may differ from them is read.
+    pub fn items<'a>(&'a self, known: Option<&'a Known>) -> impl Iterator<Item = Result<Item, Error>> + 'a {
+        // Last of all: what it says holds for every file that was read before.
+        let is_control = |path: &[u8]| path == CONTROL_FILE;
+        let (control, others): (Vec<_>, Vec<_>) = self.paths.iter().partition(|(path, ..)| is_control(path));
+        others.into_iter().chain(control).flat_map(move |(path, mode, found)| match found {
+            Found::Dir => vec![Ok(Item::Dir { path: path.clone(), mode: *mode })],
+            Found::Symlink { target } => {
+                vec![Ok(Item::Symlink { path: path.clone(), mode: *mode, target: target.clone() })]
+            }
+            Found::File { length } => self.file(path, *mode, *length, known).unwrap_or_else(|error| vec![Err(error)]),
         })
+    }
+
+    fn file(
+        &self,
+        path: &[u8],
+        mode: u32,
+        length: u64,
+        known: Option<&Known>,
+    ) -> Result<Vec<Result<Item, Error>>, Error> {
+        let changed = known.map_or(Changed::All, |known| known.of(path, length));
+        if let Changed::Nothing = changed {
+            return Ok(vec![Ok(Item::Unchanged { path: path.to_vec(), mode })]);
+        }
+        let full = self.full(path);
+        let file = match File::open(&full) {
+            Ok(file) => Arc::new(file),
+            // Dropped since it was listed: what comes after the snapshot's start drops it again.
+            Err(error) if self.is_gone(&error) => return Ok(Vec::new()),
+            Err(error) => return Err(Error::io("open", &full)(error)),
+        };
+        let mut items = vec![Ok(Item::File { path: path.to_vec(), mode, length })];
+        for offset in (0..length).step_by(UNIT_BYTES) {
+            let bytes = (length - offset).min(UNIT_BYTES as u64);
+            let blocks = blocks_in(bytes) as u32; // of a part
+            let which = match &changed {
+                Changed::Blocks(changed) => changed.runs_within((offset / BLOCK_SIZE as u64) as u32, blocks),
+                _ => vec![(0, blocks)],
+            };
+            if which.is_empty() {
+                items.push(Ok(Item::Skip));
+                continue;
+            }
+            let (file, full, live, runs) = (file.clone(), full.clone(), self.live, which.clone());
+            let read = move |bytes: &mut [u8]| {
+                runs.iter().try_for_each(|(first, count)| {
+                    let start = *first as usize * BLOCK_SIZE;
+                    let end = (start + *count as usize * BLOCK_SIZE).min(bytes.len());
+                    read_at(&file, &mut bytes[start..end], offset + start as u64, live).map_err(|error| {
+                        match error.kind() {
+                            io::ErrorKind::UnexpectedEof => Error::Changed { path: full.clone() },
+                            _ => Error::Io { verb: "read", path: full.clone(), source: error },
+                        }
+                    })
+                })
+            };
+            items.push(Ok(Item::Part(Bytes::Later(Box::new(read)), Some(which))));
+        }
+        Ok(items)
+    }
+}
+
+/// Fills `bytes`. A file that shrinks meanwhile is an error, unless it is a `live` one: zeros stand for
+/// what is gone then, and the WAL cuts it again.
+fn read_at(file: &File, bytes: &mut [u8], offset: u64, live: bool) -> io::Result<()> {
+    if !live {
+        return file.read_exact_at(bytes, offset);
+    }
+    let mut done = 0;
+    while done < bytes.len() {
+        match file.read_at(&mut bytes[done..], offset + done as u64) {
+            Ok(0) => {
+                bytes[done..].fill(0);
+                break;
+            }
+            Ok(read) => done += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// What a lazy data directory knows of the difference to a snapshot.
+pub struct Known<'a> {
+    pub snapshot: &'a Snapshot,
+    pub changes: Changes,
+}
+
+/// What of a file may differ.
+enum Changed {
+    Nothing,
+    Blocks(Blocks),
+    All,
+}
+
+impl Known<'_> {
+    /// Returns what may differ from the snapshot in the file at `path`, which has `length` bytes.
+    fn of(&self, path: &[u8], length: u64) -> Changed {
+        let Some(Node::File { length: old, .. }) = self.snapshot.entry(path).map(|entry| &entry.node) else {
+            return Changed::All;
+        };
+        match self.changes.of(path) {
+            None if *old == length => Changed::Nothing,
+            // One frame is read and written as a whole.
+            Some(changed) if !changed.whole && length > FRAME_SIZE as u64 => {
+                let mut blocks = changed.blocks.clone();
+                // What the snapshot does not have is new, whatever was noted.
+                if length > *old {
+                    blocks.insert_range((*old / BLOCK_SIZE as u64) as u32, blocks_in(length) as u32);
+                } else if length < *old && length % BLOCK_SIZE as u64 != 0 {
+                    blocks.insert((length / BLOCK_SIZE as u64) as u32);
+                }
+                Changed::Blocks(blocks)
+            }
+            _ => Changed::All,
+        }
     }
 }

@@ -64,7 +64,7 @@ pub fn read(
                     whole.extend_from_slice(&bytes);
                 }
                 if !excluded {
-                    each(Item::Part(Bytes::Now(bytes)))?;
+                    each(Item::Part(Bytes::Now(bytes), None))?;
                 }
             }
             if kept {

@@ -50,12 +50,34 @@ pub enum Bytes {
     Later(Read),
 }
 
+/// Runs of blocks of a part: first, and number of blocks.
+pub type Runs = Vec<(u32, u32)>;
+
 /// A data directory, piece by piece. The parts of a file follow it in order, all of 4 MiB but the last.
 pub enum Item {
-    Dir { path: Vec<u8>, mode: u32 },
-    Symlink { path: Vec<u8>, mode: u32, target: Vec<u8> },
-    File { path: Vec<u8>, mode: u32, length: u64 },
-    Part(Bytes),
+    Dir {
+        path: Vec<u8>,
+        mode: u32,
+    },
+    Symlink {
+        path: Vec<u8>,
+        mode: u32,
+        target: Vec<u8>,
+    },
+    File {
+        path: Vec<u8>,
+        mode: u32,
+        length: u64,
+    },
+    /// A part; where there are runs, it is the parent's in all other blocks, and only they are read.
+    Part(Bytes, Option<Runs>),
+    /// A part that is the parent's.
+    Skip,
+    /// A file that is the parent's.
+    Unchanged {
+        path: Vec<u8>,
+        mode: u32,
+    },
 }
 
 /// What was written, in numbers.
@@ -67,6 +89,8 @@ pub struct Statistics {
     /// Blocks of all files, and those that the parent does not have.
     pub blocks: u64,
     pub changed_blocks: u64,
+    /// Bytes that were read to find them.
+    pub read_bytes: u64,
     /// Frames that were new to the store, and those of them stored against older versions.
     pub new_frames: u64,
     pub delta_frames: u64,
@@ -113,6 +137,8 @@ struct Part {
     block: u32,
     length: usize,
     bytes: Bytes,
+    /// The blocks that are looked at; the others are the parent's.
+    runs: Runs,
     parent: Option<Arc<ParentFile>>,
     /// Whether the part is all of a file that is one frame.
     whole_file: bool,
@@ -158,9 +184,35 @@ impl<'a> TreeWriter<'a> {
                 self.entries.push(Entry { path, mode, node: Node::Symlink { target } });
             }
             Item::File { path, mode, length } => self.begin_file(path, mode, length)?,
-            Item::Part(bytes) => self.queue(bytes)?,
+            Item::Part(bytes, runs) => self.queue(bytes, runs)?,
+            Item::Skip => {
+                let file = self.files.last_mut().expect("invariant: parts follow their file");
+                let length = (file.length - file.queued).min(UNIT_BYTES as u64);
+                file.queued += length;
+                self.progress.advance(length);
+            }
+            Item::Unchanged { path, mode } => self.keep_file(path, mode)?,
         }
         Ok(())
+    }
+
+    /// Takes a file as the parent has it.
+    fn keep_file(&mut self, path: Vec<u8>, mode: u32) -> Result<(), Error> {
+        let entry = self.parent.as_ref().and_then(|parent| parent.snapshot.entry(&path));
+        let Some(&Node::File { length, content }) = entry.map(|entry| &entry.node) else {
+            use std::os::unix::ffi::OsStrExt;
+            return Err(Error::Changed { path: std::ffi::OsStr::from_bytes(&path).into() });
+        };
+        self.count_file(length);
+        self.progress.advance(length);
+        self.entries.push(Entry { path, mode, node: Node::File { length, content } });
+        Ok(())
+    }
+
+    fn count_file(&mut self, length: u64) {
+        self.statistics.files += 1;
+        self.statistics.bytes += length;
+        self.statistics.blocks += frame::blocks_in(length);
     }
 
     fn begin_file(&mut self, path: Vec<u8>, mode: u32, length: u64) -> Result<(), Error> {
@@ -176,19 +228,21 @@ impl<'a> TreeWriter<'a> {
             }
             _ => None,
         };
-        self.statistics.files += 1;
-        self.statistics.bytes += length;
-        self.statistics.blocks += frame::blocks_in(length);
+        self.count_file(length);
         self.files.push(File { path, mode, length, queued: 0, parent, changes: MapBuilder::default() });
         if length == 0 { self.flush_if_full() } else { Ok(()) }
     }
 
-    fn queue(&mut self, bytes: Bytes) -> Result<(), Error> {
+    fn queue(&mut self, bytes: Bytes, runs: Option<Runs>) -> Result<(), Error> {
         let number = self.files.len() - 1;
         let file = &mut self.files[number];
         let length = (file.length - file.queued).min(UNIT_BYTES as u64) as usize;
+        let runs = runs.unwrap_or_else(|| vec![(0, frame::blocks_in(length as u64) as u32)]);
+        let read = runs.iter().map(|(_, count)| u64::from(*count) * BLOCK_SIZE as u64).sum::<u64>();
+        self.statistics.read_bytes += read.min(length as u64);
         self.batch.push(Part {
             file: number,
+            runs,
             block: (file.queued / BLOCK_SIZE as u64) as u32, // begin_file refuses more
             length,
             bytes,
@@ -336,13 +390,14 @@ impl Part {
             return Ok(done);
         };
         let file = &parent.file;
-        old.clear();
-        file.read(store, first, bytes.len().div_ceil(BLOCK_SIZE) as u32, old)?;
-        if bytes == old.as_slice() && (!self.whole_file || file.length() == bytes.len() as u64) {
+        read_runs(store, file, first, &self.runs, old)?;
+        let changed = |number: &usize| self.whole_file || frame::block(bytes, *number) != frame::block(old, *number);
+        let numbers = self.runs.iter().flat_map(|(first, count)| *first as usize..(*first + *count) as usize);
+        let mut numbers = numbers.filter(changed).peekable();
+        let same = self.whole_file && bytes == old.as_slice() && file.length() == bytes.len() as u64;
+        if same || numbers.peek().is_none() {
             return Ok(done);
         }
-        let changed = |number: &usize| self.whole_file || frame::block(bytes, *number) != frame::block(old, *number);
-        let numbers = (0..bytes.len().div_ceil(BLOCK_SIZE)).filter(changed);
         let (known, new): (Vec<usize>, Vec<usize>) = numbers.partition(|number| !frame::block(old, *number).is_empty());
         if self.whole_file {
             done.add_small_file(store, bytes, &known, file, level)?;
@@ -366,6 +421,25 @@ impl Part {
         done.runs.sort_unstable_by_key(|(block, ..)| *block);
         Ok(done)
     }
+}
+
+/// Reads the parent's version of a part that begins at block `first`: the blocks in `runs`, each at its
+/// place, as far as the parent goes.
+fn read_runs(store: &Store, file: &StoredFile, first: u32, runs: &Runs, old: &mut Vec<u8>) -> Result<(), store::Error> {
+    let there = file.length().saturating_sub(u64::from(first) * BLOCK_SIZE as u64);
+    let end = runs.last().map_or(0, |(first, count)| u64::from(*first + *count) * BLOCK_SIZE as u64);
+    old.resize(there.min(end) as usize, 0); // at most a part
+    let mut bytes = Vec::new();
+    for (run, count) in runs {
+        let start = *run as usize * BLOCK_SIZE;
+        if start < old.len() {
+            bytes.clear();
+            file.read(store, first + run, *count, &mut bytes)?;
+            let length = bytes.len().min(old.len() - start);
+            old[start..start + length].copy_from_slice(&bytes[..length]);
+        }
+    }
+    Ok(())
 }
 
 /// Changed blocks that will share a frame.

@@ -11,6 +11,7 @@
 pub mod mount;
 pub mod prefetch;
 pub mod settle;
+pub mod snapshot;
 pub mod start;
 
 use std::fs::{self, File};
@@ -56,6 +57,10 @@ pub enum Error {
     Corrupt(PathBuf),
     #[error("another command is starting or stopping '{0}'")]
     Busy(String),
+    #[error("'{0}' is not running")]
+    NotRunning(String),
+    #[error("a snapshot of '{0}' is being taken already")]
+    Snapshotting(String),
     #[error("cannot {verb} '{}'", path.display())]
     Io { verb: &'static str, path: PathBuf, source: io::Error },
 }
@@ -64,7 +69,8 @@ impl From<Error> for CommandError {
     fn from(error: Error) -> CommandError {
         let hint = match &error {
             Error::Unknown(_) => Some("see what there is: zenith pg list"),
-            Error::Busy(_) => Some("wait for it, then look: zenith status"),
+            Error::NotRunning(_) => Some("a branch that is stopped has a snapshot of its last moment: zenith log"),
+            Error::Busy(_) | Error::Snapshotting(_) => Some("wait for it, then look: zenith status"),
             _ => None,
         };
         let error = CommandError::new(Class::Refused, error);

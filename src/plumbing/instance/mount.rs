@@ -6,7 +6,7 @@
 //! `prepared`, empty, once the directory is one that PostgreSQL can go on from by itself.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Seek, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -112,6 +112,16 @@ pub fn is_prepared(dir: &Path) -> bool {
     dir.join("prepared").is_file()
 }
 
+/// Returns a command for a zenith that outlives this one and writes what it has to say to `log`.
+pub fn background(repo: &Repo, log: &Path) -> io::Result<Command> {
+    let log = File::options().create(true).append(true).open(log)?;
+    let mut command = Command::new(std::env::current_exe()?);
+    // Not in this terminal's group, so that Ctrl-C does not reach it.
+    command.process_group(0).current_dir("/").env("NO_COLOR", "1").stdin(Stdio::null()).stdout(Stdio::null());
+    command.stderr(log).arg("--repo").arg(repo.dir());
+    Ok(command)
+}
+
 /// How a data directory is mounted.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted<'a> {
@@ -124,20 +134,15 @@ pub struct Wanted<'a> {
 
 /// Mounts a snapshot at `dir/data`, in a process of its own that outlives this one.
 pub fn mount(repo: &Repo, dir: &Path, wanted: &Wanted) -> Result<(), Error> {
-    let program = std::env::current_exe().map_err(Error::io("find", Path::new("zenith")))?;
-    let mut log = File::options().create(true).append(true).read(true).open(wanted.log);
-    let log = log.as_mut().map_err(|error| Error::io("open", wanted.log)(io::Error::from(error.kind())))?;
-    let log_start = log.seek(io::SeekFrom::End(0)).map_err(Error::io("read", wanted.log))?;
-    let mut command = Command::new(&program);
-    command.arg("--repo").arg(repo.dir()).args(["mount-datadir", "--with-server"]);
-    command.args(wanted.hydrate.then_some("--hydrate")).arg(wanted.snapshot.to_string()).arg(dir);
-    // Not in this terminal's group, so that Ctrl-C does not reach it.
-    command.current_dir("/").process_group(0).env("NO_COLOR", "1").stdin(Stdio::null()).stdout(Stdio::piped());
-    command.stderr(log.try_clone().map_err(Error::io("open", wanted.log))?);
-    let mut child = command.spawn().map_err(Error::io("run", &program))?;
+    let log_start = fs::metadata(wanted.log).map_or(0, |metadata| metadata.len());
+    let program = Path::new("zenith");
+    let mut command = background(repo, wanted.log).map_err(Error::io("run", program))?;
+    command.args(["mount-datadir", "--with-server"]).args(wanted.hydrate.then_some("--hydrate"));
+    command.arg(wanted.snapshot.to_string()).arg(dir).stdout(Stdio::piped());
+    let mut child = command.spawn().map_err(Error::io("run", program))?;
     let mut answer = String::new();
     let output = child.stdout.take().expect("invariant: it is piped");
-    BufReader::new(output).read_line(&mut answer).map_err(Error::io("read from", &program))?;
+    BufReader::new(output).read_line(&mut answer).map_err(Error::io("read from", program))?;
     if answer.trim() == "ready" {
         return Ok(());
     }

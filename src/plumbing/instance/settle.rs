@@ -15,6 +15,7 @@ use crate::objects::snapshot::Snapshot;
 use crate::objects::store::file::{READ_BLOCKS, StoredFile};
 use crate::objects::timeline::{Timeline, TimelineId};
 use crate::objects::{ObjectId, Repo};
+use crate::plumbing::datadir::control::Control;
 use crate::plumbing::datadir::local;
 use crate::plumbing::datadir::wal::WalFilesError;
 use crate::plumbing::postgres::server;
@@ -67,6 +68,7 @@ pub fn settle(
         repo.timelines().remove(repo.tmp()?, id)?;
         return Ok(Settled::Dropped);
     }
+    let _lock = super::snapshot::Lock::wait(repo, id);
     let snapshot = snapshot_if_exact(repo, &timeline, &data, signature.time_us, progress)?;
     close(repo, instance, id)?;
     empty_wal(&repo.timelines().wal_dir(id))?;
@@ -189,7 +191,11 @@ fn snapshot_if_exact(
     if let Some(line) = timeline.log.snapshot_before(tip.lsn).filter(|line| line.lsn == tip.lsn) {
         return Ok(Some(line.object));
     }
-    let parent = repo.timelines().snapshot_before(tip)?.1.object;
+    // What a lazy data directory knows is about the snapshot of its mark.
+    let parent = match Control::of(data) {
+        Some(control) => control.mark()?,
+        None => repo.timelines().snapshot_before(tip)?.1.object,
+    };
     let options = Options { parent: Some(parent), timeline: Some(timeline.id) };
     let outcome = write_snapshot(repo, Source::Dir(data), &options, now_us, progress)?;
     Ok(Some(outcome.snapshot))

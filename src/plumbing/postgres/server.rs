@@ -168,6 +168,62 @@ pub fn flushed_lsn(endpoint: &Endpoint) -> Result<Lsn, Error> {
     text.parse().map_err(|error| Error::Failed { program: "postgres", output: format!("{error}") })
 }
 
+/// Makes a server write all that changed, at once; a checkpoint that goes on slowly ends soon as well.
+pub fn checkpoint(endpoint: &Endpoint) -> Result<(), Error> {
+    connect(endpoint)?.batch_execute("CHECKPOINT").map_err(|source| Error::Query { port: endpoint.port, source })
+}
+
+/// A server in backup mode. Dropping it ends the backup without a result.
+pub struct Backup {
+    client: Client,
+    port: u16,
+}
+
+/// How a backup gets the checkpoint that it begins with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Checkpoint {
+    /// At once.
+    Fast,
+    /// Over some minutes, as PostgreSQL's own.
+    Spread,
+}
+
+impl Backup {
+    /// Begins a backup: every page that changes from now on is in the WAL as a whole.
+    pub fn begin(endpoint: &Endpoint, checkpoint: Checkpoint) -> Result<Backup, Error> {
+        let query = |source| Error::Query { port: endpoint.port, source };
+        let mut client = connect(endpoint)?;
+        let fast = checkpoint == Checkpoint::Fast;
+        let begin = if is_before_15(&mut client).map_err(query)? {
+            "SELECT pg_start_backup('zenith', $1, false)"
+        } else {
+            "SELECT pg_backup_start('zenith', $1)"
+        };
+        client.query_one(begin, &[&fast]).map_err(query)?;
+        Ok(Backup { client, port: endpoint.port })
+    }
+
+    /// Ends it. Returns the label, and the LSN from which on what was copied is consistent.
+    pub fn end(mut self) -> Result<(String, Lsn), Error> {
+        let query = |source| Error::Query { port: self.port, source };
+        let end = if is_before_15(&mut self.client).map_err(query)? {
+            "SELECT labelfile, lsn::text FROM pg_stop_backup(false, false)"
+        } else {
+            "SELECT labelfile, lsn::text FROM pg_backup_stop(false)"
+        };
+        let row = self.client.query_one(end, &[]).map_err(query)?;
+        let (label, lsn): (String, String) = (row.get(0), row.get(1));
+        let lsn = lsn.parse().map_err(|error| Error::Failed { program: "postgres", output: format!("{error}") })?;
+        Ok((label, lsn))
+    }
+}
+
+/// The functions were renamed in PostgreSQL 15.
+fn is_before_15(client: &mut Client) -> Result<bool, postgres::Error> {
+    let row = client.query_one("SELECT current_setting('server_version_num')::int < 150000", &[])?;
+    Ok(row.get(0))
+}
+
 /// Returns whether a server runs on `data_dir`. A pid file that a crash left behind does not count,
 /// even if another process has its number by now.
 pub fn status(data_dir: &Path) -> Status {

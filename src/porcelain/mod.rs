@@ -22,7 +22,7 @@ pub mod version;
 use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::objects::refs::{RefName, Value, revision};
-use crate::plumbing::instance::{self, Instance};
+use crate::plumbing::instance::{self, Instance, read_only};
 use crate::plumbing::postgres::server::{Endpoint, Status};
 
 /// Returns the branch that the user named, or HEAD; it must exist.
@@ -37,23 +37,42 @@ fn branch_or_head(repo: &Repo, name: Option<&str>) -> Result<RefName, CommandErr
         _ => match revision::resolve(repo, branch.short(), &jiff::Zoned::now()) {
             Err(error) => Err(error.into()),
             Ok(_) => Err(CommandError::refused(format!("'{}' is not a branch", branch.short()))
-                .hint(format!("make one of it: zenith branch NAME {}", branch.short()))),
+                .hint(format!("make one of it: zenith branch NAME {}", branch.short()))
+                .hint(format!("or look at it: zenith start --read-only {}", branch.short()))),
         },
     }
 }
 
-/// Returns the running instance of a branch and where its server is.
+/// Returns the instance that the user means: that of a branch or of HEAD, a read-only one by its revision, or
+/// any by its own name. One that runs comes before one that does not.
+fn find_instance(repo: &Repo, name: Option<&str>) -> Result<Option<Instance>, CommandError> {
+    let is_open = |instance: &Instance| instance.timeline().is_some() || instance.status(repo) != Status::Stopped;
+    let text = name.unwrap_or("HEAD");
+    let own = match branch_or_head(repo, name) {
+        Ok(branch) => instance::of_branch(repo, branch.short())?.filter(is_open),
+        Err(_) => None,
+    };
+    let shown = read_only::of_revision(repo, text)?.into_iter().rfind(is_open);
+    let found = own.or(shown).or_else(|| Instance::read(repo, text).ok().filter(is_open));
+    if found.is_none() {
+        // Says what is wrong with the name, if that is it.
+        branch_or_head(repo, name)?;
+    }
+    Ok(found)
+}
+
+/// Returns the running instance that the user means, and where its server is.
 fn running(repo: &Repo, name: Option<&str>) -> Result<(Instance, Endpoint), CommandError> {
-    let branch = branch_or_head(repo, name)?;
-    let instance =
-        instance::of_branch(repo, branch.short())?.filter(|instance| instance.status(repo) != Status::Stopped);
-    match instance {
+    match find_instance(repo, name)?.filter(|instance| instance.status(repo) != Status::Stopped) {
         Some(instance) => {
             let endpoint = instance.endpoint(repo)?;
             Ok((instance, endpoint))
         }
-        None => Err(CommandError::refused(format!("'{}' is not running", branch.short()))
-            .hint(format!("start it: zenith start {}", branch.short()))),
+        None => {
+            let branch = branch_or_head(repo, name)?;
+            Err(CommandError::refused(format!("'{}' is not running", branch.short()))
+                .hint(format!("start it: zenith start {}", branch.short())))
+        }
     }
 }
 

@@ -60,6 +60,8 @@ pub struct Row {
     pub timeline: Option<String>,
     /// Its server is gone although it was not stopped.
     pub crashed: bool,
+    /// What it shows, if it is read-only: a timeline and an LSN.
+    pub at: Option<String>,
 }
 
 /// Returns what there is to say of each instance.
@@ -74,6 +76,7 @@ pub fn rows(repo: &Repo) -> Result<Vec<Row>, instance::Error> {
             branch: config.branch,
             port: config.port,
             timeline: config.timeline,
+            at: config.at,
         }
     };
     Ok(instance::list(repo)?.into_iter().map(row).collect())
@@ -84,12 +87,13 @@ pub fn print_table(cx: &mut Cx, rows: &[Row]) -> CmdResult {
     let mut table = comfy_table::Table::new();
     table.load_style(comfy_table::presets::NOTHING).set_header(["INSTANCE", "BRANCH", "PORT", "STATE"]);
     for row in rows {
+        let read_only = if row.at.is_some() { ", read-only" } else { "" };
         let state = match (row.running, row.crashed) {
             (true, _) => "running",
             (false, true) => "crashed",
             (false, false) => "stopped",
         };
-        table.add_row([row.name.clone(), row.branch.clone(), row.port.to_string(), state.to_owned()]);
+        table.add_row([row.name.clone(), row.branch.clone(), row.port.to_string(), format!("{state}{read_only}")]);
     }
     Ok(table.lines().try_for_each(|line| writeln!(cx.out, "{}", line.trim()))?)
 }

@@ -15,7 +15,7 @@ use crate::plumbing::postgres::server::become_psql;
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:\n  zenith psql\n  zenith psql try -- -c 'select count(*) from t'\n")]
 pub struct Args {
-    /// The branch; otherwise HEAD
+    /// The branch, or the revision of a read-only server; otherwise HEAD
     #[arg(value_name = "BRANCH", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::branch))]
     branch: Option<String>,
     /// Arguments for psql

@@ -6,11 +6,12 @@ use super::{branch_or_head, size};
 use crate::cli::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
-use crate::plumbing::instance;
 use crate::plumbing::instance::mount::is_mounted;
 use crate::plumbing::instance::start::{Context, Outcome, Wish, start};
+use crate::plumbing::instance::{self, read_only};
 use crate::plumbing::postgres::account::Account;
 use crate::plumbing::postgres::server;
+use crate::plumbing::rev_parse::resolve_now;
 
 /// Run PostgreSQL on a branch
 ///
@@ -20,8 +21,12 @@ use crate::plumbing::postgres::server;
 /// Nothing is restored first: the data directory is a file system that fetches blocks when
 /// PostgreSQL first reads them, and keeps those that it writes. Where the system refuses to mount it,
 /// all files are restored, and the reason is told.
+///
+/// With --read-only, REVISION may be any: a tag, an LSN, a moment. Its server shows that, beside all
+/// others, until it is stopped, and leaves nothing behind.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = "Examples:\n  zenith start\n  zenith start try --port 6000 --tcp\n")]
+#[command(after_long_help = "Examples:\n  zenith start\n  zenith start try --port 6000 --tcp\n  \
+    zenith start --read-only 'main@{10 minutes ago}'\n")]
 pub struct Args {
     /// The port; otherwise the branch's last one, or a free one
     #[arg(long, value_name = "PORT")]
@@ -29,6 +34,9 @@ pub struct Args {
     /// Listen on 127.0.0.1 too, where PostgreSQL asks for a password
     #[arg(long)]
     tcp: bool,
+    /// Show a revision, as it was, to read
+    #[arg(long)]
+    read_only: bool,
     /// Restore all files first, into an ordinary folder
     #[arg(long, conflicts_with = "hydrate")]
     eager: bool,
@@ -38,9 +46,9 @@ pub struct Args {
     /// Print one line of JSON: instance, branch, port, socket_dir, timeline, url, started and lazy
     #[arg(long)]
     json: bool,
-    /// The branch; otherwise HEAD
-    #[arg(value_name = "BRANCH", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::branch))]
-    branch: Option<String>,
+    /// The branch, or with --read-only a revision; otherwise HEAD
+    #[arg(value_name = "REVISION", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::revision))]
+    revision: Option<String>,
 }
 
 #[derive(serde::Serialize)]
@@ -64,17 +72,41 @@ pub fn start_branch(
     wish: Wish,
 ) -> Result<Outcome, CommandError> {
     let instance = instance::find_or_create(repo, branch, port)?;
+    with_context(cx, repo, |context| start(context, &instance.name, wish))
+}
+
+/// Starts a read-only instance at a revision.
+fn start_read_only(cx: &Cx, repo: &Repo, text: &str, port: Option<u16>, wish: Wish) -> Result<Outcome, CommandError> {
+    let position = resolve_now(repo, text, &cx.now)?.position;
+    with_context(cx, repo, |context| read_only::start(context, text, position, port, wish))
+}
+
+fn with_context(
+    cx: &Cx,
+    repo: &Repo,
+    start: impl FnOnce(&Context) -> Result<Outcome, CommandError>,
+) -> Result<Outcome, CommandError> {
     let binaries = cx.binaries(Some(repo))?;
     let account = Account::detect()?;
     let signature = cx.sign("start");
-    let context = Context { repo, binaries: &binaries, account: &account, progress: &cx.ui, signature: &signature };
-    start(&context, &instance.name, wish)
+    start(&Context { repo, binaries: &binaries, account: &account, progress: &cx.ui, signature: &signature })
+}
+
+/// Returns a revision as a shell takes it.
+fn quoted(text: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || "-_./@~^".contains(c);
+    if text.chars().all(is_plain) { text.to_owned() } else { format!("'{text}'") }
 }
 
 /// Prints what was started.
 pub fn report(cx: &mut Cx, repo: &Repo, outcome: &Outcome) -> CmdResult {
     let config = &outcome.instance.config;
-    let state = if outcome.already { "is running already" } else { "is running" };
+    let state = match (outcome.instance.is_read_only(), outcome.already) {
+        (false, false) => "is running",
+        (false, true) => "is running already",
+        (true, false) => "is shown",
+        (true, true) => "is shown already",
+    };
     writeln!(cx.out, "{}: {} {state} on port {}", outcome.instance.name, config.branch, config.port)?;
     if let Some(why) = &outcome.refused {
         cx.ui.warning(format!("all files were restored first: {why}"));
@@ -86,7 +118,7 @@ pub fn report(cx: &mut Cx, repo: &Repo, outcome: &Outcome) -> CmdResult {
     }
     cx.ui.status(format!(
         "connect: zenith psql {}, or {}",
-        config.branch,
+        quoted(&config.branch),
         server::url(&outcome.instance.endpoint(repo)?)
     ));
     Ok(())
@@ -94,9 +126,13 @@ pub fn report(cx: &mut Cx, repo: &Repo, outcome: &Outcome) -> CmdResult {
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let repo = cx.take_repo()?;
-    let branch = branch_or_head(&repo, args.branch.as_deref())?;
     let wish = Wish { tcp: args.tcp, eager: args.eager, hydrate: args.hydrate };
-    let outcome = start_branch(cx, &repo, branch.short(), args.port, wish)?;
+    let outcome = if args.read_only {
+        start_read_only(cx, &repo, args.revision.as_deref().unwrap_or("HEAD"), args.port, wish)?
+    } else {
+        let branch = branch_or_head(&repo, args.revision.as_deref())?;
+        start_branch(cx, &repo, branch.short(), args.port, wish)?
+    };
     if !args.json {
         return report(cx, &repo, &outcome);
     }

@@ -3,12 +3,12 @@
 use std::io::Write;
 use std::time::Duration;
 
-use super::branch_or_head;
+use super::{branch_or_head, find_instance};
 use crate::cli::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::plumbing::instance::settle::{Settled, settle};
-use crate::plumbing::instance::{self, Instance};
+use crate::plumbing::instance::{self, Instance, read_only};
 use crate::plumbing::postgres::server::{self, Mode, Status};
 
 /// Stop the server of a branch
@@ -27,7 +27,7 @@ pub struct Args {
     /// Stop all branches that run
     #[arg(long, conflicts_with = "branch")]
     all: bool,
-    /// The branch; otherwise HEAD
+    /// The branch, or the revision of a read-only server; otherwise HEAD
     #[arg(value_name = "BRANCH", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::branch))]
     branch: Option<String>,
 }
@@ -50,11 +50,18 @@ pub fn stop_instance(cx: &Cx, repo: &Repo, name: &str, mode: Mode, timeout: Dura
     settle(repo, &mut instance, &cx.sign("stop"), &cx.ui)
 }
 
-/// Stops the instance of a branch, and prints what became of it.
+/// Stops an instance, and prints what became of it.
 pub fn stop_and_report(cx: &mut Cx, repo: &Repo, instance: &Instance, mode: Mode, timeout: Duration) -> CmdResult {
-    let settled = stop_instance(cx, repo, &instance.name, mode, timeout)?;
     let branch = &instance.config.branch;
-    match settled {
+    if instance.is_read_only() {
+        let _held = Instance::hold(repo, &instance.name)?;
+        if let Some(data) = instance.data_dir(repo) {
+            server::stop(&data, mode, timeout, &instance.log(repo), &cx.ui)?;
+        }
+        read_only::discard(repo, instance.clone())?;
+        return Ok(writeln!(cx.out, "{}: {branch} stopped", instance.name)?);
+    }
+    match stop_instance(cx, repo, &instance.name, mode, timeout)? {
         Settled::Nothing => writeln!(cx.out, "{}: {branch} was not running", instance.name)?,
         Settled::Dropped => writeln!(cx.out, "{}: {branch} stopped, nothing was committed", instance.name)?,
         Settled::Sealed { timeline, .. } => {
@@ -81,9 +88,11 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
             .filter(|instance| open(instance))
             .try_for_each(|instance| stop_and_report(cx, &repo, instance, mode, timeout));
     }
-    let branch = branch_or_head(&repo, args.branch.as_deref())?;
-    match instance::of_branch(&repo, branch.short())? {
-        Some(instance) if instance.timeline().is_some() => stop_and_report(cx, &repo, &instance, mode, timeout),
-        _ => Err(CommandError::refused(format!("'{}' is not running", branch.short()))),
+    match find_instance(&repo, args.branch.as_deref())? {
+        Some(instance) => stop_and_report(cx, &repo, &instance, mode, timeout),
+        None => {
+            let branch = branch_or_head(&repo, args.branch.as_deref())?;
+            Err(CommandError::refused(format!("'{}' is not running", branch.short())))
+        }
     }
 }

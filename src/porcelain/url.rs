@@ -11,7 +11,7 @@ use crate::plumbing::postgres::server;
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:\n  zenith url\n  pg_dump \"$(zenith url try)\"\n")]
 pub struct Args {
-    /// The branch; otherwise HEAD
+    /// The branch, or the revision of a read-only server; otherwise HEAD
     #[arg(value_name = "BRANCH", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::branch))]
     branch: Option<String>,
 }

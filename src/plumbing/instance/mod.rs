@@ -2,7 +2,8 @@
 //!
 //! # Format
 //! `instances/<name>/config` is TOML: `branch` (short name), `port`, `tcp`, and while an epoch is open
-//! `timeline`. `instances/<name>/log` is the server's log. Whoever starts or stops an instance holds
+//! `timeline`. A read-only instance has `at`, the timeline and the LSN that it shows; its `branch` is the
+//! revision as the user wrote it, and its `timeline` only names its data directory. `instances/<name>/log` is the server's log. Whoever starts or stops an instance holds
 //! the lock on `instances/<name>/lock`.
 //!
 //! An epoch is open from [`start`](start::start) until [`settle`](settle::settle), which a stop runs and,
@@ -10,6 +11,7 @@
 
 pub mod mount;
 pub mod prefetch;
+pub mod read_only;
 pub mod settle;
 pub mod snapshot;
 pub mod start;
@@ -39,6 +41,9 @@ pub struct Config {
     /// The timeline of the epoch that is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeline: Option<String>,
+    /// What a read-only instance shows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
 }
 
 /// An instance.
@@ -100,6 +105,11 @@ impl Instance {
     /// Returns the timeline of the open epoch.
     pub fn timeline(&self) -> Option<TimelineId> {
         self.config.timeline.as_ref()?.parse().ok()
+    }
+
+    /// Returns whether it shows a moment of the past.
+    pub fn is_read_only(&self) -> bool {
+        self.config.at.is_some()
     }
 
     /// Returns the data directory of the open epoch.
@@ -173,7 +183,7 @@ pub fn list(repo: &Repo) -> Result<Vec<Instance>, Error> {
 
 /// Returns the instance of a branch, if it has one.
 pub fn of_branch(repo: &Repo, branch: &str) -> Result<Option<Instance>, Error> {
-    Ok(list(repo)?.into_iter().find(|instance| instance.config.branch == branch))
+    Ok(list(repo)?.into_iter().find(|instance| !instance.is_read_only() && instance.config.branch == branch))
 }
 
 /// Returns where the server is that writes to `timeline`, if one runs.
@@ -191,12 +201,18 @@ pub fn socket_dir(repo: &Repo) -> Result<PathBuf, postgres::Error> {
     settings::socket_dir(&repo.dir().join("run"), &fallback)
 }
 
+/// Keeps others from making instances.
+fn hold_all(repo: &Repo) -> Result<Held, Error> {
+    let path = repo.dir().join("instances/lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(io_error("open", &path))?;
+    file.lock().map_err(io_error("lock", &path))?;
+    Ok(Held(file))
+}
+
 /// Returns the instance of a branch; makes one with the next name and a free port if there is none.
 pub fn find_or_create(repo: &Repo, branch: &str, port: Option<u16>) -> Result<Instance, CommandError> {
-    let dir = repo.dir().join("instances");
-    let path = dir.join("lock");
-    let lock = File::options().create(true).truncate(false).write(true).open(&path).map_err(io_error("open", &path))?;
-    lock.lock().map_err(io_error("lock", &path))?;
+    let _held = hold_all(repo)?;
     if let Some(mut instance) = of_branch(repo, branch)? {
         if let Some(port) = port.filter(|port| *port != instance.config.port) {
             instance.config.port = port;
@@ -204,12 +220,18 @@ pub fn find_or_create(repo: &Repo, branch: &str, port: Option<u16>) -> Result<In
         }
         return Ok(instance);
     }
+    create(repo, branch, port, None)
+}
+
+/// Makes an instance with the next name, and a free port unless one is given.
+fn create(repo: &Repo, branch: &str, port: Option<u16>, at: Option<String>) -> Result<Instance, CommandError> {
     let all = list(repo)?;
     let taken: Vec<u16> = all.iter().map(|instance| instance.config.port).collect();
     let port = port.map_or_else(|| settings::free_port(FIRST_PORT, &taken, &socket_dir(repo)?), Ok)?;
     let free = (1..).map(|number| format!("pg{number}")).find(|name| all.iter().all(|instance| instance.name != *name));
     let name = free.expect("invariant: numbers do not end");
-    let instance = Instance { name, config: Config { branch: branch.to_owned(), port, tcp: false, timeline: None } };
+    let config = Config { branch: branch.to_owned(), port, tcp: false, timeline: None, at };
+    let instance = Instance { name, config };
     instance.write(repo)?;
     Ok(instance)
 }

@@ -14,11 +14,11 @@ use crate::plumbing::datadir::local;
 use crate::plumbing::datadir::restore::restore;
 use crate::plumbing::datadir::wal::lay_out;
 use crate::plumbing::fork_timeline::fork_timeline_as;
-use crate::plumbing::postgres::account::Account;
 use crate::plumbing::postgres::find::Binaries;
+use crate::plumbing::postgres::recovery::{self, Readable};
 use crate::plumbing::postgres::server::{self, Status};
-use crate::plumbing::postgres::settings::{Settings, shell_command};
-use crate::plumbing::postgres::{self, recovery};
+use crate::plumbing::postgres::settings::{Role, Settings, shell_command};
+use crate::plumbing::postgres::{self, account::Account};
 use crate::progress::Progress;
 
 /// With what a server is started.
@@ -128,7 +128,12 @@ fn resume(
 }
 
 /// Starts the server of an instance on the data directory of `timeline`.
-fn run_server(cx: &Context, instance: &mut Instance, timeline: TimelineId, tcp: bool) -> Result<(), postgres::Error> {
+pub(super) fn run_server(
+    cx: &Context,
+    instance: &mut Instance,
+    timeline: TimelineId,
+    tcp: bool,
+) -> Result<(), postgres::Error> {
     let Context { repo, binaries, account, progress, .. } = cx;
     instance.config.tcp = tcp;
     let settings = Settings {
@@ -136,7 +141,10 @@ fn run_server(cx: &Context, instance: &mut Instance, timeline: TimelineId, tcp: 
         socket_dir: socket_dir(repo)?,
         tcp,
         name: instance.config.branch.clone(),
-        archive_command: archive_command(repo, timeline)?,
+        role: match instance.is_read_only() {
+            true => Role::Standby,
+            false => Role::Primary { archive_command: archive_command(repo, timeline)? },
+        },
     };
     let (data, log) = (repo.datadir(timeline).join("data"), instance.log(repo));
     if let Account::Postgres = account {
@@ -144,6 +152,34 @@ fn run_server(cx: &Context, instance: &mut Instance, timeline: TimelineId, tcp: 
     }
     server::start(binaries, account, &data, &log, &settings, *progress)?.keep();
     Ok(())
+}
+
+/// Mounts the snapshot's files at `dir/data`, or restores them there. Returns why they were restored, if that was
+/// not wished.
+pub(super) fn show_files(
+    cx: &Context,
+    log: &Path,
+    id: &ObjectId,
+    snapshot: &Snapshot,
+    dir: &Path,
+    wish: Wish,
+) -> Result<Option<String>, CommandError> {
+    let Context { repo, account, progress, .. } = cx;
+    let restore = || restore(repo.store(), snapshot, &dir.join("data"), *progress);
+    if wish.eager {
+        restore()?;
+        return Ok(None);
+    }
+    // A mount is its owner's alone.
+    let mounted = if **account == Account::Postgres {
+        Err("PostgreSQL has to run as the user postgres here, who cannot see the mount".to_owned())
+    } else {
+        let wanted = Wanted { snapshot: id, hydrate: wish.hydrate, log };
+        mount::mount(repo, dir, &wanted).map_err(|error| CommandError::from(error).text())
+    };
+    let Err(why) = mounted else { return Ok(None) };
+    restore()?;
+    Ok(Some(why))
 }
 
 /// What an epoch begins with.
@@ -180,43 +216,18 @@ impl Epoch<'_> {
         lay_out(repo, snapshot.start, from, snapshot.postgres_timeline, &wal_dir)?;
         let dir = repo.datadir(self.timeline);
         fs::create_dir_all(&dir)?;
-        let refused = self.show_files(&line.object, &snapshot, &dir, wish)?;
+        let refused = show_files(self.cx, &self.instance.log(repo), &line.object, &snapshot, &dir, wish)?;
         let data = dir.join("data");
         recovery::link_wal(&data, &wal_dir)?;
-        recovery::write_backup_label(&data, &snapshot)?;
+        // Where there is nothing to replay, PostgreSQL goes on as after any other shutdown.
+        if !recovery::is_exact(&snapshot) || snapshot.consistent != from.lsn {
+            recovery::write_backup_label(&data, &snapshot, Readable::AtTheEnd)?;
+        }
         if mount::is_mounted(&data) {
             mount::set_prepared(&dir)?;
         }
         account.own(repo.dir())?;
         Ok(Prepared { snapshot: line.object, replayed: from.lsn.since(snapshot.start), refused })
-    }
-
-    /// Mounts the snapshot's files, or restores them. Returns why they were restored, if that was not wished.
-    fn show_files(
-        &self,
-        id: &ObjectId,
-        snapshot: &Snapshot,
-        dir: &Path,
-        wish: Wish,
-    ) -> Result<Option<String>, CommandError> {
-        let Context { repo, account, progress, .. } = self.cx;
-        let restore = || restore(repo.store(), snapshot, &dir.join("data"), *progress);
-        if wish.eager {
-            restore()?;
-            return Ok(None);
-        }
-        // A mount is its owner's alone.
-        let mounted = if **account == Account::Postgres {
-            Err("PostgreSQL has to run as the user postgres here, who cannot see the mount".to_owned())
-        } else {
-            let wanted = Wanted { snapshot: id, hydrate: wish.hydrate, log: &self.instance.log(repo) };
-            mount::mount(repo, dir, &wanted).map_err(|error| CommandError::from(error).text())
-        };
-        let Err(why) = mounted else { return Ok(None) };
-        mount::remove(dir)?;
-        fs::create_dir_all(dir)?;
-        restore()?;
-        Ok(Some(why))
     }
 
     /// Moves the branch to the epoch's timeline and starts the server.

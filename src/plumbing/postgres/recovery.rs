@@ -9,19 +9,42 @@ use crate::objects::durable;
 use crate::objects::pg::segment;
 use crate::objects::snapshot::Snapshot;
 
-/// Writes `backup_label` into a data directory that was restored from `snapshot`.
+/// When a server that recovers may let somebody read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readable {
+    /// At the end of the WAL: plain crash recovery.
+    AtTheEnd,
+    /// As soon as the record is replayed that ends the backup.
+    AfterBackup,
+}
+
+/// Returns whether the files of a snapshot are those of a server that was shut down, rather than
+/// a backup of one that ran: only a shutdown checkpoint is its own redo point.
+pub fn is_exact(snapshot: &Snapshot) -> bool {
+    snapshot.start == snapshot.checkpoint
+}
+
+/// Writes `backup_label` into a data directory with the files of `snapshot`.
 ///
-/// With it PostgreSQL runs plain crash recovery from the snapshot's checkpoint to the end of the
-/// WAL in `pg_wal`. Without it a cleanly shut down `pg_control` would make PostgreSQL skip the replay
-/// and overwrite the WAL. The method must not be `streamed`, which would demand the record that ends
-/// a base backup (`src/backend/access/transam/xlogrecovery.c`).
-pub fn write_backup_label(data_dir: &Path, snapshot: &Snapshot) -> Result<(), Error> {
+/// With it PostgreSQL replays from the snapshot's checkpoint on to the end of the WAL in `pg_wal`.
+/// Without it a cleanly shut down `pg_control` would make PostgreSQL skip the replay and overwrite the
+/// WAL. The method `streamed` makes it wait for the record that ends a base backup before anybody may
+/// read (`src/backend/access/transam/xlogrecovery.c`), which WAL behind an exact snapshot does not have.
+pub fn write_backup_label(data_dir: &Path, snapshot: &Snapshot, readable: Readable) -> Result<(), Error> {
     let path = data_dir.join("backup_label");
-    let write = |file: &mut fs::File| file.write_all(backup_label(snapshot).as_bytes());
+    let streamed = readable == Readable::AfterBackup && !is_exact(snapshot);
+    let label = backup_label(snapshot, if streamed { "streamed" } else { "snapshot" });
+    let write = |file: &mut fs::File| file.write_all(label.as_bytes());
     durable::write_in_place(&path, write).map_err(Error::io("write", &path))
 }
 
-fn backup_label(snapshot: &Snapshot) -> String {
+/// Makes the server of a data directory a standby: it replays what there is, and never writes WAL.
+pub fn write_standby_signal(data_dir: &Path) -> Result<(), Error> {
+    let path = data_dir.join("standby.signal");
+    fs::write(&path, "").map_err(Error::io("write", &path))
+}
+
+fn backup_label(snapshot: &Snapshot, method: &str) -> String {
     let timeline = snapshot.postgres_timeline;
     let file = segment::file_name(timeline, snapshot.start, snapshot.wal_segment_size);
     let time = jiff::Timestamp::from_microsecond(snapshot.time_us).unwrap_or_default();
@@ -29,7 +52,7 @@ fn backup_label(snapshot: &Snapshot) -> String {
     format!(
         "START WAL LOCATION: {} (file {file})\n\
          CHECKPOINT LOCATION: {}\n\
-         BACKUP METHOD: snapshot\n\
+         BACKUP METHOD: {method}\n\
          BACKUP FROM: primary\n\
          START TIME: {time}\n\
          LABEL: zenith\n\

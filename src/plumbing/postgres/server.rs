@@ -25,6 +25,8 @@ const CONNECT_WAIT: Duration = Duration::from_secs(10);
 /// Between two looks at a server that starts or stops: short at first, then longer.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
+/// How long a standby may stay at one record.
+const REPLAY_PATIENCE: Duration = Duration::from_secs(60);
 /// Lines of the log that an error shows.
 const TAIL_LINES: usize = 10;
 
@@ -136,7 +138,7 @@ fn remove_stale_pid_file(data_dir: &Path) {
 /// Returns whether the server says in its pid file that it takes connections.
 fn is_ready(data_dir: &Path) -> bool {
     let text = fs::read_to_string(data_dir.join("postmaster.pid")).unwrap_or_default();
-    text.lines().nth(7).is_some_and(|status| status.trim() == "ready")
+    text.lines().nth(7).is_some_and(|status| ["ready", "standby"].contains(&status.trim()))
 }
 
 /// Returns the last lines of a log, from byte `from` on.
@@ -166,6 +168,29 @@ pub fn flushed_lsn(endpoint: &Endpoint) -> Result<Lsn, Error> {
     let row = row.map_err(|source| Error::Query { port: endpoint.port, source })?;
     let text: String = row.get(0);
     text.parse().map_err(|error| Error::Failed { program: "postgres", output: format!("{error}") })
+}
+
+/// Waits until a standby has replayed the WAL up to `lsn`. Fails when it gets no further for a minute.
+pub fn wait_for_replay(endpoint: &Endpoint, lsn: Lsn, log: &Path, progress: &dyn Progress) -> Result<(), Error> {
+    let query = |source| Error::Query { port: endpoint.port, source };
+    let mut client = connect(endpoint)?;
+    let (mut reached, mut moved) = (Lsn(0), Instant::now());
+    loop {
+        progress.check()?;
+        let row = client.query_one("SELECT coalesce(pg_last_wal_replay_lsn(), '0/0')::text", &[]).map_err(query)?;
+        let text: String = row.get(0);
+        let now = text.parse().map_err(|error| Error::Failed { program: "postgres", output: format!("{error}") })?;
+        if now >= lsn {
+            return Ok(());
+        }
+        if now > reached {
+            (reached, moved) = (now, Instant::now());
+        } else if moved.elapsed() > REPLAY_PATIENCE {
+            let seconds = REPLAY_PATIENCE.as_secs();
+            return Err(Error::Timeout { what: "replay its WAL", seconds, log: log.to_owned() });
+        }
+        sleep(FIRST_PAUSE);
+    }
 }
 
 /// Makes a server write all that changed, at once; a checkpoint that goes on slowly ends soon as well.

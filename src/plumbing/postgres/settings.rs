@@ -26,8 +26,16 @@ pub struct Settings {
     pub tcp: bool,
     /// The name that shows in the process list.
     pub name: String,
-    /// A shell command that seals a segment: see [`shell_command`].
-    pub archive_command: String,
+    pub role: Role,
+}
+
+/// What a server is for.
+#[derive(Debug, Clone)]
+pub enum Role {
+    /// Reads and writes. Segments are sealed by the shell command: see [`shell_command`].
+    Primary { archive_command: String },
+    /// Shows the past.
+    Standby,
 }
 
 impl Settings {
@@ -42,9 +50,6 @@ impl Settings {
             format!("listen_addresses={}", if self.tcp { "127.0.0.1" } else { "" }),
             "unix_socket_permissions=0700".to_owned(),
             format!("cluster_name={name}"),
-            // A segment is recycled only after it is sealed (INVARIANT 4).
-            "archive_mode=on".to_owned(),
-            format!("archive_command={}", self.archive_command),
             "archive_timeout=0".to_owned(),
             "full_page_writes=on".to_owned(),
             // Tablespaces are folders inside the data directory: two servers never share one.
@@ -54,6 +59,23 @@ impl Settings {
             "external_pid_file=".to_owned(),
         ];
         arguments.extend(settings.map(OsString::from));
+        match &self.role {
+            // A segment is recycled only after it is sealed (INVARIANT 4).
+            Role::Primary { archive_command } => {
+                arguments.extend(["archive_mode=on".into(), format!("archive_command={archive_command}").into()]);
+            }
+            // All of the WAL that it is to replay lies there; it has nobody to ask for more.
+            Role::Standby => arguments.extend(
+                [
+                    "archive_mode=off",
+                    "hot_standby=on",
+                    "primary_conninfo=",
+                    "restore_command=",
+                    "recovery_target_timeline=current",
+                ]
+                .map(OsString::from),
+            ),
+        }
         if cfg!(target_os = "linux") {
             // The default opens every file before recovery.
             arguments.push("recovery_init_sync_method=syncfs".into());

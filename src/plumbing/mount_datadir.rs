@@ -95,10 +95,20 @@ impl Watch<'_> {
             }
             if !noted && begun.elapsed() > START {
                 noted = true;
-                prefetch::note(self.repo, &self.vfs.snapshot(), &self.vfs.touched())?;
+                self.note_touched();
             }
         }
+        if !noted {
+            self.note_touched();
+        }
         Ok(())
+    }
+
+    /// Leaves a list for the next start, which is only faster for it.
+    fn note_touched(&self) {
+        if let Err(error) = prefetch::note(self.repo, &self.vfs.snapshot(), &self.vfs.touched()) {
+            self.cx.ui.warning(error.text());
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use super::stop::stop_and_report;
 use crate::cli::Cx;
 use crate::error::CmdResult;
 use crate::objects::Repo;
+use crate::plumbing::datadir::control::{self, Control};
 use crate::plumbing::instance::start::Wish;
 use crate::plumbing::instance::{self, Instance};
 use crate::plumbing::postgres::server::{Mode, Status};
@@ -62,12 +63,16 @@ pub struct Row {
     pub crashed: bool,
     /// What it shows, if it is read-only: a timeline and an LSN.
     pub at: Option<String>,
+    /// How its lazy data directory is doing.
+    pub lazy: Option<control::Status>,
 }
 
 /// Returns what there is to say of each instance.
 pub fn rows(repo: &Repo) -> Result<Vec<Row>, instance::Error> {
     let row = |instance: Instance| {
         let running = instance.status(repo) != Status::Stopped;
+        let data = instance.data_dir(repo).filter(|_| running);
+        let lazy = data.and_then(|data| Control::of(&data)?.status().ok());
         let Instance { name, config } = instance;
         Row {
             name,
@@ -77,6 +82,7 @@ pub fn rows(repo: &Repo) -> Result<Vec<Row>, instance::Error> {
             port: config.port,
             timeline: config.timeline,
             at: config.at,
+            lazy,
         }
     };
     Ok(instance::list(repo)?.into_iter().map(row).collect())

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use super::pg::{Row, print_table, rows};
+use super::size;
 use crate::cli::Cx;
 use crate::error::CmdResult;
 use crate::objects::refs::Value;
@@ -54,5 +55,26 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         return Ok(());
     }
     writeln!(cx.out)?;
-    print_table(cx, &status.instances)
+    print_table(cx, &status.instances)?;
+    for row in &status.instances {
+        print_lazy(cx, row)?;
+    }
+    Ok(())
+}
+
+/// Prints how far a data directory is fetched, and what of it is damaged.
+fn print_lazy(cx: &mut Cx, row: &Row) -> CmdResult {
+    let Some(lazy) = &row.lazy else { return Ok(()) };
+    if let Some(total) = lazy.hydrating_bytes {
+        let done = total.saturating_sub(lazy.remote_bytes);
+        let percent = (done * 100).checked_div(total).unwrap_or(100);
+        writeln!(cx.out, "\n{}: fetched {percent} %, {} of {}", row.name, size(done), size(total))?;
+    }
+    for damage in &lazy.damages {
+        writeln!(cx.out, "\n{}: cannot be read: {damage}", row.name)?;
+    }
+    if !lazy.damages.is_empty() {
+        cx.ui.status("PostgreSQL gets an I/O error for these blocks (use \"zenith fsck\" to see what else is damaged)");
+    }
+    Ok(())
 }

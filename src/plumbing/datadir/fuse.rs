@@ -142,6 +142,9 @@ impl Fuse {
     /// Mounts at `root`, an empty folder. Requests are worked on by `threads` at once, until somebody
     /// unmounts it.
     pub fn mount(self, root: &Path, threads: usize) -> std::io::Result<Mounted> {
+        // The library's own error for this is hard to read.
+        let device = std::fs::File::options().read(true).write(true).open("/dev/fuse");
+        device.map_err(|error| std::io::Error::other(format!("/dev/fuse: {error}")))?;
         let mut config = Config::default();
         config.mount_options = vec![
             // A name of ours alone: what the user chose might hold commas, which the kernel takes for options.

@@ -218,7 +218,7 @@ impl Known<'_> {
                 // What the snapshot does not have is new, whatever was noted.
                 if length > *old {
                     blocks.insert_range((*old / BLOCK_SIZE as u64) as u32, blocks_in(length) as u32);
-                } else if length < *old && length % BLOCK_SIZE as u64 != 0 {
+                } else if length < *old && !length.is_multiple_of(BLOCK_SIZE as u64) {
                     blocks.insert((length / BLOCK_SIZE as u64) as u32);
                 }
                 Changed::Blocks(blocks)

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::Error;
 use crate::objects::durable;
+use crate::objects::pg::record::Record;
 use crate::objects::pg::wal::{WalError, WalReader, WalSource, What};
 use crate::objects::pg::{Lsn, segment};
 use crate::objects::repo::{self, Repo};
@@ -173,13 +174,14 @@ fn store(
 
 /// Lays out the WAL from the segment of `from` to `upto` as segment files in `dir`, durably; what
 /// lies behind `upto` in the last one is zeroes, which end PostgreSQL's recovery. Checks every
-/// record on the way, and refuses those that would touch another server's tablespace.
+/// record on the way, shows it to `visit`, and refuses those that would touch another server's tablespace.
 pub fn lay_out(
     repo: &Repo,
     from: Lsn,
     upto: Position,
     postgres_timeline: u32,
     dir: &Path,
+    visit: &mut dyn FnMut(&Record),
 ) -> Result<(), WalFilesError> {
     let timeline = repo.timelines().read(upto.timeline)?;
     let size = repo.config().wal_segment_size;
@@ -195,6 +197,7 @@ pub fn lay_out(
         if let Some((oid, path)) = record.tablespace_create().filter(|(_, path)| !path.is_empty()) {
             return Err(WalFilesError::Tablespace { oid, path });
         }
+        visit(&record);
     }
     let mut source = TimelineWal::open(repo.store(), repo.timelines(), &timeline, first, None)?;
     let mut start = first;

@@ -6,10 +6,12 @@
 use std::fs;
 
 use super::mount;
-use super::start::{Context, Outcome, Wish, run_server, show_files};
+use super::prefetch::Plan;
+use super::start::{Context, Outcome, Wish, fetch, run_server, show_files};
 use super::{Instance, create, hold_all, list};
 use crate::error::CommandError;
 use crate::objects::Repo;
+use crate::objects::pg::record::Record;
 use crate::objects::timeline::{Position, TimelineId};
 use crate::plumbing::datadir::wal::lay_out;
 use crate::plumbing::postgres::recovery::{self, Readable};
@@ -81,11 +83,16 @@ fn prepare_and_run(
     let dir = repo.datadir(id);
     let (data, wal_dir) = (dir.join("data"), dir.join("wal"));
     fs::create_dir_all(&wal_dir)?;
-    lay_out(repo, snapshot.start, position, snapshot.postgres_timeline, &wal_dir)?;
+    let mut plan = Plan::default();
+    let mut visit = |record: &Record| plan.add_record(&snapshot, record);
+    lay_out(repo, snapshot.start, position, snapshot.postgres_timeline, &wal_dir, &mut visit)?;
     let refused = show_files(cx, &instance.log(repo), &line.object, &snapshot, &dir, wish)?;
     recovery::link_wal(&data, &wal_dir)?;
     recovery::write_backup_label(&data, &snapshot, Readable::AfterBackup)?;
     recovery::write_standby_signal(&data)?;
+    if mount::is_mounted(&data) {
+        fetch(repo, plan, &line.object, data);
+    }
     account.own(repo.dir())?;
     run_server(cx, instance, id, wish.tcp)?;
     // It lets readers in as soon as its files are consistent, before it is there.

@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::{Instance, mount};
+use super::{Instance, mount, prefetch};
 use crate::error::CommandError;
 use crate::objects::pg::Lsn;
 use crate::objects::pg::control::State;
@@ -17,6 +17,7 @@ use crate::objects::timeline::{Timeline, TimelineId};
 use crate::objects::{ObjectId, Repo};
 use crate::plumbing::datadir::control::Control;
 use crate::plumbing::datadir::local;
+use crate::plumbing::datadir::vfs::base::MOST_TOUCHED;
 use crate::plumbing::datadir::wal::WalFilesError;
 use crate::plumbing::postgres::server;
 use crate::plumbing::seal_wal::seal_active;
@@ -198,5 +199,6 @@ fn snapshot_if_exact(
     };
     let options = Options { parent: Some(parent), timeline: Some(timeline.id) };
     let outcome = write_snapshot(repo, Source::Dir(data), &options, now_us, progress)?;
+    prefetch::pass_on(repo, &parent, &outcome.snapshot, MOST_TOUCHED);
     Ok(Some(outcome.snapshot))
 }

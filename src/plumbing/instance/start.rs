@@ -1,17 +1,19 @@
 //! Opens an epoch: forks a timeline at the branch's tip, restores its files, starts a server on them.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::mount::{self, Wanted};
+use super::prefetch::Plan;
 use super::{Instance, settle::settle, socket_dir};
 use crate::error::CommandError;
+use crate::objects::pg::record::Record;
 use crate::objects::refs::{Expect, RefName, Signature, Value};
 use crate::objects::snapshot::Snapshot;
 use crate::objects::timeline::{Position, TimelineId};
 use crate::objects::{ObjectId, Repo};
 use crate::plumbing::datadir::local;
-use crate::plumbing::datadir::restore::restore;
+use crate::plumbing::datadir::reflink::restore_or_clone;
 use crate::plumbing::datadir::wal::lay_out;
 use crate::plumbing::fork_timeline::fork_timeline_as;
 use crate::plumbing::postgres::find::Binaries;
@@ -165,7 +167,13 @@ pub(super) fn show_files(
     wish: Wish,
 ) -> Result<Option<String>, CommandError> {
     let Context { repo, account, progress, .. } = cx;
-    let restore = || restore(repo.store(), snapshot, &dir.join("data"), *progress);
+    let restore = || {
+        let copies = repo.dir().join("datadirs/copies");
+        let data = dir.join("data");
+        // Left by the mount that failed.
+        let _ = fs::remove_dir(&data);
+        restore_or_clone(repo.store(), (id, snapshot), &data, &copies, *progress)
+    };
     if wish.eager {
         restore()?;
         return Ok(None);
@@ -180,6 +188,12 @@ pub(super) fn show_files(
     let Err(why) = mounted else { return Ok(None) };
     restore()?;
     Ok(Some(why))
+}
+
+/// Has what the start will read read, while it goes on.
+pub(super) fn fetch(repo: &Repo, mut plan: Plan, snapshot: &ObjectId, data: PathBuf) {
+    plan.add_noted(repo, snapshot);
+    std::thread::spawn(move || plan.fetch(&data));
 }
 
 /// What an epoch begins with.
@@ -213,7 +227,9 @@ impl Epoch<'_> {
         let (_, line) = repo.timelines().snapshot_before(from)?;
         let snapshot = repo.store().snapshot(&line.object)?;
         let wal_dir = repo.timelines().wal_dir(self.timeline);
-        lay_out(repo, snapshot.start, from, snapshot.postgres_timeline, &wal_dir)?;
+        let mut plan = Plan::default();
+        let mut visit = |record: &Record| plan.add_record(&snapshot, record);
+        lay_out(repo, snapshot.start, from, snapshot.postgres_timeline, &wal_dir, &mut visit)?;
         let dir = repo.datadir(self.timeline);
         fs::create_dir_all(&dir)?;
         let refused = show_files(self.cx, &self.instance.log(repo), &line.object, &snapshot, &dir, wish)?;
@@ -225,6 +241,7 @@ impl Epoch<'_> {
         }
         if mount::is_mounted(&data) {
             mount::set_prepared(&dir)?;
+            fetch(repo, plan, &line.object, data);
         }
         account.own(repo.dir())?;
         Ok(Prepared { snapshot: line.object, replayed: from.lsn.since(snapshot.start), refused })

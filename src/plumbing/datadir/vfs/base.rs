@@ -16,8 +16,8 @@ use crate::objects::store::file::StoredFile;
 const BLOCK: u64 = BLOCK_SIZE as u64;
 /// The most memory for the maps of files, bytes.
 const MAP_CACHE_BYTES: u64 = 24 << 20;
-/// The most reads that are remembered of a start, and the most errors.
-const MOST_TOUCHED: usize = 50_000;
+/// The most blocks that are remembered of a start, and the most errors.
+pub const MOST_TOUCHED: usize = 4096;
 const MOST_DAMAGES: usize = 100;
 
 #[derive(Clone)]
@@ -57,15 +57,22 @@ impl Base {
         self.files.get_or_insert_with(&ino, open).map_err(|error| self.damaged(&error))
     }
 
-    /// Appends the bytes `from` to before `to` of a stored file to `out`. Frames are read on all cores.
+    /// Appends the bytes `from` to before `to` of a stored file to `out`, for the server.
     pub fn read(&self, ino: u64, stored: (u64, Content), from: u64, to: u64, out: &mut Vec<u8>) -> Result<(), Errno> {
+        if from < to {
+            // A stored file has fewer than 2^32 blocks.
+            self.note(ino, (from / BLOCK) as u32, (blocks_in(to) - from / BLOCK) as u32);
+        }
+        self.fetch(ino, stored, from, to, out)
+    }
+
+    /// Does so without anybody having asked. Frames are read on all cores.
+    pub fn fetch(&self, ino: u64, stored: (u64, Content), from: u64, to: u64, out: &mut Vec<u8>) -> Result<(), Errno> {
         if from >= to {
             return Ok(());
         }
         let file = self.open(ino, stored)?;
-        // A stored file has fewer than 2^32 blocks.
-        let (first, count) = ((from / BLOCK) as u32, (blocks_in(to) - from / BLOCK) as u32);
-        self.note(ino, first, count);
+        let (first, count) = ((from / BLOCK) as u32, (blocks_in(to) - from / BLOCK) as u32); // as above
         let store = self.repo.store();
         let mut frames: Vec<_> = file.extents(first, count).map(|(id, _)| id).collect();
         frames.dedup();

@@ -296,12 +296,12 @@ impl LazyFile {
         Ok(())
     }
 
-    /// Makes `block`, which nobody changed, local: the data of the snapshot, beside it.
+    /// Makes `count` blocks from `first` on local as the snapshot has them, but those that changed meanwhile.
     pub fn hydrate(&self, cx: Cx, first: u32, count: u32) -> Result<(), Errno> {
         let mut bytes = Vec::new();
         let shown = self.read_state().shown;
         let end = (u64::from(first) + u64::from(count)) * BLOCK;
-        cx.base.read(self.ino, self.stored, u64::from(first) * BLOCK, end.min(shown), &mut bytes)?;
+        cx.base.fetch(self.ino, self.stored, u64::from(first) * BLOCK, end.min(shown), &mut bytes)?;
         let mut state = self.write_state();
         let local = self.localise(cx, &mut state)?;
         for (number, content) in bytes.chunks(BLOCK_SIZE).enumerate() {

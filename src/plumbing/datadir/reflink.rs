@@ -1,0 +1,92 @@
+//! Restores by cloning: where the file system lets files share their blocks (XFS, btrfs), one restored copy of
+//! a snapshot is kept, and every data directory is a clone of it, which takes neither time nor space.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::Error;
+use super::restore::restore;
+use crate::objects::snapshot::Snapshot;
+use crate::objects::store::Store;
+use crate::objects::{ObjectId, durable};
+use crate::progress::Progress;
+
+/// Makes `to` share the blocks of `from`, until one of them is written.
+#[cfg(target_os = "linux")]
+fn clone_file(from: &File, to: &File) -> io::Result<()> {
+    Ok(rustix::fs::ioctl_ficlone(to, from)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn clone_file(_: &File, _: &File) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Returns whether the file system of the folder `dir` clones files.
+fn is_supported(dir: &Path) -> io::Result<bool> {
+    let (from, to) = (tempfile::tempfile_in(dir)?, tempfile::tempfile_in(dir)?);
+    io::Write::write_all(&mut &from, &[0; 4096])?;
+    Ok(clone_file(&from, &to).is_ok())
+}
+
+/// Writes the files of the snapshot `id` below `root`, which must not exist: as clones of the copy in
+/// `copies/<id>`, which is made first if it is not there, or one by one where files cannot be cloned.
+/// One copy is kept at a time. Returns whether they are clones.
+pub fn restore_or_clone(
+    store: &Store,
+    (id, snapshot): (&ObjectId, &Snapshot),
+    root: &Path,
+    copies: &Path,
+    progress: &dyn Progress,
+) -> Result<bool, Error> {
+    durable::create_dir_all(copies).map_err(Error::io("create", copies))?;
+    if !is_supported(copies).map_err(Error::io("write in", copies))? {
+        restore(store, snapshot, root, progress)?;
+        return Ok(false);
+    }
+    let copy = copies.join(id.to_string());
+    if !copy.is_dir() {
+        for other in fs::read_dir(copies).map_err(Error::io("list", copies))?.flatten() {
+            // One that another command is about to clone makes that fail, not this.
+            let _ = fs::remove_dir_all(other.path());
+        }
+        let new = tempfile::Builder::new().prefix("new-").tempdir_in(copies).map_err(Error::io("write in", copies))?;
+        let files = new.path().join("files");
+        restore(store, snapshot, &files, progress)?;
+        // It outlives a power cut, and so must its content.
+        let publish = durable::sync_tree(&files).and_then(|()| durable::publish_dir(&files, &copy));
+        publish.or_else(|error| if copy.is_dir() { Ok(()) } else { Err(Error::io("create", &copy)(error)) })?;
+    }
+    clone_tree(&copy, root)?;
+    Ok(true)
+}
+
+fn clone_tree(from: &Path, to: &Path) -> Result<(), Error> {
+    let mode = fs::metadata(from).map_err(Error::io("read", from))?.permissions().mode() & 0o7777;
+    DirBuilder::new().mode(mode).create(to).map_err(Error::io("create", to))?;
+    let entries = fs::read_dir(from).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    entries.map_err(Error::io("list", from))?.into_par_iter().try_for_each(|entry| {
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        let kind = entry.file_type().map_err(Error::io("read", &path))?;
+        if kind.is_dir() {
+            clone_tree(&path, &target)
+        } else if kind.is_symlink() {
+            let link = |place: PathBuf| std::os::unix::fs::symlink(place, &target);
+            fs::read_link(&path).and_then(link).map_err(Error::io("create", &target))
+        } else {
+            clone_one(&path, &target).map_err(Error::io("create", &target))
+        }
+    })
+}
+
+fn clone_one(from: &Path, to: &Path) -> io::Result<()> {
+    let source = File::open(from)?;
+    let mode = source.metadata()?.permissions().mode() & 0o7777;
+    let target = OpenOptions::new().write(true).create_new(true).mode(mode).open(to)?;
+    target.set_permissions(Permissions::from_mode(mode))?; // whatever the umask says
+    clone_file(&source, &target)
+}

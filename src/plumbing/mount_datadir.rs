@@ -13,6 +13,7 @@ use crate::objects::{ObjectId, Repo};
 use crate::plumbing::datadir::fuse::{Fuse, Mounted};
 use crate::plumbing::datadir::local;
 use crate::plumbing::datadir::vfs::Vfs;
+use crate::plumbing::datadir::vfs::ahead::follow_up;
 use crate::plumbing::datadir::vfs::base::Base;
 use crate::plumbing::instance::mount::{self, Lock};
 use crate::plumbing::instance::prefetch;
@@ -126,6 +127,9 @@ fn serve(cx: &mut Cx, repo: Repo, args: &Args, id: &ObjectId, dir: &Path) -> Cmd
     cx.out.flush()?;
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let reads = vfs.base().ahead();
+        let (vfs_, data_, over_) = (&vfs, &data, &over);
+        scope.spawn(move || follow_up(vfs_, data_, &reads, over_));
         if args.hydrate {
             scope.spawn(|| hydrate(&vfs, &over));
         }

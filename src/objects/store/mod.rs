@@ -228,6 +228,11 @@ impl Store {
         self.frames.get_or_insert_with(id, || Ok(Arc::new(expect_kind(id, self.read(id)?, Kind::Frame)?)))
     }
 
+    /// Returns whether reading a frame costs nothing, since that was done lately.
+    pub fn has_cached(&self, id: &ObjectId) -> bool {
+        self.frames.peek(id).is_some()
+    }
+
     /// Reads a snapshot.
     pub fn snapshot(&self, id: &ObjectId) -> Result<Snapshot, Error> {
         let content = expect_kind(id, self.read(id)?, Kind::Snapshot)?;

@@ -139,6 +139,8 @@ pub fn mount(repo: &Repo, dir: &Path, wanted: &Wanted) -> Result<(), Error> {
     let mut command = background(repo, wanted.log).map_err(Error::io("run", program))?;
     command.args(["mount-datadir", "--with-server"]).args(wanted.hydrate.then_some("--hydrate"));
     command.arg(wanted.snapshot.to_string()).arg(dir).stdout(Stdio::piped());
+    // Frames come and go on all of its threads: with a heap for each, glibc keeps twice the memory.
+    command.env("MALLOC_ARENA_MAX", "2");
     let mut child = command.spawn().map_err(Error::io("run", program))?;
     let mut answer = String::new();
     let output = child.stdout.take().expect("invariant: it is piped");

@@ -1,7 +1,8 @@
 //! The snapshot below a lazy data directory: reads its blocks from the store, verified.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -19,6 +20,11 @@ const MAP_CACHE_BYTES: u64 = 24 << 20;
 /// The most blocks that are remembered of a start, and the most errors.
 pub const MOST_TOUCHED: usize = 4096;
 const MOST_DAMAGES: usize = 100;
+
+/// A read of so many bytes leaves most of a frame unused.
+const LITTLE: u64 = 64 << 10;
+/// How many such reads may wait to be followed up.
+const QUEUE: usize = 64;
 
 #[derive(Clone)]
 struct MapWeight;
@@ -38,6 +44,8 @@ pub struct Base {
     touched: Mutex<BTreeSet<(u64, u32)>>,
     note_until: Option<Instant>,
     damages: Mutex<Vec<String>>,
+    /// Where frames were read of which somebody wanted little: file and offset in bytes.
+    ahead: OnceLock<SyncSender<(u64, u64)>>,
 }
 
 impl Base {
@@ -49,6 +57,7 @@ impl Base {
             touched: Mutex::default(),
             note_until,
             damages: Mutex::default(),
+            ahead: OnceLock::new(),
         }
     }
 
@@ -63,19 +72,33 @@ impl Base {
             // A stored file has fewer than 2^32 blocks.
             self.note(ino, (from / BLOCK) as u32, (blocks_in(to) - from / BLOCK) as u32);
         }
-        self.fetch(ino, stored, from, to, out)
+        let is_new = self.fetch(ino, stored, from, to, out)?;
+        if is_new && to - from <= LITTLE {
+            // Whoever looks after that is busy otherwise: then not.
+            let _ = self.ahead.get().map(|ahead| ahead.try_send((ino, from)));
+        }
+        Ok(())
     }
 
-    /// Does so without anybody having asked. Frames are read on all cores.
-    pub fn fetch(&self, ino: u64, stored: (u64, Content), from: u64, to: u64, out: &mut Vec<u8>) -> Result<(), Errno> {
+    /// Does so without anybody having asked. Frames are read on all cores. Returns whether one of them had to
+    /// be decoded.
+    pub fn fetch(
+        &self,
+        ino: u64,
+        stored: (u64, Content),
+        from: u64,
+        to: u64,
+        out: &mut Vec<u8>,
+    ) -> Result<bool, Errno> {
         if from >= to {
-            return Ok(());
+            return Ok(false);
         }
         let file = self.open(ino, stored)?;
         let (first, count) = ((from / BLOCK) as u32, (blocks_in(to) - from / BLOCK) as u32); // as above
         let store = self.repo.store();
         let mut frames: Vec<_> = file.extents(first, count).map(|(id, _)| id).collect();
         frames.dedup();
+        let is_new = frames.iter().any(|id| !store.has_cached(id));
         if frames.len() > 1 {
             let read = frames.par_iter().try_for_each(|id| store.frame(id).map(drop));
             read.map_err(|error| self.damaged(&error))?;
@@ -84,7 +107,15 @@ impl Base {
         file.read(store, first, count, out).map_err(|error| self.damaged(&error))?;
         out.drain(start..start + (from % BLOCK) as usize);
         out.truncate(start + (to - from) as usize);
-        Ok(())
+        Ok(is_new)
+    }
+
+    /// Returns where from now on frames are read of which somebody wanted little.
+    pub fn ahead(&self) -> Receiver<(u64, u64)> {
+        let (sender, receiver) = std::sync::mpsc::sync_channel(QUEUE);
+        // A second one would never hear of anything.
+        let _ = self.ahead.set(sender);
+        receiver
     }
 
     fn note(&self, ino: u64, first: u32, count: u32) {

@@ -301,7 +301,7 @@ impl LazyFile {
         let mut bytes = Vec::new();
         let shown = self.read_state().shown;
         let end = (u64::from(first) + u64::from(count)) * BLOCK;
-        cx.base.fetch(self.ino, self.stored, u64::from(first) * BLOCK, end.min(shown), &mut bytes)?;
+        let _ = cx.base.fetch(self.ino, self.stored, u64::from(first) * BLOCK, end.min(shown), &mut bytes)?;
         let mut state = self.write_state();
         let local = self.localise(cx, &mut state)?;
         for (number, content) in bytes.chunks(BLOCK_SIZE).enumerate() {

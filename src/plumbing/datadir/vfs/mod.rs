@@ -8,6 +8,7 @@
 //! Memory: the names of all files (some 300 bytes each), two to four bits for each block of files that
 //! changed, the maps of at most 24 MiB, and the store's cache of frames.
 
+pub mod ahead;
 pub mod base;
 pub mod file;
 mod tree;

@@ -31,6 +31,9 @@ use file::{Changed, Cx, LazyFile, Noted};
 use tree::Tree;
 pub use tree::{Kind, Node, ROOT};
 
+#[cfg(test)]
+mod tests;
+
 /// The longest name, bytes, as everywhere.
 const NAME_MAX: usize = 255;
 

@@ -9,7 +9,8 @@
 //! A block counts as local only once that is durable after its data is: a sync of a file writes its
 //! data, then notes in the journal which blocks became local, then syncs that. A block whose note was
 //! lost reads as the snapshot's version, which is what an unflushed write may do. A cut of a file is
-//! noted, durably, before it is done; one that was noted but after which nothing was synced is done again.
+//! noted before it is done; one that was noted but after which nothing was synced is done again, and one
+//! whose note was lost left a shorter file, or the one before.
 //! The data of a removed file goes only when its removal is durable.
 
 pub mod disk;

@@ -358,9 +358,7 @@ impl LazyFile {
             return Err(Errno::EFBIG);
         }
         if length < state.shown {
-            // Durable before anything is cut: see `local`.
             cx.layer.note(&Record::Cut { ino: self.ino, length }).map_err(os)?;
-            cx.layer.sync().map_err(os)?;
             state.due = true;
         }
         self.localise(cx, &mut state)?.resize(length).map_err(os)?;

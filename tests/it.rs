@@ -8,6 +8,7 @@ mod it {
     pub mod docs;
     pub mod forks;
     pub mod layers;
+    pub mod lazy;
     pub mod objects_store;
     pub mod plumbing;
     pub mod versions;

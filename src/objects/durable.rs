@@ -34,7 +34,7 @@ pub fn sync_file(path: &Path) -> io::Result<()> {
 }
 
 /// Syncs the content and the length of an open file.
-pub fn sync_data(file: &File) -> io::Result<()> {
+pub fn sync_open(file: &File) -> io::Result<()> {
     file.sync_data()
 }
 

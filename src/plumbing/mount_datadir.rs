@@ -27,7 +27,7 @@ use crate::progress::Progress;
 /// mount of the same snapshot there finds it again. Prints "ready" when it is mounted. start runs this
 /// for each data directory.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = "Examples:\n  zenith mount-datadir 4f2a11c0 /mnt/old &\n  fusermount3 -u /mnt/old/data\n")]
+#[command(after_long_help = "Examples:\n  zenith mount-datadir 4f2a11c0 /mnt/old\n")]
 pub struct Args {
     /// Unmount half a minute after the server there has ended
     #[arg(long)]
@@ -139,7 +139,7 @@ fn serve(cx: &mut Cx, repo: Repo, args: &Args, id: &ObjectId, dir: &Path) -> Cmd
         watched
     })?;
     mounted.wait()?;
-    vfs.sync_all().map_err(|error| CommandError::new(Class::Refused, error))
+    vfs.flush().map_err(|error| CommandError::new(Class::Refused, error))
 }
 
 /// Makes everything local, when nobody else wants the processor.

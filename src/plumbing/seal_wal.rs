@@ -80,7 +80,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         Some(file) => {
             let sealed = seal_segment(&repo, timeline, file)?;
             // What goes wrong there must not keep PostgreSQL from going on.
-            if let Err(error) = snapshot_if_due(&repo, timeline) {
+            if let Err(error) = snapshot_if_due(&repo, timeline, now.timestamp().as_microsecond()) {
                 cx.ui.warning(error.text());
             }
             sealed

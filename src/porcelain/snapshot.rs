@@ -7,20 +7,16 @@ use crate::cli::Cx;
 use crate::error::CmdResult;
 use crate::plumbing::instance;
 use crate::plumbing::instance::snapshot::snapshot;
-use crate::plumbing::postgres::server::Checkpoint;
 
 /// Take a snapshot of a running branch
 ///
 /// Stores the blocks that changed since the last snapshot, while PostgreSQL goes on, so that a start
 /// at a later point has less WAL to replay. Prints the id of the snapshot. A running branch gets one
 /// by itself whenever snapshot.wal_threshold bytes of WAL have gone by (64 MiB unless the config says
-/// otherwise), and a last one when it is stopped.
+/// otherwise), though not more than one a minute, and a last one when it is stopped.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:\n  zenith snapshot\n  zenith snapshot try --json\n")]
 pub struct Args {
-    /// Spread the checkpoint that it begins with over some minutes, as PostgreSQL does with its own
-    #[arg(long)]
-    background: bool,
     /// Print one line of JSON: snapshot, timeline, lsn, stored_bytes and statistics
     #[arg(long)]
     json: bool,
@@ -34,8 +30,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let branch = branch_or_head(&repo, args.branch.as_deref())?;
     let unknown = || instance::Error::NotRunning(branch.short().to_owned());
     let instance = instance::of_branch(&repo, branch.short())?.ok_or_else(unknown)?;
-    let checkpoint = if args.background { Checkpoint::Spread } else { Checkpoint::Fast };
-    let outcome = snapshot(&repo, &instance, checkpoint, cx.now.timestamp().as_microsecond(), &cx.ui)?;
+    let outcome = snapshot(&repo, &instance, cx.now.timestamp().as_microsecond(), &cx.ui)?;
     if args.json {
         return cx.json(&outcome);
     }

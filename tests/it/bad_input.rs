@@ -300,7 +300,7 @@ fn a_full_disk_loses_nothing() {
     run(&["start"]).ok();
     run(&["psql", "main", "--", "-qc", "create table t as select g, md5(g::text) m from generate_series(1, 200000) g"])
         .ok();
-    let used = Command::new("du").arg("-sk").arg(&mount.0).output().unwrap();
+    let used = Command::new("du").arg("-xsk").arg(&mount.0).output().unwrap();
     let used: u64 = String::from_utf8_lossy(&used.stdout).split_whitespace().next().unwrap().parse().unwrap();
     mount.remount(&format!("size={}k", used + 300));
     let stopped = run(&["stop"]);

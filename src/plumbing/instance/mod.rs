@@ -64,8 +64,6 @@ pub enum Error {
     Busy(String),
     #[error("'{0}' is not running")]
     NotRunning(String),
-    #[error("a snapshot of '{0}' is being taken already")]
-    Snapshotting(String),
     #[error("cannot {verb} '{}'", path.display())]
     Io { verb: &'static str, path: PathBuf, source: io::Error },
 }
@@ -75,7 +73,7 @@ impl From<Error> for CommandError {
         let hint = match &error {
             Error::Unknown(_) => Some("see what there is: zenith pg list"),
             Error::NotRunning(_) => Some("a branch that is stopped has a snapshot of its last moment: zenith log"),
-            Error::Busy(_) | Error::Snapshotting(_) => Some("wait for it, then look: zenith status"),
+            Error::Busy(_) => Some("wait for it, then look: zenith status"),
             _ => None,
         };
         let error = CommandError::new(Class::Refused, error);

@@ -7,10 +7,14 @@ use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::objects::timeline::TimelineId;
 use crate::plumbing::datadir::control::Control;
-use crate::plumbing::postgres::server::{self, Backup, Checkpoint, Status};
+use crate::plumbing::postgres::server::{Backup, Status};
 use crate::plumbing::seal_wal::seal_active;
 use crate::plumbing::write_snapshot::{Options, Outcome, Source, write_snapshot};
 use crate::progress::Progress;
+
+/// Snapshots do not come by themselves more often than that, microseconds: each begins with a checkpoint, after
+/// which pages go into the WAL as a whole when they change, so that more snapshots would make more WAL.
+const SPACING_US: i64 = 60_000_000;
 
 /// Keeps others from taking a snapshot of the same data directory.
 #[must_use = "others may take a snapshot when this is dropped"]
@@ -35,7 +39,6 @@ impl Lock {
 pub fn snapshot(
     repo: &Repo,
     instance: &Instance,
-    checkpoint: Checkpoint,
     now_us: i64,
     progress: &dyn Progress,
 ) -> Result<Outcome, CommandError> {
@@ -43,16 +46,8 @@ pub fn snapshot(
     let running = instance.timeline().filter(|_| instance.status(repo) != Status::Stopped);
     let timeline = running.ok_or_else(not_running)?;
     let data = repo.datadir(timeline).join("data");
-    let endpoint = instance.endpoint(repo)?;
     let lock = open_lock(repo, timeline)?;
-    if lock.try_lock().is_err() {
-        if checkpoint == Checkpoint::Spread {
-            return Err(Error::Snapshotting(instance.config.branch.clone()).into());
-        }
-        // One in the background, most likely, which waits for its checkpoint: so hurry that.
-        server::checkpoint(&endpoint)?;
-        lock.lock()?;
-    }
+    lock.lock().map_err(io_error("lock", &data))?;
     let control = Control::of(&data);
     let parent = match control {
         Some(control) => {
@@ -61,7 +56,7 @@ pub fn snapshot(
         }
         None => repo.timelines().snapshot_before(repo.timelines().read(timeline)?.tip())?.1.object,
     };
-    let mut backup = Some(Backup::begin(&endpoint, checkpoint)?);
+    let mut backup = Some(Backup::begin(&instance.endpoint(repo)?)?);
     let mut end_backup = || {
         let ended = backup.take().expect("invariant: called once").end()?;
         seal_active(repo, timeline)?;
@@ -76,8 +71,8 @@ pub fn snapshot(
 }
 
 /// Has a snapshot taken in the background if so much WAL of a running timeline has gone by since the
-/// last one as the config says, and nobody takes one already.
-pub fn snapshot_if_due(repo: &Repo, timeline: TimelineId) -> Result<(), CommandError> {
+/// last one as the config says, that was not just now, and nobody takes one already.
+pub fn snapshot_if_due(repo: &Repo, timeline: TimelineId, now_us: i64) -> Result<(), CommandError> {
     let threshold = repo.config().snapshot.wal_threshold;
     let instance = super::list(repo)?.into_iter().find(|instance| instance.timeline() == Some(timeline));
     let Some(instance) = instance.filter(|_| threshold > 0) else { return Ok(()) };
@@ -86,8 +81,12 @@ pub fn snapshot_if_due(repo: &Repo, timeline: TimelineId) -> Result<(), CommandE
     if tip.lsn.since(last.lsn) < threshold || open_lock(repo, timeline)?.try_lock().is_err() {
         return Ok(());
     }
+    let since = now_us - repo.store().snapshot(&last.object)?.time_us;
+    if (0..SPACING_US).contains(&since) {
+        return Ok(());
+    }
     let mut command = mount::background(repo, &instance.log(repo))?;
-    command.args(["--quiet", "snapshot", "--background", "--"]).arg(&instance.config.branch);
+    command.args(["--quiet", "snapshot", "--"]).arg(&instance.config.branch);
     command.spawn()?;
     Ok(())
 }

@@ -193,38 +193,24 @@ pub fn wait_for_replay(endpoint: &Endpoint, lsn: Lsn, log: &Path, progress: &dyn
     }
 }
 
-/// Makes a server write all that changed, at once; a checkpoint that goes on slowly ends soon as well.
-pub fn checkpoint(endpoint: &Endpoint) -> Result<(), Error> {
-    connect(endpoint)?.batch_execute("CHECKPOINT").map_err(|source| Error::Query { port: endpoint.port, source })
-}
-
 /// A server in backup mode. Dropping it ends the backup without a result.
 pub struct Backup {
     client: Client,
     port: u16,
 }
 
-/// How a backup gets the checkpoint that it begins with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Checkpoint {
-    /// At once.
-    Fast,
-    /// Over some minutes, as PostgreSQL's own.
-    Spread,
-}
-
 impl Backup {
-    /// Begins a backup: every page that changes from now on is in the WAL as a whole.
-    pub fn begin(endpoint: &Endpoint, checkpoint: Checkpoint) -> Result<Backup, Error> {
+    /// Begins a backup: every page that changes from now on is in the WAL as a whole. Its checkpoint is done at
+    /// once: the function holds back vacuum as long as it waits, and would wait for minutes.
+    pub fn begin(endpoint: &Endpoint) -> Result<Backup, Error> {
         let query = |source| Error::Query { port: endpoint.port, source };
         let mut client = connect(endpoint)?;
-        let fast = checkpoint == Checkpoint::Fast;
         let begin = if is_before_15(&mut client).map_err(query)? {
-            "SELECT pg_start_backup('zenith', $1, false)"
+            "SELECT pg_start_backup('zenith', true, false)"
         } else {
-            "SELECT pg_backup_start('zenith', $1)"
+            "SELECT pg_backup_start('zenith', true)"
         };
-        client.query_one(begin, &[&fast]).map_err(query)?;
+        client.query_one(begin, &[]).map_err(query)?;
         Ok(Backup { client, port: endpoint.port })
     }
 

@@ -140,7 +140,7 @@ impl DiskFile {
 
     /// Makes content and length durable.
     pub fn sync(&self) -> io::Result<()> {
-        durable::sync_data(&self.file)?;
+        durable::sync_open(&self.file)?;
         #[cfg(test)]
         self.events.lock().unwrap().push(Event::Sync(self.name.clone()));
         Ok(())

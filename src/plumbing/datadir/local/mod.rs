@@ -144,7 +144,7 @@ impl Layer {
 
     /// Syncs a file's data, and its name if that is new: what comes next is a note that relies on both.
     /// A failure is final.
-    pub fn sync_data(&self, file: &DiskFile) -> io::Result<()> {
+    pub fn sync_content(&self, file: &DiskFile) -> io::Result<()> {
         self.check()?;
         file.sync().map_err(|error| self.fail(error))?;
         // Held meanwhile: whoever finds nothing to do relies on it as well.

@@ -406,7 +406,7 @@ impl LazyFile {
     /// Data first, then what says that it is there.
     fn sync_local(&self, cx: Cx, local: &DiskFile, pending: &Blocks, due: bool) -> std::io::Result<()> {
         if self.dirty.swap(false, Ordering::AcqRel) {
-            cx.layer.sync_data(local)?;
+            cx.layer.sync_content(local)?;
         }
         let runs: Vec<(u32, u32)> = pending.runs().collect();
         let mut chunks: Vec<&[(u32, u32)]> = runs.chunks(RUNS_PER_RECORD).collect();

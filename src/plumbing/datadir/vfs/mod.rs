@@ -330,7 +330,7 @@ impl Vfs {
     }
 
     /// Makes everything durable.
-    pub fn sync_all(&self) -> Result<(), Errno> {
+    pub fn flush(&self) -> Result<(), Errno> {
         self.files().iter().try_for_each(|(_, file)| file.sync(self.cx()))?;
         self.sync_names()
     }

@@ -1,6 +1,7 @@
 //! Random histories of a lazy data directory, against plain byte arrays; and every state that a power cut
 //! may leave of its local layer.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fs;
@@ -114,9 +115,9 @@ fn step(vfs: &Vfs, model: &mut BTreeMap<String, Vec<u8>>, random: &mut Random) {
     let names: Vec<String> = model.keys().cloned().collect();
     let fresh = format!("n{}", random.below(6));
     if names.is_empty() || random.below(14) == 0 {
-        if !model.contains_key(&fresh) {
-            vfs.make(ROOT, OsStr::new(&fresh), 0o600, &Make::File).unwrap();
-            model.insert(fresh, Vec::new());
+        if let Entry::Vacant(free) = model.entry(fresh) {
+            vfs.make(ROOT, OsStr::new(free.key()), 0o600, &Make::File).unwrap();
+            free.insert(Vec::new());
         }
         return;
     }
@@ -211,7 +212,7 @@ fn behaves_as_files_do_and_notes_what_changes() {
                     marked = begun.take().unwrap();
                 }
                 2 => {
-                    vfs.sync_all().unwrap();
+                    vfs.flush().unwrap();
                     drop(vfs);
                     vfs = open(&repo, &id, &layer);
                     (marked, begun) = (first.clone(), None);
@@ -374,10 +375,10 @@ fn history(vfs: &Vfs, random: &mut Random, given: &[(&str, u64, u64)]) -> Vec<Mo
             }
             9 => {
                 let fresh = format!("n{}", random.below(4));
-                if !names.contains_key(&fresh) {
-                    let made = vfs.make(ROOT, OsStr::new(&fresh), 0o600, &Make::File).unwrap().ino;
+                if let Entry::Vacant(free) = names.entry(fresh) {
+                    let made = vfs.make(ROOT, OsStr::new(free.key()), 0o600, &Make::File).unwrap().ino;
                     files.insert(made, Stamped::new(Vec::new()));
-                    names.insert(fresh, made);
+                    free.insert(made);
                 }
             }
             10 if names.len() > 2 => {

@@ -1,0 +1,102 @@
+//! kill -9 of the server, of its file system, of both: nothing acknowledged is lost, nothing is damaged.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{assert_lazy, client, file_system, mounts, with_checksums};
+use crate::support::{Env, Random, pg_program};
+
+/// Kills server and file system under pgbench, again and again; checks every page and index after each.
+fn rounds(count: u64) {
+    let env = with_checksums();
+    env.run(["start"]).ok();
+    client(&env, "main", "pgbench", &["-i", "-q", "-s", "3"]);
+    env.sql("main", "create extension amcheck");
+    let mut random = Random(0x2545_F491_4F6C_DD1D);
+    let mut acknowledged = 0;
+    for round in 0..count {
+        let log = env.path().join("pgbench.log");
+        let mut load = pg_program("pgbench")
+            .args(["-n", "-c", "4", "-j", "2", "-T", "60", "-P", "1", "-l", "--log-prefix"])
+            .arg(env.path().join("tx"))
+            .envs(env.server_env("main"))
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(150 + random.below(900)));
+        let (server, files) = (env.postmaster("main"), file_system(&env, "main"));
+        let victims: &[i32] = match random.below(4) {
+            0 => &[server],
+            1 => &[files],
+            2 => &[files, server],
+            _ => &[server, files],
+        };
+        for victim in victims {
+            kill(Pid::from_raw(*victim), Signal::SIGKILL).unwrap();
+        }
+        env.run(["start"]).ok();
+        load.wait().unwrap();
+        assert_lazy(&env, "main");
+        // pgbench writes a line for each transaction whose commit was confirmed.
+        acknowledged += logged(&env);
+        let history: u64 = env.sql("main", "select count(*) from pgbench_history").parse().unwrap();
+        assert!(history >= acknowledged, "round {round}: {acknowledged} were acknowledged, {history} are there");
+        let balance = "select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pgbench_history)
+                       and (select sum(bbalance) from pgbench_branches) = (select sum(delta) from pgbench_history)";
+        assert_eq!(env.sql("main", balance), "t", "round {round}");
+        client(&env, "main", "pg_amcheck", &["--all", "--heapallindexed"]);
+        client(&env, "main", "pg_dump", &["-f", "/dev/null"]);
+        if random.below(4) == 0 {
+            env.run(["stop"]).ok();
+            assert_eq!(mounts(&env), Vec::<String>::new());
+            env.run(["start"]).ok();
+        }
+    }
+    assert!(acknowledged > count * 20, "only {acknowledged} transactions were acknowledged");
+    env.run(["stop"]).ok();
+    env.run(["fsck"]).ok();
+    println!("{count} rounds, {acknowledged} acknowledged transactions, none lost");
+}
+
+/// Counts and removes pgbench's logs.
+fn logged(env: &Env) -> u64 {
+    let mut count = 0;
+    for entry in std::fs::read_dir(env.path()).unwrap().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("tx.") {
+            count += std::fs::read_to_string(entry.path()).unwrap().lines().count() as u64;
+            std::fs::remove_file(entry.path()).unwrap();
+        }
+    }
+    count
+}
+
+#[test]
+fn kills_of_server_and_file_system_damage_nothing() {
+    rounds(6);
+}
+
+#[test]
+#[ignore = "takes minutes: make kills"]
+fn fifty_kills() {
+    rounds(50);
+}
+
+#[test]
+fn a_file_system_without_its_server_goes_away() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    let files = file_system(&env, "main");
+    kill(Pid::from_raw(env.postmaster("main")), Signal::SIGTERM).unwrap();
+    let patience = std::time::Instant::now() + Duration::from_secs(90);
+    while !mounts(&env).is_empty() || zenith::plumbing::postgres::server::is_alive(files) {
+        assert!(std::time::Instant::now() < patience, "it is still there: {:?}", mounts(&env));
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    // Nothing is lost: the next start goes on with what it left.
+    env.run(["start"]).ok();
+    assert_lazy(&env, "main");
+}

@@ -26,6 +26,7 @@ build:
 bench:
 	scripts/install-deps
 	$(CARGO) bench --bench peers
+	$(CARGO) bench --bench lazy
 
 man:
 	$(CARGO) run --quiet --example man

@@ -39,7 +39,7 @@ fn every_version_lives_a_whole_life() {
         // A crash: what was committed is there, without the data directory.
         env.sql("main", "insert into t select generate_series(2000, 2099)");
         kill(Pid::from_raw(env.postmaster("main")), Signal::SIGKILL).unwrap();
-        std::fs::remove_dir_all(env.repo().join("datadirs")).unwrap();
+        env.discard_datadirs();
         env.run(["start"]).ok();
         assert_eq!(env.sql("main", "select count(*) from t"), "600");
         // Tablespaces become folders in the data directory.

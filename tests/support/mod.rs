@@ -127,6 +127,13 @@ impl Env {
         let pid = self.repo().join("datadirs").join(row["timeline"].as_str().unwrap()).join("data/postmaster.pid");
         std::fs::read_to_string(pid).unwrap().lines().next().unwrap().parse().unwrap()
     }
+
+    /// Unmounts and removes all data directories; their servers must be gone.
+    pub fn discard_datadirs(&self) {
+        for entry in std::fs::read_dir(self.repo().join("datadirs")).unwrap() {
+            zenith::plumbing::instance::mount::remove(&entry.unwrap().path()).unwrap();
+        }
+    }
 }
 
 impl Drop for Env {

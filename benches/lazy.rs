@@ -97,7 +97,7 @@ impl Lazy {
         let start = format!(
             "{run} {bin}/postgres -D {folder} -c unix_socket_directories=$PWD -c listen_addresses= > native.log 2>&1 & \
              until grep -qs ready {folder}/postmaster.pid; do sleep 0.002; done; \
-             psql -qAt -h $PWD -U postgres -c '{QUERY}' postgres > /dev/null",
+             {bin}/psql -qAt -h $PWD -U postgres -c '{QUERY}' postgres > /dev/null",
             bin = bin.display()
         );
         let took = self.shell(&start);
@@ -167,16 +167,15 @@ impl Lazy {
             let dir = self.dir.display();
             let pgbackrest = |path: &str| {
                 format!(
-                    "pgbackrest --stanza=bench --no-online --log-level-console=error --log-path={dir} --lock-path={dir} \
-                     --pg1-path={dir}/{path} --repo1-path={dir}/backrest --compress-type=zst --compress-level=3 --process-max=2"
+                    "pgbackrest --stanza=bench --log-level-console=error --log-path={dir} --lock-path={dir} \
+                     --pg1-path={dir}/{path} --repo1-path={dir}/backrest"
                 )
             };
-            self.shell(&format!(
-                "{} stanza-create; {} backup --type=full",
-                pgbackrest("cluster"),
-                pgbackrest("cluster")
-            ));
-            let restore = format!("mkdir -m 700 copy; {} restore --type=none", pgbackrest("copy"));
+            let options = "--no-online --compress-type=zst --compress-level=3 --process-max=2";
+            let (create, cluster) = (pgbackrest("cluster"), pgbackrest("cluster"));
+            self.shell(&format!("{create} --no-online stanza-create; {cluster} {options} --type=full backup"));
+            let restore =
+                format!("mkdir -m 700 copy; {} --process-max=2 --type=none restore > /dev/null", pgbackrest("copy"));
             row("the same against pgbackrest restore, s", branch(), copy(&restore));
             let _ = fs::remove_dir_all(self.path("backrest"));
         }

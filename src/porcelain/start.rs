@@ -86,8 +86,10 @@ fn with_context(
     repo: &Repo,
     start: impl FnOnce(&Context) -> Result<Outcome, CommandError>,
 ) -> Result<Outcome, CommandError> {
+    // Each runs a program to find out.
+    let account = std::thread::spawn(Account::detect);
     let binaries = cx.binaries(Some(repo))?;
-    let account = Account::detect()?;
+    let account = account.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
     let signature = cx.sign("start");
     start(&Context { repo, binaries: &binaries, account: &account, progress: &cx.ui, signature: &signature })
 }

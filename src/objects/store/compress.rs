@@ -16,9 +16,9 @@ thread_local! {
     static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
-/// Contents up to this many bytes are inflated in one go into a buffer of their length; longer
-/// ones grow as they come, so that a wrong length allocates no more than it brings.
-const ONE_GO: usize = 1 << 20;
+/// Contents up to this many bytes, which are all but huge segments of WAL, are inflated in one go into a
+/// buffer of their length; longer ones grow as they come, so that a wrong length allocates no more than it brings.
+const ONE_GO: usize = 64 << 20;
 
 /// Returns `content` compressed at `level`.
 pub fn compress(content: &[u8], level: i32) -> Vec<u8> {

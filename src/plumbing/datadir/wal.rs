@@ -1,10 +1,10 @@
 //! Between a timeline's sealed WAL and PostgreSQL's segment files.
 
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
 use super::Error;
-use crate::objects::durable;
 use crate::objects::pg::record::Record;
 use crate::objects::pg::wal::{WalError, WalReader, WalSource, What};
 use crate::objects::pg::{Lsn, segment};
@@ -172,9 +172,9 @@ fn store(
     Ok(repo.store().write_loose(repo.tmp()?, Kind::Wal, &wal::encode(start, &buffer), level)?)
 }
 
-/// Lays out the WAL from the segment of `from` to `upto` as segment files in `dir`, durably; what
+/// Lays out the WAL from the segment of `from` to `upto` as segment files in `dir`, not durable yet; what
 /// lies behind `upto` in the last one is zeroes, which end PostgreSQL's recovery. Checks every
-/// record on the way, shows it to `visit`, and refuses those that would touch another server's tablespace.
+/// record as it lies there, shows it to `visit`, and refuses those that would touch another server's tablespace.
 pub fn lay_out(
     repo: &Repo,
     from: Lsn,
@@ -185,35 +185,42 @@ pub fn lay_out(
 ) -> Result<(), WalFilesError> {
     let timeline = repo.timelines().read(upto.timeline)?;
     let size = repo.config().wal_segment_size;
-    let damaged = |source| WalFilesError::Damaged { timeline: timeline.id, source };
     let first = from.segment_start(size);
-    let source = TimelineWal::open(repo.store(), repo.timelines(), &timeline, first, None)?;
+    let mut source = TimelineWal::open(repo.store(), repo.timelines(), &timeline, first, None)?;
     if source.start().is_none_or(|start| start > first) || timeline.sealed() < upto.lsn {
         return Err(WalFilesError::Missing { timeline: timeline.id, from: first, to: upto.lsn });
     }
-    let mut reader = WalReader::new(source, repo.expected_wal(), from);
+    let mut start = first;
+    while start < upto.lsn {
+        let path = dir.join(segment::file_name(postgres_timeline, start, size));
+        write_segment(&mut source, start, upto.lsn, size, &path).map_err(Error::io("write", &path))?;
+        start = start.plus(u64::from(size));
+    }
+    drop(source);
+    let segments = Segments::new(dir.to_owned(), postgres_timeline, size);
+    let mut reader = WalReader::new(segments, repo.expected_wal(), from);
     while reader.position_lsn() < upto.lsn {
-        let record = reader.read().map_err(damaged)?;
+        let record = reader.read().map_err(|source| WalFilesError::Damaged { timeline: timeline.id, source })?;
         if let Some((oid, path)) = record.tablespace_create().filter(|(_, path)| !path.is_empty()) {
             return Err(WalFilesError::Tablespace { oid, path });
         }
         visit(&record);
     }
-    let mut source = TimelineWal::open(repo.store(), repo.timelines(), &timeline, first, None)?;
-    let mut start = first;
-    while start < upto.lsn {
-        let path = dir.join(segment::file_name(postgres_timeline, start, size));
-        let write = |file: &mut std::fs::File| {
-            let mut buffer = vec![0; (u64::from(size).min(upto.lsn.since(start))) as usize];
-            let read = source.read(start, &mut buffer)?;
-            if read < buffer.len() {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            file.write_all(&buffer)?;
-            file.set_len(u64::from(size))
-        };
-        durable::write_in_place(&path, write).map_err(Error::io("write", &path))?;
-        start = start.plus(u64::from(size));
-    }
     Ok(())
+}
+
+/// Writes the segment that begins at `start`, with the WAL up to `upto`.
+fn write_segment(source: &mut TimelineWal, start: Lsn, upto: Lsn, size: u32, path: &Path) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    let mut buffer = vec![0; 256 << 10];
+    let (mut at, end) = (start, upto.min(start.plus(u64::from(size))));
+    while at < end {
+        let part = &mut buffer[..end.since(at).min(256 << 10) as usize];
+        if source.read(at, part)? < part.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        file.write_all(part)?;
+        at = at.plus(part.len() as u64);
+    }
+    file.set_len(u64::from(size))
 }

@@ -3,17 +3,12 @@
 //! It is a standby that has replayed all WAL up to that moment, and waits for more that never comes. So it
 //! needs no recovery target: behind the moment there is nothing to replay.
 
-use std::fs;
-
 use super::mount;
-use super::prefetch::Plan;
-use super::start::{Context, Outcome, Wish, fetch, run_server, show_files};
+use super::start::{Context, LaidOut, Outcome, Wish, lay_out_all, run_server};
 use super::{Instance, create, hold_all, list};
 use crate::error::CommandError;
 use crate::objects::Repo;
-use crate::objects::pg::record::Record;
 use crate::objects::timeline::{Position, TimelineId};
-use crate::plumbing::datadir::wal::lay_out;
 use crate::plumbing::postgres::recovery::{self, Readable};
 use crate::plumbing::postgres::server::{self, Mode, Status};
 
@@ -46,9 +41,9 @@ pub fn start(
     let Context { repo, .. } = cx;
     let mut instance = find_or_create(repo, text, position, port)?;
     let _held = Instance::hold(repo, &instance.name)?;
-    let (from, resumed) = (position, false);
+    let from = position;
     if let Status::Running { .. } = instance.status(repo) {
-        let (snapshot, replayed, refused) = (None, 0, None);
+        let (snapshot, replayed, resumed, refused) = (None, 0, false, None);
         return Ok(Outcome { instance, already: true, from, snapshot, replayed, resumed, refused });
     }
     discard_files(repo, &mut instance)?;
@@ -61,44 +56,34 @@ pub fn start(
         let _ = discard_files(repo, &mut instance);
         let _ = instance.remove(repo);
     }
-    let (snapshot, replayed, refused) = started?;
-    Ok(Outcome { instance, already: false, from, snapshot: Some(snapshot), replayed, resumed, refused })
+    Ok(Outcome::fresh(instance, from, started?))
 }
-
-type Started = (crate::objects::ObjectId, u64, Option<String>);
 
 fn prepare_and_run(
     cx: &Context,
     instance: &mut Instance,
     position: Position,
     wish: Wish,
-) -> Result<Started, CommandError> {
+) -> Result<LaidOut, CommandError> {
     let Context { repo, account, progress, .. } = cx;
     let id = TimelineId::random();
     // Noted first: what a crash leaves from here on, the next start or stop finds and removes.
     instance.config.timeline = Some(id.to_string());
     instance.write(repo)?;
-    let (_, line) = repo.timelines().snapshot_before(position)?;
-    let snapshot = repo.store().snapshot(&line.object)?;
     let dir = repo.datadir(id);
     let (data, wal_dir) = (dir.join("data"), dir.join("wal"));
-    fs::create_dir_all(&wal_dir)?;
-    let mut plan = Plan::default();
-    let mut visit = |record: &Record| plan.add_record(&snapshot, record);
-    lay_out(repo, snapshot.start, position, snapshot.postgres_timeline, &wal_dir, &mut visit)?;
-    let refused = show_files(cx, &instance.log(repo), &line.object, &snapshot, &dir, wish)?;
-    recovery::link_wal(&data, &wal_dir)?;
-    recovery::write_backup_label(&data, &snapshot, Readable::AfterBackup)?;
+    let mut laid_out = lay_out_all(cx, &instance.log(repo), position, (&dir, &wal_dir), wish)?;
+    recovery::write_backup_label(&data, &laid_out.snapshot, Readable::AfterBackup)?;
     recovery::write_standby_signal(&data)?;
     if mount::is_mounted(&data) {
-        fetch(repo, plan, &line.object, data);
+        laid_out.fetch(repo, data);
     }
     account.own(repo.dir())?;
     run_server(cx, instance, id, wish.tcp)?;
     // It lets readers in as soon as its files are consistent, before it is there.
     server::wait_for_replay(&instance.endpoint(repo)?, position.lsn, &instance.log(repo), *progress)?;
     instance.write(repo)?;
-    Ok((line.object, position.lsn.since(snapshot.start), refused))
+    Ok(laid_out)
 }
 
 /// Removes the files of a read-only instance whose server does not run: they hold nothing of their own.

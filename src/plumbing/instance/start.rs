@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use super::mount::{self, Wanted};
 use super::prefetch::Plan;
 use super::{Instance, settle::settle, socket_dir};
-use crate::error::CommandError;
+use crate::error::{CmdResult, CommandError};
 use crate::objects::pg::record::Record;
 use crate::objects::refs::{Expect, RefName, Signature, Value};
 use crate::objects::snapshot::Snapshot;
 use crate::objects::timeline::{Position, TimelineId};
-use crate::objects::{ObjectId, Repo};
+use crate::objects::{ObjectId, Repo, durable};
 use crate::plumbing::datadir::local;
 use crate::plumbing::datadir::reflink::restore_or_clone;
 use crate::plumbing::datadir::wal::lay_out;
@@ -61,6 +61,14 @@ pub struct Outcome {
     pub refused: Option<String>,
 }
 
+impl Outcome {
+    /// Returns that of a start at `from`.
+    pub(super) fn fresh(instance: Instance, from: Position, laid_out: LaidOut) -> Outcome {
+        let LaidOut { id, replayed, refused, .. } = laid_out;
+        Outcome { instance, already: false, from, snapshot: Some(id), replayed, resumed: false, refused }
+    }
+}
+
 /// Starts the server of an instance, unless it runs. Costs the replay of the WAL since the newest
 /// snapshot, and where lazy data directories are not to be had the restore of the cluster's files.
 /// After a crash the server goes on with the files that it had.
@@ -84,12 +92,10 @@ pub fn start(cx: &Context, name: &str, wish: Wish) -> Result<Outcome, CommandErr
     let from = repo.timelines().read(parent)?.tip();
     let timeline = TimelineId::random();
     let mut epoch = Epoch { cx, branch: &branch, parent, timeline, instance: &mut instance, kept: false };
-    let prepared = epoch.prepare(from, wish)?;
+    let laid_out = epoch.prepare(from, wish)?;
     epoch.run(wish.tcp)?;
-    epoch.kept = true;
     drop(epoch);
-    let Prepared { snapshot, replayed, refused } = prepared;
-    Ok(Outcome { instance, already: false, from, snapshot: Some(snapshot), replayed, resumed: false, refused })
+    Ok(Outcome::fresh(instance, from, laid_out))
 }
 
 /// Starts the server of an epoch that a crash left open, on the lazy data directory that it had:
@@ -156,9 +162,49 @@ pub(super) fn run_server(
     Ok(())
 }
 
+/// The files and the WAL of a server that is to start.
+pub(super) struct LaidOut {
+    pub snapshot: Snapshot,
+    pub id: ObjectId,
+    /// WAL to replay, bytes.
+    pub replayed: u64,
+    /// Why the files were restored.
+    pub refused: Option<String>,
+    plan: Plan,
+}
+
+/// Lays out in `dir/data` the files of the newest snapshot before `upto`, and in `wal_dir` the WAL from there on;
+/// both at the same time.
+pub(super) fn lay_out_all(
+    cx: &Context,
+    log: &Path,
+    upto: Position,
+    (dir, wal_dir): (&Path, &Path),
+    wish: Wish,
+) -> Result<LaidOut, CommandError> {
+    let repo = cx.repo;
+    let (_, line) = repo.timelines().snapshot_before(upto)?;
+    let snapshot = repo.store().snapshot(&line.object)?;
+    fs::create_dir_all(dir)?;
+    fs::create_dir_all(wal_dir)?;
+    let (refused, plan) = std::thread::scope(|scope| {
+        let wal = scope.spawn(|| {
+            let mut plan = Plan::default();
+            let mut visit = |record: &Record| plan.add_record(&snapshot, record);
+            lay_out(repo, snapshot.start, upto, snapshot.postgres_timeline, wal_dir, &mut visit).map(|()| plan)
+        });
+        let refused = show_files(cx, log, &line.object, &snapshot, dir, wish);
+        let plan = wal.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok::<_, CommandError>((refused?, plan))
+    })?;
+    recovery::link_wal(&dir.join("data"), wal_dir)?;
+    let replayed = upto.lsn.since(snapshot.start);
+    Ok(LaidOut { snapshot, id: line.object, replayed, refused, plan })
+}
+
 /// Mounts the snapshot's files at `dir/data`, or restores them there. Returns why they were restored, if that was
 /// not wished.
-pub(super) fn show_files(
+fn show_files(
     cx: &Context,
     log: &Path,
     id: &ObjectId,
@@ -190,19 +236,13 @@ pub(super) fn show_files(
     Ok(Some(why))
 }
 
-/// Has what the start will read read, while it goes on.
-pub(super) fn fetch(repo: &Repo, mut plan: Plan, snapshot: &ObjectId, data: PathBuf) {
-    plan.add_noted(repo, snapshot);
-    std::thread::spawn(move || plan.fetch(&data));
-}
-
-/// What an epoch begins with.
-struct Prepared {
-    snapshot: ObjectId,
-    /// WAL to replay, bytes.
-    replayed: u64,
-    /// Why the files were restored.
-    refused: Option<String>,
+impl LaidOut {
+    /// Has what the start will read fetched, while it goes on.
+    pub fn fetch(&mut self, repo: &Repo, data: PathBuf) {
+        let mut plan = std::mem::take(&mut self.plan);
+        plan.add_noted(repo, &self.id);
+        std::thread::spawn(move || plan.fetch(&data));
+    }
 }
 
 /// An epoch that is being opened. Dropping it undoes all of that, unless it is kept: the branch
@@ -218,33 +258,36 @@ struct Epoch<'a> {
 
 impl Epoch<'_> {
     /// Forks the timeline, and lays out files and WAL for a start at `from`.
-    fn prepare(&mut self, from: Position, wish: Wish) -> Result<Prepared, CommandError> {
+    fn prepare(&mut self, from: Position, wish: Wish) -> Result<LaidOut, CommandError> {
         let Context { repo, account, .. } = self.cx;
         // Noted first: what a crash leaves from here on, the next start finds and removes.
         self.instance.config.timeline = Some(self.timeline.to_string());
         self.instance.write(repo)?;
         fork_timeline_as(repo, self.timeline, from)?;
-        let (_, line) = repo.timelines().snapshot_before(from)?;
-        let snapshot = repo.store().snapshot(&line.object)?;
-        let wal_dir = repo.timelines().wal_dir(self.timeline);
-        let mut plan = Plan::default();
-        let mut visit = |record: &Record| plan.add_record(&snapshot, record);
-        lay_out(repo, snapshot.start, from, snapshot.postgres_timeline, &wal_dir, &mut visit)?;
-        let dir = repo.datadir(self.timeline);
-        fs::create_dir_all(&dir)?;
-        let refused = show_files(self.cx, &self.instance.log(repo), &line.object, &snapshot, &dir, wish)?;
-        let data = dir.join("data");
-        recovery::link_wal(&data, &wal_dir)?;
+        let (dir, wal_dir) = (repo.datadir(self.timeline), repo.timelines().wal_dir(self.timeline));
+        let mut laid_out = lay_out_all(self.cx, &self.instance.log(repo), from, (&dir, &wal_dir), wish)?;
+        let (data, snapshot) = (dir.join("data"), &laid_out.snapshot);
         // Where there is nothing to replay, PostgreSQL goes on as after any other shutdown.
-        if !recovery::is_exact(&snapshot) || snapshot.consistent != from.lsn {
-            recovery::write_backup_label(&data, &snapshot, Readable::AtTheEnd)?;
+        if !recovery::is_exact(snapshot) || snapshot.consistent != from.lsn {
+            recovery::write_backup_label(&data, snapshot, Readable::AtTheEnd)?;
         }
         if mount::is_mounted(&data) {
-            mount::set_prepared(&dir)?;
-            fetch(repo, plan, &line.object, data);
+            laid_out.fetch(repo, data);
         }
+        // PostgreSQL syncs the segment that it writes to, but not its name.
+        durable::sync_dir(&wal_dir)?;
         account.own(repo.dir())?;
-        Ok(Prepared { snapshot: line.object, replayed: from.lsn.since(snapshot.start), refused })
+        Ok(laid_out)
+    }
+
+    /// Makes the WAL durable that was laid out: from then on PostgreSQL can go on by itself after a crash.
+    fn make_durable(repo: &Repo, timeline: TimelineId) -> CmdResult {
+        durable::sync_tree(&repo.timelines().wal_dir(timeline))?;
+        let dir = repo.datadir(timeline);
+        if mount::is_mounted(&dir.join("data")) {
+            mount::set_prepared(&dir)?;
+        }
+        Ok(())
     }
 
     /// Moves the branch to the epoch's timeline and starts the server.
@@ -253,7 +296,14 @@ impl Epoch<'_> {
         let (old, new) = (Value::Branch(self.parent), Value::Branch(self.timeline));
         let signature = Signature { why: format!("start: {}", self.instance.name), ..(*signature).clone() };
         repo.refs().update(repo.tmp()?, self.branch, &Expect::Exactly(old), Some(&new), &signature)?;
-        run_server(self.cx, self.instance, self.timeline, tcp)?;
+        std::thread::scope(|scope| {
+            let timeline = self.timeline;
+            // Where this fails, a crash means to begin afresh.
+            scope.spawn(move || Epoch::make_durable(repo, timeline));
+            run_server(self.cx, self.instance, timeline, tcp)
+        })?;
+        // Clients may have come already.
+        self.kept = true;
         self.instance.write(repo)
     }
 }

@@ -41,9 +41,7 @@ const USUAL: [&str; 8] = [
 /// Returns the programs of the wanted version, the newest if any will do.
 pub fn find(search: &Search) -> Result<Binaries, Error> {
     if let Some(dir) = &search.explicit {
-        let program = dir.join("postgres");
-        let major =
-            version(&program).ok_or_else(|| Error::NotFound { major: search.major, searched: vec![dir.clone()] })?;
+        let major = version(dir).ok_or_else(|| Error::NotFound { major: search.major, searched: vec![dir.clone()] })?;
         return match search.major {
             Some(wanted) if wanted != major => Err(Error::WrongVersion { dir: dir.clone(), found: major, wanted }),
             _ if !is_supported(major) => Err(Error::Unsupported { dir: dir.clone(), found: major }),
@@ -55,13 +53,21 @@ pub fn find(search: &Search) -> Result<Binaries, Error> {
     // A folder of links, such as /usr/local/bin, may lack the other programs: follow them.
     let real = |dir: PathBuf| Some(fs::canonicalize(dir.join("postgres")).ok()?.parent()?.to_owned());
     let folders = on_path.into_iter().chain(usual).filter_map(real).filter(|dir| dir.join("initdb").is_file());
-    let found: Vec<Binaries> =
-        folders.filter_map(|dir| Some(Binaries { major: version(&dir.join("postgres"))?, dir })).collect();
-    let fits = |binaries: &&Binaries| {
-        is_supported(binaries.major) && search.major.is_none_or(|wanted| wanted == binaries.major)
-    };
-    // Of equals the first: what the user's PATH says goes before what is usual.
-    let newest = found.iter().filter(fits).rev().max_by_key(|binaries| binaries.major).cloned();
+    let mut found: Vec<Binaries> = Vec::new();
+    for dir in folders {
+        if found.iter().any(|binaries| binaries.dir == dir) {
+            continue;
+        }
+        let Some(major) = version(&dir) else { continue };
+        let binaries = Binaries { dir, major };
+        // Of equals the first: what the user's PATH says goes before what is usual.
+        if search.major == Some(major) && is_supported(major) {
+            return Ok(binaries);
+        }
+        found.push(binaries);
+    }
+    let usable = |binaries: &&Binaries| is_supported(binaries.major) && search.major.is_none();
+    let newest = found.iter().filter(usable).rev().max_by_key(|binaries| binaries.major).cloned();
     newest.ok_or_else(|| Error::NotFound {
         major: search.major,
         searched: found.into_iter().map(|binaries| binaries.dir).collect(),
@@ -83,8 +89,10 @@ fn expand(pattern: &str) -> Vec<PathBuf> {
     names.iter().map(|name| PathBuf::from(format!("{parent}/{name}{after}"))).collect()
 }
 
-/// Asks a server program for its major version: `postgres (PostgreSQL) 15.18 (Debian …)`.
-fn version(program: &Path) -> Option<u32> {
+/// Asks the programs in `dir` for their major version: `postgres (PostgreSQL) 15.18 (Debian …)`. The server
+/// itself takes ten times as long to load as the smallest program beside it.
+fn version(dir: &Path) -> Option<u32> {
+    let program = ["pg_controldata", "postgres"].map(|name| dir.join(name)).into_iter().find(|path| path.is_file())?;
     let output = Command::new(program).arg("--version").output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let number = text.split_once("(PostgreSQL) ")?.1;

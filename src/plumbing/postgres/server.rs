@@ -22,8 +22,9 @@ use crate::progress::Progress;
 
 /// How long a server may take to answer a connection.
 const CONNECT_WAIT: Duration = Duration::from_secs(10);
-/// Between two looks at a server that starts or stops: short at first, then longer.
+/// Between two looks at a server that starts or stops: short at first, longer where it takes its time.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
+const IMPATIENCE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 /// How long a standby may stay at one record.
 const REPLAY_PATIENCE: Duration = Duration::from_secs(60);
@@ -111,8 +112,7 @@ pub fn start(
     command.stdin(Stdio::null()).stdout(stdout).stderr(file).process_group(0);
     let child = command.spawn().map_err(Error::io("run", &program))?;
     let mut started = Started { child: Some(child) };
-    let endpoint = Endpoint { socket_dir: settings.socket_dir.clone(), port: settings.port };
-    let mut pause = FIRST_PAUSE;
+    let (begun, mut pause) = (Instant::now(), FIRST_PAUSE);
     loop {
         progress.check()?;
         let child = started.child.as_mut().expect("invariant: taken only by keep and drop");
@@ -120,11 +120,13 @@ pub fn start(
             started.child = None;
             return Err(Error::DidNotStart { log: log.to_owned(), tail: tail(log, log_start) });
         }
-        if is_ready(data_dir) && connect(&endpoint).is_ok() {
+        if is_ready(data_dir) {
             return Ok(started);
         }
         sleep(pause);
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        if begun.elapsed() > IMPATIENCE {
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
     }
 }
 
@@ -304,14 +306,16 @@ pub fn stop(data_dir: &Path, mode: Mode, timeout: Duration, log: &Path, progress
     let Status::Running { pid } = status(data_dir) else { return Ok(()) };
     let _ = kill(Pid::from_raw(pid), mode.signal()); // it may have gone this instant
     let patience = Instant::now() + timeout;
-    let mut pause = FIRST_PAUSE;
+    let (begun, mut pause) = (Instant::now(), FIRST_PAUSE);
     while runs_in(pid, data_dir) {
         progress.check()?;
         if Instant::now() > patience {
             return Err(Error::Timeout { what: "stop", seconds: timeout.as_secs(), log: log.to_owned() });
         }
         sleep(pause);
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        if begun.elapsed() > IMPATIENCE {
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
     }
     Ok(())
 }

@@ -51,6 +51,15 @@ impl std::ops::Deref for Lazy {
     }
 }
 
+/// How PostgreSQL itself is started.
+#[derive(Clone, Copy)]
+enum By {
+    /// As people do; it looks ten times a second whether the server is ready.
+    PgCtl,
+    /// Bare, with a look every 2 ms.
+    Postgres,
+}
+
 fn timed(work: impl FnOnce()) -> Took {
     let start = Instant::now();
     work();
@@ -90,18 +99,21 @@ impl Lazy {
     }
 
     /// Starts PostgreSQL itself on `folder`, and asks; stops it again without measuring that.
-    fn native_start(&self, folder: &str) -> Took {
+    fn native_start(&self, folder: &str, by: By) -> Took {
         let run =
             if nix::unistd::geteuid().is_root() { "unshare --user --map-user=1000 --map-group=1000 --" } else { "" };
         let bin = pg_bin();
-        let start = format!(
-            "{run} {bin}/postgres -D {folder} -c unix_socket_directories=$PWD -c listen_addresses= > native.log 2>&1 & \
-             until grep -qs ready {folder}/postmaster.pid; do sleep 0.002; done; \
-             {bin}/psql -qAt -h $PWD -U postgres -c '{QUERY}' postgres > /dev/null",
-            bin = bin.display()
-        );
-        let took = self.shell(&start);
-        self.shell(&format!("{run} {}/pg_ctl -D {folder} -m immediate stop > /dev/null", bin.display()));
+        let (bin, options) = (bin.display(), "-c unix_socket_directories=$PWD -c listen_addresses=");
+        let start = match by {
+            By::PgCtl => format!("{run} {bin}/pg_ctl -D {folder} -w -l native.log -o \"{options}\" start > /dev/null"),
+            By::Postgres => format!(
+                "{run} {bin}/postgres -D {folder} {options} > native.log 2>&1 & \
+                 until grep -qs ready {folder}/postmaster.pid; do sleep 0.002; done"
+            ),
+        };
+        let took =
+            self.shell(&format!("{start}; {bin}/psql -qAt -h $PWD -U postgres -c '{QUERY}' postgres > /dev/null"));
+        self.shell(&format!("{run} {bin}/pg_ctl -D {folder} -m immediate stop > /dev/null"));
         took
     }
 
@@ -117,22 +129,24 @@ impl Lazy {
     }
 
     fn first_query(&self) {
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        for _ in 0..7 {
+        let (mut ours, mut pg_ctl, mut bare) = (Vec::new(), Vec::new(), Vec::new());
+        let clean = || {
             // Of a clean shutdown, as the branch.
             self.server("start");
             self.server("stop");
-            theirs.push(self.native_start("cluster"));
+        };
+        for _ in 0..7 {
+            clean();
+            pg_ctl.push(self.native_start("cluster", By::PgCtl));
+            clean();
+            bare.push(self.native_start("cluster", By::Postgres));
             ours.push(self.lazy_start("main"));
             self.zenith(&["stop", "main"]);
         }
-        self.server("start");
-        self.server("stop");
-        row(
-            &format!("start and first query, {}, against PostgreSQL's own start, s", self.gigabytes()),
-            median(ours),
-            median(theirs),
-        );
+        clean();
+        let (ours, what) = (median(ours), format!("start and first query, {}", self.gigabytes()));
+        row(&format!("{what}, against pg_ctl start, s"), ours, median(pg_ctl));
+        row(&format!("{what}, against postgres alone, s"), ours, median(bare));
     }
 
     /// A new branch, its start and first query, against copies of the directory and a native start on those.
@@ -154,7 +168,7 @@ impl Lazy {
             let _ = fs::remove_dir_all(self.path("copy"));
             drop_caches();
             let copied = self.shell(script);
-            let started = self.native_start("copy");
+            let started = self.native_start("copy", By::PgCtl);
             Took { time: copied.time + started.time, peak: 0 }
         };
         row(
@@ -199,7 +213,7 @@ impl Lazy {
         for number in 0..5 {
             drop_caches();
             let copied = inner.shell("cp -a --reflink=always cluster copy");
-            let started = inner.native_start("copy");
+            let started = inner.native_start("copy", By::PgCtl);
             theirs.push(Took { time: copied.time + started.time, peak: 0 });
             fs::remove_dir_all(inner.path("copy")).unwrap();
             drop_caches();

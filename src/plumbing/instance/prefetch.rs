@@ -87,6 +87,13 @@ impl Plan {
     }
 }
 
+/// Has the kernel read all of a file, in the background.
+pub fn fetch_file(path: &Path) {
+    if let Ok(file) = File::open(path) {
+        let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+    }
+}
+
 /// Returns the file that a block lies in, and its number there.
 fn file_of(snapshot: &Snapshot, block: &BlockRef) -> (String, u32) {
     let folder = match block.tablespace {

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::mount::{self, Wanted};
-use super::prefetch::Plan;
+use super::prefetch::{self, Plan};
 use super::{Instance, settle::settle, socket_dir};
 use crate::error::{CmdResult, CommandError};
 use crate::objects::pg::record::Record;
@@ -183,6 +183,9 @@ pub(super) fn lay_out_all(
     wish: Wish,
 ) -> Result<LaidOut, CommandError> {
     let repo = cx.repo;
+    if let Ok(program) = cx.binaries.program("postgres") {
+        prefetch::fetch_file(&program);
+    }
     let (_, line) = repo.timelines().snapshot_before(upto)?;
     let snapshot = repo.store().snapshot(&line.object)?;
     fs::create_dir_all(dir)?;

@@ -2,12 +2,14 @@
 PREFIX ?= /usr/local
 CARGO ?= cargo
 
-.PHONY: help demo test build bench man install clean
+.PHONY: help demo test build bench kills regress man install clean
 
 help:
 	@echo "make demo     install what is missing, build, and play the walk-through"
 	@echo "make test     install what is missing, and run all checks and tests"
-	@echo "make bench    compare with tar, pgbackrest and restic, side by side"
+	@echo "make bench    compare with tar, pgbackrest, restic and native directories, side by side"
+	@echo "make kills    kill servers and file systems 50 times under load, and look for what was lost"
+	@echo "make regress  run PostgreSQL's own regression suite on a lazy data directory"
 	@echo "make man      write the man pages from the command definitions"
 	@echo "make install  install the program, man pages and completions (PREFIX=$(PREFIX))"
 
@@ -27,6 +29,14 @@ bench:
 	scripts/install-deps
 	$(CARGO) bench --bench peers
 	$(CARGO) bench --bench lazy
+
+kills:
+	scripts/install-deps
+	$(CARGO) test --release --test it -- --ignored --exact it::lazy::kills::fifty_kills --show-output
+
+regress: build
+	scripts/install-deps
+	scripts/regress target/release/zenith
 
 man:
 	$(CARGO) run --quiet --example man

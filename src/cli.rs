@@ -79,7 +79,7 @@ macro_rules! command {
 }
 
 /// All commands, in the order of the help.
-pub static COMMANDS: [Command; 36] = [
+pub static COMMANDS: [Command; 39] = [
     command!(Begin, "init", porcelain::init),
     command!(Grow, "branch", porcelain::branch),
     command!(Grow, "tag", porcelain::tag),
@@ -89,12 +89,15 @@ pub static COMMANDS: [Command; 36] = [
     command!(Run, "restart", porcelain::restart),
     command!(Run, "psql", porcelain::psql),
     command!(Run, "url", porcelain::url),
+    command!(Run, "pageserver", porcelain::pageserver),
+    command!(Run, "service-file", porcelain::service_file),
     command!(Run, "pg", porcelain::pg),
     command!(Run, "restore", porcelain::restore),
     command!(Examine, "status", porcelain::status),
     command!(Examine, "log", porcelain::log),
     command!(Examine, "show", porcelain::show),
     command!(Examine, "reflog", porcelain::reflog),
+    command!(Maintain, "config", porcelain::config),
     command!(Maintain, "fsck", plumbing::fsck),
     command!(Maintain, "help", porcelain::help),
     command!(Maintain, "version", porcelain::version),

@@ -3,7 +3,11 @@
 //! A TOML file. `format_version` and `extensions` decide whether this program may touch the
 //! repository at all; settings that it does not know are left alone.
 
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +32,113 @@ pub struct Config {
     pub postgres: Postgres,
     #[serde(default)]
     pub snapshot: Snapshot,
+    #[serde(default)]
+    pub proxy: Proxy,
+    /// Settings of single branches, by their short names.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub branch: BTreeMap<String, Branch>,
+}
+
+/// `[proxy]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Proxy {
+    /// Where PostgreSQL's clients connect.
+    pub listen: SocketAddr,
+    /// Where status and metrics are.
+    pub http: SocketAddr,
+    /// A server that nobody has used for so long is stopped.
+    pub idle_timeout: Timeout,
+    /// So many servers run at a time; 0 for any number.
+    pub max_instances: usize,
+    /// The user's own certificate and its key, PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_certificate: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<PathBuf>,
+}
+
+impl Default for Proxy {
+    fn default() -> Proxy {
+        Proxy {
+            listen: SocketAddr::from(([127, 0, 0, 1], 5432)),
+            http: SocketAddr::from(([127, 0, 0, 1], 64000)),
+            idle_timeout: Timeout(Some(Duration::from_secs(5 * 60))),
+            max_instances: 0,
+            tls_certificate: None,
+            tls_key: None,
+        }
+    }
+}
+
+/// `[branch.<name>]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Branch {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<Timeout>,
+    /// PostgreSQL's settings.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub postgres: BTreeMap<String, Setting>,
+}
+
+/// A value of one of PostgreSQL's settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Setting {
+    Text(String),
+    Integer(i64),
+    Float(f64),
+    Switch(bool),
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Setting::Text(text) => write!(f, "{text}"),
+            Setting::Integer(number) => write!(f, "{number}"),
+            Setting::Float(number) => write!(f, "{number}"),
+            Setting::Switch(on) => write!(f, "{on}"),
+        }
+    }
+}
+
+/// A time to wait for: "5min", "1h 30m", a number of seconds; 0 for ever, which is `None`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "TimeoutText", into = "String")]
+pub struct Timeout(pub Option<Duration>);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum TimeoutText {
+    Seconds(u64),
+    Text(String),
+}
+
+impl TryFrom<TimeoutText> for Timeout {
+    type Error = String;
+
+    fn try_from(text: TimeoutText) -> Result<Timeout, String> {
+        let duration = match text {
+            TimeoutText::Seconds(seconds) => Duration::from_secs(seconds),
+            TimeoutText::Text(text) => match text.trim().parse() {
+                Ok(seconds) => Duration::from_secs(seconds),
+                Err(_) => {
+                    let duration = text.parse::<jiff::SignedDuration>();
+                    let duration = duration.map_err(|error| format!("not a time such as 5min: '{text}': {error}"))?;
+                    Duration::try_from(duration).map_err(|_| format!("a negative time: '{text}'"))?
+                }
+            },
+        };
+        Ok(Timeout(Some(duration).filter(|duration| !duration.is_zero())))
+    }
+}
+
+impl From<Timeout> for String {
+    fn from(timeout: Timeout) -> String {
+        let duration = jiff::SignedDuration::try_from(timeout.0.unwrap_or_default()).unwrap_or_default();
+        if duration.is_zero() { "0".to_owned() } else { format!("{duration:#}") }
+    }
 }
 
 /// `[snapshot]`
@@ -113,6 +224,18 @@ impl Config {
         toml_edit::ser::to_string_pretty(self).expect("invariant: the config has only simple fields")
     }
 
+    /// Returns after what time without clients the server of a branch is stopped; `None` for never.
+    pub fn idle_timeout(&self, branch: &str) -> Option<Duration> {
+        let own = self.branch.get(branch).and_then(|branch| branch.idle_timeout);
+        own.unwrap_or(self.proxy.idle_timeout).0
+    }
+
+    /// Returns PostgreSQL's settings for a branch: names and values.
+    pub fn settings_of(&self, branch: &str) -> Vec<(String, String)> {
+        let settings = self.branch.get(branch).into_iter().flat_map(|branch| &branch.postgres);
+        settings.map(|(name, value)| (name.clone(), value.to_string())).collect()
+    }
+
     /// Returns the system identifier as a number.
     pub fn system(&self) -> u64 {
         self.system_identifier.parse().expect("invariant: checked by parse")
@@ -133,6 +256,8 @@ mod tests {
             core: Core::default(),
             postgres: Postgres::default(),
             snapshot: Snapshot::default(),
+            proxy: Proxy::default(),
+            branch: BTreeMap::new(),
         }
     }
 

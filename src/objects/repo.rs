@@ -79,11 +79,16 @@ impl Repo {
         Err(Error::NotFound(start))
     }
 
-    /// Opens the repository in `dir`, the folder `.zenith` itself.
-    pub fn open(dir: &Path) -> Result<Repo, Error> {
+    /// Reads the config of the repository in `dir`, as it is now.
+    pub fn read_config(dir: &Path) -> Result<Config, Error> {
         let path = dir.join("config");
         let text = fs::read_to_string(&path).map_err(io_error("read", &path))?;
-        let config = Config::parse(&text).map_err(|source| Error::Format { path: dir.to_owned(), source })?;
+        Config::parse(&text).map_err(|source| Error::Format { path: dir.to_owned(), source })
+    }
+
+    /// Opens the repository in `dir`, the folder `.zenith` itself.
+    pub fn open(dir: &Path) -> Result<Repo, Error> {
+        let config = Repo::read_config(dir)?;
         Ok(Repo {
             store: Store::open(&dir.join("objects"))?,
             refs: Refs::open(dir),

@@ -4,6 +4,7 @@
 
 pub mod datadir;
 pub mod instance;
+pub mod pageserver;
 pub mod postgres;
 
 pub mod cat_object;

@@ -75,6 +75,8 @@ fn fill(cx: &Cx, parent: &Path, cluster: &Path, branch: &RefName) -> CmdResult {
         core: Core::default(),
         postgres: Postgres { bin: cx.pg_bin.clone() },
         snapshot: Default::default(),
+        proxy: Default::default(),
+        branch: Default::default(),
     };
     let repo = Repo::create(parent, &config)?;
     let now_us = cx.now.timestamp().as_microsecond();

@@ -2,14 +2,17 @@
 
 pub mod branch;
 pub mod completions;
+pub mod config;
 pub mod help;
 pub mod init;
 pub mod log;
+pub mod pageserver;
 pub mod pg;
 pub mod psql;
 pub mod reflog;
 pub mod restart;
 pub mod restore;
+pub mod service_file;
 pub mod show;
 pub mod snapshot;
 pub mod start;

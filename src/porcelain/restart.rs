@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use super::branch_or_head;
 use super::start::{report, start_branch};
-use super::stop::stop_instance;
 use crate::cli::Cx;
 use crate::error::CmdResult;
 use crate::plumbing::instance;
 use crate::plumbing::instance::start::Wish;
+use crate::plumbing::instance::stop::stop;
 use crate::plumbing::postgres::server::Mode;
 
 /// Stop and start the server of a branch
@@ -25,11 +25,11 @@ pub struct Args {
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let repo = cx.take_repo()?;
     let branch = branch_or_head(&repo, args.branch.as_deref())?;
-    let mut tcp = false;
+    let mut wish = Wish::default();
     if let Some(instance) = instance::of_branch(&repo, branch.short())? {
-        tcp = instance.config.tcp;
-        stop_instance(cx, &repo, &instance.name, Mode::Fast, Duration::from_secs(60))?;
+        (wish.tcp, wish.on_demand) = (instance.config.tcp, instance.config.on_demand);
+        stop(&repo, &instance.name, Mode::Fast, Duration::from_secs(60), &cx.sign("restart"), &cx.ui)?;
     }
-    let outcome = start_branch(cx, &repo, branch.short(), None, Wish { tcp, ..Wish::default() })?;
+    let outcome = start_branch(cx, &repo, branch.short(), None, wish)?;
     report(cx, &repo, &outcome)
 }

@@ -128,7 +128,7 @@ pub fn report(cx: &mut Cx, repo: &Repo, outcome: &Outcome) -> CmdResult {
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let repo = cx.take_repo()?;
-    let wish = Wish { tcp: args.tcp, eager: args.eager, hydrate: args.hydrate };
+    let wish = Wish { tcp: args.tcp, eager: args.eager, hydrate: args.hydrate, on_demand: false };
     let outcome = if args.read_only {
         start_read_only(cx, &repo, args.revision.as_deref().unwrap_or("HEAD"), args.port, wish)?
     } else {

@@ -7,9 +7,10 @@ use super::{branch_or_head, find_instance};
 use crate::cli::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
-use crate::plumbing::instance::settle::{Settled, settle};
-use crate::plumbing::instance::{self, Instance, read_only};
-use crate::plumbing::postgres::server::{self, Mode, Status};
+use crate::plumbing::instance::settle::Settled;
+use crate::plumbing::instance::stop::stop;
+use crate::plumbing::instance::{self, Instance};
+use crate::plumbing::postgres::server::{Mode, Status};
 
 /// Stop the server of a branch
 ///
@@ -39,34 +40,16 @@ enum ModeArg {
     Immediate,
 }
 
-/// Stops an instance and closes its epoch. Costs the WAL that is not sealed yet, and reading the
-/// cluster's files.
-pub fn stop_instance(cx: &Cx, repo: &Repo, name: &str, mode: Mode, timeout: Duration) -> Result<Settled, CommandError> {
-    let _held = Instance::hold(repo, name)?;
-    let mut instance = Instance::read(repo, name)?;
-    if let Some(data) = instance.data_dir(repo) {
-        server::stop(&data, mode, timeout, &instance.log(repo), &cx.ui)?;
-    }
-    settle(repo, &mut instance, &cx.sign("stop"), &cx.ui)
-}
-
 /// Stops an instance, and prints what became of it.
 pub fn stop_and_report(cx: &mut Cx, repo: &Repo, instance: &Instance, mode: Mode, timeout: Duration) -> CmdResult {
-    let branch = &instance.config.branch;
-    if instance.is_read_only() {
-        let _held = Instance::hold(repo, &instance.name)?;
-        if let Some(data) = instance.data_dir(repo) {
-            server::stop(&data, mode, timeout, &instance.log(repo), &cx.ui)?;
-        }
-        read_only::discard(repo, instance.clone())?;
-        return Ok(writeln!(cx.out, "{}: {branch} stopped", instance.name)?);
-    }
-    match stop_instance(cx, repo, &instance.name, mode, timeout)? {
-        Settled::Nothing => writeln!(cx.out, "{}: {branch} was not running", instance.name)?,
-        Settled::Dropped => writeln!(cx.out, "{}: {branch} stopped, nothing was committed", instance.name)?,
+    let (name, branch) = (&instance.name, &instance.config.branch);
+    match stop(repo, name, mode, timeout, &cx.sign("stop"), &cx.ui)? {
+        Settled::Nothing => writeln!(cx.out, "{name}: {branch} was not running")?,
+        Settled::Discarded => writeln!(cx.out, "{name}: {branch} stopped")?,
+        Settled::Dropped => writeln!(cx.out, "{name}: {branch} stopped, nothing was committed")?,
         Settled::Sealed { timeline, .. } => {
             let tip = repo.timelines().read(timeline)?.tip().lsn;
-            writeln!(cx.out, "{}: {branch} stopped at {tip}", instance.name)?;
+            writeln!(cx.out, "{name}: {branch} stopped at {tip}")?;
         }
     }
     Ok(())

@@ -6,6 +6,7 @@
 //! gives the whole chain.
 
 use super::TimelineId;
+use crate::objects::codec::Malformed;
 use crate::objects::pg::Lsn;
 
 /// An ancestor, and where the chain leaves it.
@@ -37,6 +38,17 @@ fn serialize_lsn<S: serde::Serializer>(lsn: &Lsn, serializer: S) -> Result<S::Ok
 impl std::fmt::Display for Position {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}@{}", self.timeline, self.lsn)
+    }
+}
+
+impl std::str::FromStr for Position {
+    type Err = Malformed;
+
+    fn from_str(text: &str) -> Result<Position, Malformed> {
+        let read =
+            |(timeline, lsn): (&str, &str)| Some(Position { timeline: timeline.parse().ok()?, lsn: lsn.parse().ok()? });
+        let malformed = Malformed { offset: 0, what: "not a timeline and an LSN" };
+        text.split_once('@').and_then(read).ok_or(malformed)
     }
 }
 

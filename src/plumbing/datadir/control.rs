@@ -42,6 +42,11 @@ pub struct Status {
     pub remote_bytes: u64,
     /// Bytes that were to be made local in the background; `None` where that was not asked for.
     pub hydrating_bytes: Option<u64>,
+    /// Frames that were wanted and in the cache, and that were not.
+    #[serde(default)]
+    pub cache_hits: u64,
+    #[serde(default)]
+    pub cache_misses: u64,
     /// What could not be read, each once.
     pub damages: Vec<String>,
 }
@@ -50,7 +55,10 @@ pub struct Status {
 pub fn content(vfs: &Vfs, name: Name, hydrating_bytes: Option<u64>) -> Vec<u8> {
     match name {
         Name::Status => {
+            let (cache_hits, cache_misses) = vfs.base().cached();
             let status = Status {
+                cache_hits,
+                cache_misses,
                 snapshot: vfs.snapshot().to_string(),
                 remote_bytes: vfs.remote_bytes(),
                 hydrating_bytes,

@@ -1,7 +1,7 @@
 //! Between a timeline's sealed WAL and PostgreSQL's segment files.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::Path;
 
 use super::Error;
@@ -172,6 +172,9 @@ fn store(
     Ok(repo.store().write_loose(repo.tmp()?, Kind::Wal, &wal::encode(start, &buffer), level)?)
 }
 
+/// How much of a segment is in hand at a time, bytes.
+const PART: usize = 256 << 10;
+
 /// Lays out the WAL from the segment of `from` to `upto` as segment files in `dir`, not durable yet; what
 /// lies behind `upto` in the last one is zeroes, which end PostgreSQL's recovery. Checks every
 /// record as it lies there, shows it to `visit`, and refuses those that would touch another server's tablespace.
@@ -190,10 +193,21 @@ pub fn lay_out(
     if source.start().is_none_or(|start| start > first) || timeline.sealed() < upto.lsn {
         return Err(WalFilesError::Missing { timeline: timeline.id, from: first, to: upto.lsn });
     }
-    let mut start = first;
+    let (mut start, mut buffer) = (first, vec![0; PART]);
     while start < upto.lsn {
         let path = dir.join(segment::file_name(postgres_timeline, start, size));
-        write_segment(&mut source, start, upto.lsn, size, &path).map_err(Error::io("write", &path))?;
+        let mut file = File::create(&path).map_err(Error::io("create", &path))?;
+        let (mut at, end) = (start, upto.lsn.min(start.plus(u64::from(size))));
+        while at < end {
+            let part = &mut buffer[..end.since(at).min(PART as u64) as usize];
+            let damaged = |what| WalFilesError::Damaged { timeline: timeline.id, source: WalError { lsn: at, what } };
+            if source.read(at, part).map_err(|error| damaged(What::Io(error)))? < part.len() {
+                return Err(damaged(What::End));
+            }
+            file.write_all(part).map_err(Error::io("write", &path))?;
+            at = at.plus(part.len() as u64);
+        }
+        file.set_len(u64::from(size)).map_err(Error::io("write", &path))?;
         start = start.plus(u64::from(size));
     }
     drop(source);
@@ -207,20 +221,4 @@ pub fn lay_out(
         visit(&record);
     }
     Ok(())
-}
-
-/// Writes the segment that begins at `start`, with the WAL up to `upto`.
-fn write_segment(source: &mut TimelineWal, start: Lsn, upto: Lsn, size: u32, path: &Path) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    let mut buffer = vec![0; 256 << 10];
-    let (mut at, end) = (start, upto.min(start.plus(u64::from(size))));
-    while at < end {
-        let part = &mut buffer[..end.since(at).min(256 << 10) as usize];
-        if source.read(at, part)? < part.len() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        file.write_all(part)?;
-        at = at.plus(part.len() as u64);
-    }
-    file.set_len(u64::from(size))
 }

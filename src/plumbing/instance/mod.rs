@@ -3,8 +3,9 @@
 //! # Format
 //! `instances/<name>/config` is TOML: `branch` (short name), `port`, `tcp`, and while an epoch is open
 //! `timeline`. A read-only instance has `at`, the timeline and the LSN that it shows; its `branch` is the
-//! revision as the user wrote it, and its `timeline` only names its data directory. `instances/<name>/log` is the server's log. Whoever starts or stops an instance holds
-//! the lock on `instances/<name>/lock`.
+//! revision as the user wrote it, and its `timeline` only names its data directory. One that the proxy started is
+//! `on_demand`. `instances/<name>/log` is the server's log. Whoever starts or stops an instance holds the lock on
+//! `instances/<name>/lock`.
 //!
 //! An epoch is open from [`start`](start::start) until [`settle`](settle::settle), which a stop runs and,
 //! after a crash, the next start.
@@ -15,6 +16,7 @@ pub mod read_only;
 pub mod settle;
 pub mod snapshot;
 pub mod start;
+pub mod stop;
 
 use std::fs::{self, File};
 use std::io;
@@ -38,6 +40,9 @@ pub struct Config {
     pub port: u16,
     #[serde(default)]
     pub tcp: bool,
+    /// The proxy started it, and stops it when nobody uses it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub on_demand: bool,
     /// The timeline of the epoch that is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeline: Option<String>,
@@ -228,7 +233,7 @@ fn create(repo: &Repo, branch: &str, port: Option<u16>, at: Option<String>) -> R
     let port = port.map_or_else(|| settings::free_port(FIRST_PORT, &taken, &socket_dir(repo)?), Ok)?;
     let free = (1..).map(|number| format!("pg{number}")).find(|name| all.iter().all(|instance| instance.name != *name));
     let name = free.expect("invariant: numbers do not end");
-    let config = Config { branch: branch.to_owned(), port, tcp: false, timeline: None, at };
+    let config = Config { branch: branch.to_owned(), port, tcp: false, on_demand: false, timeline: None, at };
     let instance = Instance { name, config };
     instance.write(repo)?;
     Ok(instance)

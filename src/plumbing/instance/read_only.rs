@@ -43,6 +43,7 @@ pub fn start(
     let _held = Instance::hold(repo, &instance.name)?;
     let from = position;
     if let Status::Running { .. } = instance.status(repo) {
+        instance.claim(repo, wish)?;
         let (snapshot, replayed, resumed, refused) = (None, 0, false, None);
         return Ok(Outcome { instance, already: true, from, snapshot, replayed, resumed, refused });
     }
@@ -79,7 +80,7 @@ fn prepare_and_run(
         laid_out.fetch(repo, data);
     }
     account.own(repo.dir())?;
-    run_server(cx, instance, id, wish.tcp)?;
+    run_server(cx, instance, id, wish)?;
     // It lets readers in as soon as its files are consistent, before it is there.
     server::wait_for_replay(&instance.endpoint(repo)?, position.lsn, &instance.log(repo), *progress)?;
     instance.write(repo)?;

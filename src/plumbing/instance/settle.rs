@@ -38,6 +38,8 @@ pub enum Settled {
     Nothing,
     /// It committed nothing and is gone; the branch is back where it was.
     Dropped,
+    /// It showed the past, and is forgotten.
+    Discarded,
     /// It is sealed to its end, with a snapshot there if its server was shut down cleanly.
     Sealed { timeline: TimelineId, snapshot: Option<ObjectId> },
 }
@@ -123,7 +125,7 @@ fn droppable(
     }
     let (_, line) = repo.timelines().snapshot_before(timeline.tip())?;
     if parent.fork.since(line.lsn) > REPLAY
-        || data.is_dir() && configuration_changed(repo, &repo.store().snapshot(&line.object)?, data)?
+        || data.join("PG_VERSION").exists() && configuration_changed(repo, &repo.store().snapshot(&line.object)?, data)?
     {
         return Ok(None);
     }

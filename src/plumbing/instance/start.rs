@@ -19,7 +19,7 @@ use crate::plumbing::fork_timeline::fork_timeline_as;
 use crate::plumbing::postgres::find::Binaries;
 use crate::plumbing::postgres::recovery::{self, Readable};
 use crate::plumbing::postgres::server::{self, Status};
-use crate::plumbing::postgres::settings::{Role, Settings, shell_command};
+use crate::plumbing::postgres::settings::{self, Role, Settings, shell_command};
 use crate::plumbing::postgres::{self, account::Account};
 use crate::progress::Progress;
 
@@ -42,6 +42,8 @@ pub struct Wish {
     pub eager: bool,
     /// Make all blocks local in the background.
     pub hydrate: bool,
+    /// It may be stopped when nobody uses it.
+    pub on_demand: bool,
 }
 
 /// A server that runs.
@@ -78,6 +80,7 @@ pub fn start(cx: &Context, name: &str, wish: Wish) -> Result<Outcome, CommandErr
     let mut instance = Instance::read(repo, name)?;
     let branch = RefName::branch(&instance.config.branch)?;
     if let (Some(timeline), Status::Running { .. }) = (instance.timeline(), instance.status(repo)) {
+        instance.claim(repo, wish)?;
         let from = repo.timelines().read(timeline)?.tip();
         let (snapshot, replayed, resumed, refused) = (None, 0, false, None);
         return Ok(Outcome { instance, already: true, from, snapshot, replayed, resumed, refused });
@@ -93,9 +96,20 @@ pub fn start(cx: &Context, name: &str, wish: Wish) -> Result<Outcome, CommandErr
     let timeline = TimelineId::random();
     let mut epoch = Epoch { cx, branch: &branch, parent, timeline, instance: &mut instance, kept: false };
     let laid_out = epoch.prepare(from, wish)?;
-    epoch.run(wish.tcp)?;
+    epoch.run(wish)?;
     drop(epoch);
     Ok(Outcome::fresh(instance, from, laid_out))
+}
+
+impl Instance {
+    /// Notes that a server that runs was asked for by hand: then it stays.
+    pub(super) fn claim(&mut self, repo: &Repo, wish: Wish) -> CmdResult {
+        if self.config.on_demand && !wish.on_demand {
+            self.config.on_demand = false;
+            self.write(repo)?;
+        }
+        Ok(())
+    }
 }
 
 /// Starts the server of an epoch that a crash left open, on the lazy data directory that it had:
@@ -123,7 +137,7 @@ fn resume(
         return Ok(None);
     }
     let from = repo.timelines().read(timeline)?.tip();
-    match run_server(cx, instance, timeline, wish.tcp) {
+    match run_server(cx, instance, timeline, wish) {
         Ok(()) => {}
         // Files that PostgreSQL does not accept: without them, then.
         Err(postgres::Error::DidNotStart { .. }) => return Ok(None),
@@ -140,15 +154,19 @@ pub(super) fn run_server(
     cx: &Context,
     instance: &mut Instance,
     timeline: TimelineId,
-    tcp: bool,
+    wish: Wish,
 ) -> Result<(), postgres::Error> {
     let Context { repo, binaries, account, progress, .. } = cx;
-    instance.config.tcp = tcp;
+    let tcp = wish.tcp;
+    (instance.config.tcp, instance.config.on_demand) = (tcp, wish.on_demand);
+    let instances = repo.dir().join("instances");
     let settings = Settings {
         port: instance.config.port,
         socket_dir: socket_dir(repo)?,
         tcp,
         name: instance.config.branch.clone(),
+        hba_file: settings::write_hba_file(&instances)?,
+        own: repo.config().settings_of(&instance.config.branch),
         role: match instance.is_read_only() {
             true => Role::Standby,
             false => Role::Primary { archive_command: archive_command(repo, timeline)? },
@@ -294,7 +312,7 @@ impl Epoch<'_> {
     }
 
     /// Moves the branch to the epoch's timeline and starts the server.
-    fn run(&mut self, tcp: bool) -> Result<(), CommandError> {
+    fn run(&mut self, wish: Wish) -> Result<(), CommandError> {
         let Context { repo, signature, .. } = self.cx;
         let (old, new) = (Value::Branch(self.parent), Value::Branch(self.timeline));
         let signature = Signature { why: format!("start: {}", self.instance.name), ..(*signature).clone() };
@@ -303,7 +321,7 @@ impl Epoch<'_> {
             let timeline = self.timeline;
             // Where this fails, a crash means to begin afresh.
             scope.spawn(move || Epoch::make_durable(repo, timeline));
-            run_server(self.cx, self.instance, timeline, tcp)
+            run_server(self.cx, self.instance, timeline, wish)
         })?;
         // Clients may have come already.
         self.kept = true;

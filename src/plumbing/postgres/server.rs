@@ -172,6 +172,15 @@ pub fn flushed_lsn(endpoint: &Endpoint) -> Result<Lsn, Error> {
     text.parse().map_err(|error| Error::Failed { program: "postgres", output: format!("{error}") })
 }
 
+/// Returns how many clients are connected to a server, beside the one who asks.
+pub fn clients(endpoint: &Endpoint) -> Result<u64, Error> {
+    let count = "SELECT count(*) FROM pg_stat_activity \
+                 WHERE backend_type IN ('client backend', 'walsender') AND pid <> pg_backend_pid()";
+    let row = connect(endpoint)?.query_one(count, &[]);
+    let row = row.map_err(|source| Error::Query { port: endpoint.port, source })?;
+    Ok(row.get::<_, i64>(0).unsigned_abs())
+}
+
 /// Waits until a standby has replayed the WAL up to `lsn`. Fails when it gets no further for a minute.
 pub fn wait_for_replay(endpoint: &Endpoint, lsn: Lsn, log: &Path, progress: &dyn Progress) -> Result<(), Error> {
     let query = |source| Error::Query { port: endpoint.port, source };

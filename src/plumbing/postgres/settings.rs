@@ -26,6 +26,10 @@ pub struct Settings {
     pub tcp: bool,
     /// The name that shows in the process list.
     pub name: String,
+    /// Who may connect, how: see [`write_hba_file`].
+    pub hba_file: PathBuf,
+    /// What the user wants set for this branch: names and values.
+    pub own: Vec<(String, String)>,
     pub role: Role,
 }
 
@@ -44,7 +48,12 @@ impl Settings {
         let mut socket_dir = OsString::from("unix_socket_directories=");
         socket_dir.push(&self.socket_dir);
         let name: String = self.name.chars().filter(char::is_ascii_graphic).take(60).collect();
-        let mut arguments = vec![socket_dir];
+        let mut hba_file = OsString::from("hba_file=");
+        hba_file.push(&self.hba_file);
+        // Of two the last one counts: nobody can set what zenith needs.
+        let own = self.own.iter().map(|(name, value)| format!("{name}={value}").into());
+        let mut arguments: Vec<OsString> = own.collect();
+        arguments.extend([socket_dir, hba_file]);
         let settings = [
             format!("port={}", self.port),
             format!("listen_addresses={}", if self.tcp { "127.0.0.1" } else { "" }),
@@ -127,6 +136,31 @@ fn make_private(dir: &Path) -> Result<(), Error> {
         }
         Err(error) => Err(Error::io("create", dir)(error)),
     }
+}
+
+/// Who may connect to the servers that zenith starts. Their unix sockets lie in a folder that only their owner can
+/// enter; whoever else comes, comes over the loopback address. What the cluster's own file says was written for
+/// another place, and may let in everybody.
+const HBA: &str = "# Written by zenith; see zenith(1).\n\
+local all         all              trust\n\
+local replication all              trust\n\
+host  all         all 127.0.0.1/32 scram-sha-256\n\
+host  replication all 127.0.0.1/32 scram-sha-256\n";
+
+/// Writes the file that says who may connect, if it is not there yet, and returns its path.
+pub fn write_hba_file(dir: &Path) -> Result<PathBuf, Error> {
+    let path = dir.join("pg_hba.conf");
+    if fs::read_to_string(&path).is_ok_and(|text| text == HBA) {
+        return Ok(path);
+    }
+    let write = || {
+        // A server may read it at this moment.
+        let mut file = tempfile::NamedTempFile::new_in(dir)?;
+        std::io::Write::write_all(&mut file, HBA.as_bytes())?;
+        crate::objects::durable::keep_as(file, &path)
+    };
+    write().map_err(Error::io("write", &path))?;
+    Ok(path)
 }
 
 /// Returns whether nobody listens on `port` in `socket_dir` and, where `tcp`, on the loopback address.

@@ -1,6 +1,7 @@
 //! The snapshot below a lazy data directory: reads its blocks from the store, verified.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
@@ -44,6 +45,8 @@ pub struct Base {
     touched: Mutex<BTreeSet<(u64, u32)>>,
     note_until: Option<Instant>,
     damages: Mutex<Vec<String>>,
+    hits: AtomicU64,
+    misses: AtomicU64,
     /// Where frames were read of which somebody wanted little: file and offset in bytes.
     ahead: OnceLock<SyncSender<(u64, u64)>>,
 }
@@ -57,6 +60,8 @@ impl Base {
             touched: Mutex::default(),
             note_until,
             damages: Mutex::default(),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
             ahead: OnceLock::new(),
         }
     }
@@ -98,7 +103,9 @@ impl Base {
         let store = self.repo.store();
         let mut frames: Vec<_> = file.extents(first, count).map(|(id, _)| id).collect();
         frames.dedup();
-        let is_new = frames.iter().any(|id| !store.has_cached(id));
+        let misses = frames.iter().filter(|id| !store.has_cached(id)).count();
+        self.misses.fetch_add(misses as u64, Ordering::Relaxed);
+        self.hits.fetch_add((frames.len() - misses) as u64, Ordering::Relaxed);
         if frames.len() > 1 {
             let read = frames.par_iter().try_for_each(|id| store.frame(id).map(drop));
             read.map_err(|error| self.damaged(&error))?;
@@ -107,7 +114,12 @@ impl Base {
         file.read(store, first, count, out).map_err(|error| self.damaged(&error))?;
         out.drain(start..start + (from % BLOCK) as usize);
         out.truncate(start + (to - from) as usize);
-        Ok(is_new)
+        Ok(misses > 0)
+    }
+
+    /// Returns how many frames were wanted so far that were in the cache, and how many that were not.
+    pub fn cached(&self) -> (u64, u64) {
+        (self.hits.load(Ordering::Relaxed), self.misses.load(Ordering::Relaxed))
     }
 
     /// Returns where from now on frames are read of which somebody wanted little.

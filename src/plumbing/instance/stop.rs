@@ -1,0 +1,33 @@
+//! Ends a server and closes its epoch.
+
+use std::time::Duration;
+
+use super::settle::{Settled, settle};
+use super::{Instance, read_only};
+use crate::error::CommandError;
+use crate::objects::Repo;
+use crate::objects::refs::Signature;
+use crate::plumbing::postgres::server::{self, Mode};
+use crate::progress::Progress;
+
+/// Stops an instance, if its server runs, and closes its epoch; one that is read-only is forgotten. Costs the
+/// WAL that is not sealed yet and the blocks that changed, or reading all files of a data directory that is not lazy.
+pub fn stop(
+    repo: &Repo,
+    name: &str,
+    mode: Mode,
+    timeout: Duration,
+    signature: &Signature,
+    progress: &dyn Progress,
+) -> Result<Settled, CommandError> {
+    let _held = Instance::hold(repo, name)?;
+    let mut instance = Instance::read(repo, name)?;
+    if let Some(data) = instance.data_dir(repo) {
+        server::stop(&data, mode, timeout, &instance.log(repo), progress)?;
+    }
+    if instance.is_read_only() {
+        read_only::discard(repo, instance)?;
+        return Ok(Settled::Discarded);
+    }
+    settle(repo, &mut instance, signature, progress)
+}

@@ -1,0 +1,333 @@
+//! The page server: a proxy that starts a branch's server when somebody connects and stops it when nobody uses it,
+//! with its status and metrics over HTTP.
+//!
+//! ```text
+//! startup     what a client sends first        peer      who it is
+//! session     the life of a connection         tls       the certificate
+//! supervisor  starts and stops servers         relay     bytes both ways
+//! http        status, metrics, a page          message   errors, the end of a login
+//! ```
+//!
+//! # Format
+//! `pageserver/lock` holds the daemon's pid, in decimal, and the daemon an exclusive `flock(2)` on it; `pageserver/log` is its
+//! log; `pageserver/address` is JSON, see [`Addresses`]; `server.crt` and `server.key` are the certificate that it made.
+//!
+//! The only part of the program that is asynchronous. What blocks (starts, stops, the repository) runs on threads
+//! of its own.
+
+mod http;
+mod log;
+pub mod message;
+pub mod metrics;
+mod peer;
+mod relay;
+mod session;
+mod socket;
+pub mod startup;
+mod status;
+mod supervisor;
+mod tls;
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+use serde::{Deserialize, Serialize};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::error::{Class, CommandError};
+use crate::objects::{Repo, durable};
+use crate::plumbing::instance;
+use crate::plumbing::postgres::account::Account;
+use crate::plumbing::postgres::find::Binaries;
+use metrics::Metrics;
+use session::Proxy;
+use socket::Socket;
+use supervisor::Supervisor;
+
+/// Between two looks at what can be stopped.
+const LOOK: Duration = Duration::from_millis(500);
+/// How long a daemon may take to end.
+const STOP_WAIT: Duration = Duration::from_secs(15);
+/// After a failed accept, such as for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The page server cannot do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the page server runs already, as process {0}")]
+    Runs(i32),
+    #[error("the page server does not run")]
+    Stopped,
+    #[error("cannot listen on {address}")]
+    Listen { address: String, source: io::Error },
+    #[error("'{address}' can be reached from other machines; without TLS passwords can be read on the way")]
+    Remote { address: SocketAddr },
+    #[error("cannot use the certificate '{}'", path.display())]
+    Certificate { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("the page server did not stop within {} seconds", STOP_WAIT.as_secs())]
+    Stays,
+    #[error("cannot {verb} '{}'", path.display())]
+    Io { verb: &'static str, path: PathBuf, source: io::Error },
+    #[error("the page server failed")]
+    Failed(#[from] io::Error),
+}
+
+impl Error {
+    fn io(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+        let path = path.to_owned();
+        move |source| Error::Io { verb, path, source }
+    }
+}
+
+impl From<Error> for CommandError {
+    fn from(error: Error) -> CommandError {
+        let hint = match &error {
+            Error::Runs(_) => Some("see what it does: zenith pageserver status"),
+            Error::Stopped => Some("start it: zenith pageserver start"),
+            Error::Listen { .. } => {
+                Some("choose another address: --listen, --http, or zenith config proxy.listen ADDRESS")
+            }
+            Error::Remote { .. } => Some("if that is meant: --allow-remote"),
+            _ => None,
+        };
+        let error = CommandError::new(Class::Refused, error);
+        hint.into_iter().fold(error, CommandError::hint)
+    }
+}
+
+/// Where a page server listens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addresses {
+    /// PostgreSQL's clients.
+    pub listen: SocketAddr,
+    pub http: SocketAddr,
+    /// The folder of its unix socket, whose port is that of `listen`.
+    pub socket_dir: PathBuf,
+}
+
+/// How it is to run.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    pub listen: SocketAddr,
+    pub http: SocketAddr,
+    /// `listen` may be an address that other machines reach.
+    pub allow_remote: bool,
+    /// Log to standard error rather than to the file.
+    pub to_terminal: bool,
+}
+
+/// Returns the folder of the page server's files.
+pub fn dir(repo: &Repo) -> PathBuf {
+    repo.dir().join("pageserver")
+}
+
+/// Returns the file of its log.
+pub fn log_file(repo: &Repo) -> PathBuf {
+    dir(repo).join("log")
+}
+
+/// Held by the daemon as long as it lives.
+struct Lock(#[expect(dead_code, reason = "keeps the lock")] File);
+
+fn open_lock(repo: &Repo) -> Result<File, Error> {
+    let dir = dir(repo);
+    fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+    let path = dir.join("lock");
+    let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
+    file.map_err(Error::io("open", &path))
+}
+
+impl Lock {
+    fn take(repo: &Repo) -> Result<Lock, Error> {
+        let mut file = open_lock(repo)?;
+        if file.try_lock().is_err() {
+            return Err(Error::Runs(read_pid(&mut file)));
+        }
+        let written = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
+        written.map_err(Error::io("write", &dir(repo).join("lock")))?;
+        Ok(Lock(file))
+    }
+}
+
+fn read_pid(file: &mut File) -> i32 {
+    let mut text = String::new();
+    let _ = file.read_to_string(&mut text); // then it has no pid
+    text.trim().parse().unwrap_or(0)
+}
+
+/// Returns the pid of the page server and where it listens, if it runs.
+pub fn running(repo: &Repo) -> Result<Option<(i32, Addresses)>, Error> {
+    if !dir(repo).join("lock").exists() {
+        return Ok(None);
+    }
+    let mut lock = open_lock(repo)?;
+    if lock.try_lock().is_ok() {
+        return Ok(None);
+    }
+    let text = fs::read(dir(repo).join("address")).unwrap_or_default();
+    // It is about to write that.
+    let Ok(addresses) = serde_json::from_slice(&text) else { return Ok(None) };
+    Ok(Some((read_pid(&mut lock), addresses)))
+}
+
+/// Ends the page server; its servers go on. Returns its pid, or `None` where it did not run.
+pub fn stop(repo: &Repo) -> Result<Option<i32>, Error> {
+    let mut lock = open_lock(repo)?;
+    if lock.try_lock().is_ok() {
+        return Ok(None);
+    }
+    let pid = read_pid(&mut lock);
+    if pid > 1 {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM); // it may end this instant
+    }
+    let patience = Instant::now() + STOP_WAIT;
+    while lock.try_lock().is_err() {
+        if Instant::now() > patience {
+            return Err(Error::Stays);
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(Some(pid))
+}
+
+/// Runs the page server until it is told to end (SIGTERM, SIGINT). Calls `ready` once it listens.
+pub fn serve(
+    repo: Repo,
+    binaries: Binaries,
+    account: Account,
+    who: String,
+    options: Options,
+    ready: impl FnOnce(&Addresses) -> io::Result<()>,
+) -> Result<(), CommandError> {
+    if !options.listen.ip().is_loopback() && !options.allow_remote {
+        return Err(Error::Remote { address: options.listen }.into());
+    }
+    let _lock = Lock::take(&repo)?;
+    match options.to_terminal {
+        true => log::to_terminal(),
+        false => log::to_file(&log_file(&repo)),
+    }
+    raise_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Failed)?;
+    let served = runtime.block_on(run(repo, binaries, account, who, options, ready));
+    // Servers that are being started or stopped are held by locks that go with this process.
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    served
+}
+
+/// Two file descriptors a session: as many as the system lets us have.
+fn raise_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard); // then there are fewer
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
+    let failed = |source| Error::Listen { address: address.to_string(), source };
+    TcpListener::bind(address).await.map_err(failed)
+}
+
+fn listen_unix(dir: &Path, port: u16) -> Result<UnixListener, Error> {
+    let path = dir.join(format!(".s.PGSQL.{port}"));
+    // Left by a daemon that was killed: this one holds the lock.
+    if std::os::unix::net::UnixStream::connect(&path).is_err() {
+        let _ = fs::remove_file(&path);
+    }
+    let failed = |source| Error::Listen { address: path.display().to_string(), source };
+    UnixListener::bind(&path).map_err(failed)
+}
+
+async fn run(
+    repo: Repo,
+    binaries: Binaries,
+    account: Account,
+    who: String,
+    options: Options,
+    ready: impl FnOnce(&Addresses) -> io::Result<()>,
+) -> Result<(), CommandError> {
+    let config = repo.config().proxy.clone();
+    let own = config.tls_certificate.zip(config.tls_key).map(|(certificate, key)| tls::Files { certificate, key });
+    let tls = tls::acceptor(own, &dir(&repo))?;
+    let (tcp, http) = (listen(options.listen).await?, listen(options.http).await?);
+    let local = |listener: &TcpListener| listener.local_addr().map_err(Error::Failed);
+    let socket_dir = instance::socket_dir(&repo)?;
+    let addresses = Addresses { listen: local(&tcp)?, http: local(&http)?, socket_dir };
+    let unix = listen_unix(&addresses.socket_dir, addresses.listen.port())?;
+
+    let metrics = Arc::new(Metrics::new());
+    let supervisor = Arc::new(Supervisor::new(&repo, binaries, account, who, metrics.clone())?);
+    let proxy = Arc::new(Proxy::new(supervisor.clone(), metrics, tls));
+    let path = dir(&repo).join("address");
+    let text = serde_json::to_vec(&addresses).expect("invariant: only simple fields");
+    durable::replace(repo.tmp()?, &path, &text).map_err(Error::io("write", &path))?;
+
+    tokio::spawn(accept_tcp(tcp, proxy.clone()));
+    tokio::spawn(accept_unix(unix, proxy.clone()));
+    tokio::spawn(http::serve(http, proxy.clone(), addresses.clone()));
+    let looking = supervisor.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            looking.stop_idle().await;
+        }
+    });
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Failed)?;
+    tracing::info!(listen = %addresses.listen, http = %addresses.http, "ready");
+    ready(&addresses)?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("ends");
+    let _ = fs::remove_file(addresses.socket_dir.join(format!(".s.PGSQL.{}", addresses.listen.port())));
+    let _ = fs::remove_file(path);
+    Ok(())
+}
+
+/// Serves whoever comes over TCP: on the loopback address without a password if it is the owner.
+async fn accept_tcp(listener: TcpListener, proxy: Arc<Proxy>) {
+    let own = geteuid().as_raw();
+    loop {
+        let (stream, client) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!("cannot accept: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let _ = stream.set_nodelay(true); // then it is only slower
+        let server = stream.local_addr();
+        let is_local = client.ip().to_canonical().is_loopback();
+        let owner = server.ok().filter(|_| is_local).and_then(|server| peer::of_loopback(client, server));
+        let (proxy, is_trusted) = (proxy.clone(), owner == Some(own));
+        tokio::spawn(async move { proxy.serve(Socket::from(stream), is_trusted).await });
+    }
+}
+
+/// Serves whoever comes over the unix socket, whose folder is the owner's alone.
+async fn accept_unix(listener: UnixListener, proxy: Arc<Proxy>) {
+    let own = geteuid().as_raw();
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let is_trusted = peer::of_unix(&stream) == Some(own);
+                let proxy = proxy.clone();
+                tokio::spawn(async move { proxy.serve(Socket::from(stream), is_trusted).await });
+            }
+            Err(error) => {
+                tracing::warn!("cannot accept: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}

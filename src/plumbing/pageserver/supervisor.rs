@@ -1,0 +1,456 @@
+//! Which servers run, for whom: starts one when somebody connects, stops it when nobody uses it.
+//!
+//! What is started here is noted in the instance's config (`on_demand`), so that another daemon goes on where this one
+//! ended. What people start by hand is never stopped.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+use tokio::task::{JoinError, spawn_blocking};
+
+use super::message::{CANNOT_CONNECT_NOW, Refusal, SYSTEM_ERROR, TOO_MANY_CONNECTIONS, UNKNOWN_BRANCH};
+use super::metrics::Metrics;
+use crate::error::CommandError;
+use crate::objects::Repo;
+use crate::objects::format::Config;
+use crate::objects::refs::{RefKind, RefName, Signature, Value};
+use crate::objects::timeline::Position;
+use crate::plumbing::instance::start::{Context, Outcome, Wish, start};
+use crate::plumbing::instance::{self, Instance, read_only, stop};
+use crate::plumbing::postgres;
+use crate::plumbing::postgres::account::Account;
+use crate::plumbing::postgres::find::Binaries;
+use crate::plumbing::postgres::server::{self, Endpoint, Mode, Status};
+use crate::plumbing::rev_parse::resolve_now;
+use crate::progress::Hidden;
+
+/// How long a server may take to stop.
+const STOP_WAIT: Duration = Duration::from_secs(60);
+/// Connections that have not authenticated cause no more than one start in that time.
+const ANONYMOUS_PAUSE: Duration = Duration::from_secs(1);
+/// A moment such as main@{1 hour ago} stays the same for so long, so that the connections of a pool see the same.
+const MOMENT: Duration = Duration::from_secs(60);
+/// Who comes so soon after a failed start is told of that one.
+const FAILURE: Duration = Duration::from_secs(2);
+/// Names that an error lists.
+const NEAR: usize = 3;
+
+/// What a client connects to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Target {
+    Branch(String),
+    /// A moment of the past, and what the client called it.
+    At(String, Position),
+}
+
+impl Target {
+    pub fn name(&self) -> &str {
+        match self {
+            Target::Branch(name) | Target::At(name, _) => name,
+        }
+    }
+}
+
+/// What is known of a target's server.
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    Stopped,
+    Failed(Instant, Refusal),
+    Running(Instance),
+}
+
+/// A target, and who uses it.
+#[derive(Debug)]
+pub struct Slot {
+    pub target: Target,
+    pub connections: AtomicUsize,
+    /// When the last connection ended.
+    used: Mutex<Instant>,
+    /// Held by whoever starts, stops or looks.
+    state: Arc<AsyncMutex<State>>,
+}
+
+/// The right to use a server, which is not stopped as long as this lives.
+#[must_use = "the server may be stopped when this is dropped"]
+#[derive(Debug)]
+pub struct Lease {
+    slot: Arc<Slot>,
+    pub endpoint: Endpoint,
+    /// Whether it listens on the loopback address.
+    pub tcp: bool,
+}
+
+impl Lease {
+    fn new(slot: Arc<Slot>, endpoint: Endpoint, tcp: bool) -> Lease {
+        slot.connections.fetch_add(1, Ordering::Relaxed);
+        Lease { slot, endpoint, tcp }
+    }
+
+    pub fn target(&self) -> &Target {
+        &self.slot.target
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        *lock(&self.slot.used) = Instant::now();
+        self.slot.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts and stops the servers of a repository.
+pub struct Supervisor {
+    dir: PathBuf,
+    binaries: Binaries,
+    account: Account,
+    who: String,
+    slots: Mutex<HashMap<Target, Arc<Slot>>>,
+    moments: Mutex<HashMap<String, (Instant, Position)>>,
+    last_anonymous: Mutex<Option<Instant>>,
+    /// Held by whoever looks for room for one more server.
+    room: AsyncMutex<()>,
+    pub metrics: Arc<Metrics>,
+}
+
+fn broken(error: JoinError) -> Refusal {
+    Refusal::new(SYSTEM_ERROR, format!("the page server failed: {error}"))
+}
+
+impl Supervisor {
+    /// Returns the supervisor of a repository, which knows of the servers that run already.
+    pub fn new(
+        repo: &Repo,
+        binaries: Binaries,
+        account: Account,
+        who: String,
+        metrics: Arc<Metrics>,
+    ) -> Result<Supervisor, CommandError> {
+        let supervisor = Supervisor {
+            dir: repo.dir().to_owned(),
+            binaries,
+            account,
+            who,
+            slots: Mutex::default(),
+            moments: Mutex::default(),
+            last_anonymous: Mutex::default(),
+            room: AsyncMutex::default(),
+            metrics,
+        };
+        for instance in instance::list(repo)? {
+            if instance.status(repo) == Status::Stopped {
+                continue;
+            }
+            let name = instance.config.branch.clone();
+            let target = match instance.config.at.as_ref().map(|at| at.parse()) {
+                Some(Ok(position)) => Target::At(name, position),
+                Some(Err(_)) => continue,
+                None => Target::Branch(name),
+            };
+            if let Ok(mut state) = supervisor.slot(&target).state.try_lock() {
+                *state = State::Running(instance);
+            }
+        }
+        Ok(supervisor)
+    }
+
+    /// Opens the repository as it is now: others write to it too.
+    pub fn repo(&self) -> Result<Repo, CommandError> {
+        Ok(Repo::open(&self.dir)?)
+    }
+
+    /// Returns the repository's config as it is now.
+    pub fn config(&self) -> Result<Config, CommandError> {
+        Ok(Repo::read_config(&self.dir)?)
+    }
+
+    fn slot(&self, target: &Target) -> Arc<Slot> {
+        let slot = || {
+            let (connections, used, state) = (AtomicUsize::new(0), Mutex::new(Instant::now()), Arc::default());
+            Arc::new(Slot { target: target.clone(), connections, used, state })
+        };
+        lock(&self.slots).entry(target.clone()).or_insert_with(slot).clone()
+    }
+
+    /// Returns all targets that were used.
+    pub fn slots(&self) -> Vec<Arc<Slot>> {
+        lock(&self.slots).values().cloned().collect()
+    }
+
+    /// Returns a lease of the server of the branch or revision `name`, otherwise of HEAD. Starts it if it does not
+    /// run, and waits for whoever starts or stops it; a connection that has not authenticated waits for no
+    /// second start.
+    pub async fn lease(self: &Arc<Supervisor>, name: Option<String>, is_trusted: bool) -> Result<Lease, Refusal> {
+        let this = self.clone();
+        let target = spawn_blocking(move || this.find(name)).await.map_err(broken)??;
+        let slot = self.slot(&target);
+        let state = slot.state.clone().lock_owned().await;
+        let mut state = match &*state {
+            State::Running(_) => state,
+            State::Failed(when, refusal) if when.elapsed() < FAILURE => return Err(refusal.clone()),
+            State::Stopped | State::Failed(..) => {
+                if !is_trusted {
+                    self.admit_anonymous()?;
+                }
+                self.start(target, state).await?
+            }
+        };
+        let State::Running(instance) = &mut *state else {
+            return Err(Refusal::new(SYSTEM_ERROR, "the server is gone again"));
+        };
+        let socket_dir = self.repo().and_then(|repo| Ok(instance.endpoint(&repo)?));
+        let endpoint = socket_dir.map_err(|error| Refusal::new(SYSTEM_ERROR, error.text()))?;
+        Ok(Lease::new(slot.clone(), endpoint, instance.config.tcp))
+    }
+
+    /// Notes that a server does not answer: the next lease looks again, and starts it if need be.
+    pub async fn doubt(&self, lease: Lease) {
+        let mut state = lease.slot.state.lock().await;
+        *state = State::Stopped;
+    }
+
+    fn admit_anonymous(&self) -> Result<(), Refusal> {
+        let mut last = lock(&self.last_anonymous);
+        if last.is_some_and(|last| last.elapsed() < ANONYMOUS_PAUSE) {
+            self.metrics.anonymous_refused.inc();
+            let message = "the branch's server does not run, and too many were started for connections that have not authenticated";
+            return Err(Refusal::new(CANNOT_CONNECT_NOW, message).hint("Try again in a second."));
+        }
+        *last = Some(Instant::now());
+        self.metrics.anonymous_starts.inc();
+        Ok(())
+    }
+
+    /// Finds what a client means.
+    fn find(&self, name: Option<String>) -> Result<Target, Refusal> {
+        let refuse = |error: CommandError| Refusal::new(SYSTEM_ERROR, error.text());
+        let repo = self.repo().map_err(refuse)?;
+        let name = match name {
+            None => {
+                return Ok(Target::Branch(repo.refs().head().map_err(|error| refuse(error.into()))?.short().to_owned()));
+            }
+            Some(name) if name == "HEAD" => return self.find(None),
+            Some(name) => name,
+        };
+        if let Ok(branch) = RefName::branch(&name)
+            && let Ok(Some(Value::Branch(_))) = repo.refs().read(&branch)
+        {
+            return Ok(Target::Branch(name));
+        }
+        if let Some((when, position)) = lock(&self.moments).get(&name)
+            && when.elapsed() < MOMENT
+        {
+            return Ok(Target::At(name.clone(), *position));
+        }
+        match resolve_now(&repo, &name, &jiff::Zoned::now()) {
+            Ok(resolved) => {
+                let mut moments = lock(&self.moments);
+                moments.retain(|_, (when, _)| when.elapsed() < MOMENT);
+                moments.insert(name.clone(), (Instant::now(), resolved.position));
+                Ok(Target::At(name, resolved.position))
+            }
+            Err(error) => Err(unknown(&repo, &name, &error)),
+        }
+    }
+
+    /// Starts the server of `target`; goes on with that even if the client leaves. Returns the state, which is
+    /// that of a running server.
+    async fn start(
+        self: &Arc<Supervisor>,
+        target: Target,
+        mut state: OwnedMutexGuard<State>,
+    ) -> Result<OwnedMutexGuard<State>, Refusal> {
+        let this = self.clone();
+        let started = tokio::spawn(async move {
+            let result = match this.make_room(&target).await {
+                Ok(()) => {
+                    let (this, target) = (this.clone(), target.clone());
+                    spawn_blocking(move || this.start_blocking(&target)).await.map_err(broken).flatten()
+                }
+                Err(refusal) => Err(refusal),
+            };
+            match result {
+                Ok(instance) => {
+                    *state = State::Running(instance);
+                    Ok(state)
+                }
+                Err(refusal) => {
+                    tracing::warn!(branch = target.name(), "{}", refusal.message);
+                    // Only failures of the server itself; others may pass at once.
+                    let is_own = refusal.sqlstate != TOO_MANY_CONNECTIONS;
+                    *state = if is_own { State::Failed(Instant::now(), refusal.clone()) } else { State::Stopped };
+                    Err(refusal)
+                }
+            }
+        });
+        started.await.map_err(broken)?
+    }
+
+    fn start_blocking(&self, target: &Target) -> Result<Instance, Refusal> {
+        let begun = Instant::now();
+        let outcome = self.run_server(target).map_err(refusal)?;
+        let took = begun.elapsed();
+        if !outcome.already {
+            self.metrics.cold_start.observe(took.as_secs_f64());
+            let (branch, instance) = (target.name(), &outcome.instance.name);
+            tracing::info!(branch, %instance, milliseconds = took.as_millis() as u64, "started"); // an hour at most
+        }
+        Ok(outcome.instance)
+    }
+
+    fn run_server(&self, target: &Target) -> Result<Outcome, CommandError> {
+        let repo = self.repo()?;
+        let signature = self.sign("start");
+        let Supervisor { binaries, account, .. } = self;
+        let cx = Context { repo: &repo, binaries, account, progress: &Hidden, signature: &signature };
+        let wish = Wish { tcp: true, on_demand: true, ..Wish::default() };
+        match target {
+            Target::Branch(name) => start(&cx, &instance::find_or_create(&repo, name, None)?.name, wish),
+            Target::At(name, position) => read_only::start(&cx, name, *position, None, wish),
+        }
+    }
+
+    fn sign(&self, why: &str) -> Signature {
+        Signature { who: self.who.clone(), time_us: jiff::Timestamp::now().as_microsecond(), why: why.to_owned() }
+    }
+
+    /// Stops the server that nobody has used for the longest time, if as many run as may.
+    async fn make_room(self: &Arc<Supervisor>, wanted: &Target) -> Result<(), Refusal> {
+        let most = self.config().map_err(refusal)?.proxy.max_instances;
+        if most == 0 {
+            return Ok(());
+        }
+        let _alone = self.room.lock().await;
+        loop {
+            let (mut running, mut idle) = (0, Vec::new());
+            for slot in self.slots() {
+                // Whoever holds it starts or stops it: counted as one that runs.
+                match slot.state.clone().try_lock_owned() {
+                    Ok(state) if !matches!(*state, State::Running(_)) => continue,
+                    Ok(state) if slot.connections.load(Ordering::Relaxed) == 0 => idle.push((slot, state)),
+                    Ok(_) => {}
+                    Err(_) if slot.target == *wanted => continue,
+                    Err(_) => {}
+                }
+                running += 1;
+            }
+            if running < most {
+                return Ok(());
+            }
+            idle.sort_by_key(|(slot, _)| *lock(&slot.used));
+            let mut stopped = false;
+            for (slot, state) in idle {
+                if self.stop(&slot, state).await {
+                    stopped = true;
+                    break;
+                }
+            }
+            if !stopped {
+                let message = format!("{running} servers run and are in use, and no more may (proxy.max_instances)");
+                let hint = "Close connections to another branch, or allow more: zenith config proxy.max_instances N";
+                return Err(Refusal::new(TOO_MANY_CONNECTIONS, message).hint(hint));
+            }
+        }
+    }
+
+    /// Stops what nobody has used for the time that its branch's config says. To be called every now and then.
+    pub async fn stop_idle(self: &Arc<Supervisor>) {
+        let config = match self.config() {
+            Ok(config) => config,
+            Err(error) => return tracing::warn!("{}", error.text()),
+        };
+        for slot in self.slots() {
+            let Some(patience) = config.idle_timeout(slot.target.name()) else { continue };
+            let is_idle = slot.connections.load(Ordering::Relaxed) == 0 && lock(&slot.used).elapsed() >= patience;
+            if !is_idle {
+                continue;
+            }
+            let Ok(state) = slot.state.clone().try_lock_owned() else { continue };
+            // With the state in hand nobody can come.
+            if slot.connections.load(Ordering::Relaxed) == 0 && matches!(*state, State::Running(_)) {
+                let this = self.clone();
+                tokio::spawn(async move { this.stop(&slot, state).await });
+            } else if matches!(*state, State::Stopped | State::Failed(..)) {
+                // Moments of the past would pile up. Here and in the map: nobody else has it, or can get it now.
+                let mut slots = lock(&self.slots);
+                if Arc::strong_count(&slot) == 2 {
+                    slots.remove(&slot.target);
+                }
+            }
+        }
+    }
+
+    /// Stops a server, if that is ours to do and nobody is connected to it directly. Returns whether it is gone.
+    async fn stop(self: &Arc<Supervisor>, slot: &Arc<Slot>, mut state: OwnedMutexGuard<State>) -> bool {
+        let State::Running(instance) = &*state else { return true };
+        let (this, name, branch) = (self.clone(), instance.name.clone(), slot.target.name().to_owned());
+        let stopped = spawn_blocking(move || this.stop_blocking(&name)).await;
+        match stopped.map_err(|error| error.to_string()).and_then(|stopped| stopped.map_err(|error| error.text())) {
+            Ok(true) => {
+                tracing::info!(branch, "stopped");
+                *state = State::Stopped;
+                true
+            }
+            Ok(false) => {
+                *lock(&slot.used) = Instant::now();
+                false
+            }
+            Err(error) => {
+                tracing::warn!(branch, "cannot stop: {error}");
+                *lock(&slot.used) = Instant::now();
+                // Perhaps it stopped and what comes after failed: the next start finds out.
+                *state = State::Stopped;
+                false
+            }
+        }
+    }
+
+    fn stop_blocking(&self, name: &str) -> Result<bool, CommandError> {
+        let repo = self.repo()?;
+        let instance = Instance::read(&repo, name)?;
+        if instance.status(&repo) != Status::Stopped {
+            if !instance.config.on_demand || server::clients(&instance.endpoint(&repo)?).is_ok_and(|count| count > 0) {
+                return Ok(false);
+            }
+        }
+        stop::stop(&repo, name, Mode::Fast, STOP_WAIT, &self.sign("stop"), &Hidden)?;
+        Ok(true)
+    }
+
+    /// Returns the instances that run, and how many are connected to each through this daemon.
+    pub fn running(&self) -> Vec<(String, usize)> {
+        let name = |slot: &Arc<Slot>| match &*slot.state.try_lock().ok()? {
+            State::Running(instance) => Some((instance.name.clone(), slot.connections.load(Ordering::Relaxed))),
+            _ => None,
+        };
+        self.slots().iter().filter_map(name).collect()
+    }
+}
+
+/// Returns what a client is told of a start that failed: the server's last words, if it has spoken.
+fn refusal(error: CommandError) -> Refusal {
+    let sqlstate = match error.source.downcast_ref() {
+        Some(postgres::Error::DidNotStart { .. } | postgres::Error::Timeout { .. }) => CANNOT_CONNECT_NOW,
+        _ => SYSTEM_ERROR,
+    };
+    let refusal = Refusal::new(sqlstate, error.text());
+    error.hints.into_iter().next().map_or(refusal.clone(), |hint| refusal.hint(hint))
+}
+
+fn unknown(repo: &Repo, name: &str, error: &CommandError) -> Refusal {
+    let kinds = [RefKind::Branch, RefKind::Tag];
+    let names = kinds.into_iter().flat_map(|kind| repo.refs().list(kind).unwrap_or_default());
+    let mut names: Vec<String> = names.map(|(name, _)| name.short().to_owned()).collect();
+    let near = |known: &String| -strsim::jaro_winkler(known, name);
+    names.sort_by(|a, b| near(a).total_cmp(&near(b)));
+    names.truncate(NEAR);
+    Refusal::new(UNKNOWN_BRANCH, error.text()).hint(format!("The nearest names are: {}.", names.join(", ")))
+}

@@ -1,0 +1,149 @@
+//! `zenith config`: reads and changes the repository's settings.
+
+use std::io::Write;
+
+use toml_edit::{DocumentMut, Item, Table, Value};
+
+use crate::cli::Cx;
+use crate::error::{Class, CmdResult, CommandError};
+use crate::objects::Repo;
+use crate::objects::durable;
+use crate::objects::format::Config;
+
+/// Get and set settings of the repository
+///
+/// core.compression_level, snapshot.wal_threshold (bytes), postgres.bin, proxy.listen, proxy.http,
+/// proxy.idle_timeout (5min, 1h; 0 for never), proxy.max_instances (0 for any number),
+/// proxy.tls_certificate, proxy.tls_key; of one branch branch.NAME.idle_timeout and PostgreSQL's own
+/// settings, as in branch.NAME.postgres.shared_buffers, which count from its next start.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "Examples:\n  zenith config proxy.idle_timeout 1h\n  \
+    zenith config branch.heikki.postgres.shared_buffers 1GB\n  zenith config --unset branch.heikki.idle_timeout\n  \
+    zenith config --list\n")]
+pub struct Args {
+    /// Print all that is set
+    #[arg(short, long, conflicts_with_all = ["key", "unset"])]
+    list: bool,
+    /// Forget a setting
+    #[arg(long)]
+    unset: bool,
+    /// The setting
+    #[arg(value_name = "KEY", required_unless_present = "list")]
+    key: Option<String>,
+    /// Its new value
+    #[arg(value_name = "VALUE", conflicts_with = "unset", allow_hyphen_values = true)]
+    value: Option<String>,
+}
+
+/// Settings that may be changed; those of branches come on top.
+const KEYS: [&str; 9] = [
+    "core.compression_level",
+    "snapshot.wal_threshold",
+    "postgres.bin",
+    "proxy.listen",
+    "proxy.http",
+    "proxy.idle_timeout",
+    "proxy.max_instances",
+    "proxy.tls_certificate",
+    "proxy.tls_key",
+];
+
+/// Splits a key into the tables and the name; a branch's name may have dots.
+fn path(key: &str) -> Option<Vec<&str>> {
+    if let Some(rest) = key.strip_prefix("branch.") {
+        if let Some(name) = rest.strip_suffix(".idle_timeout") {
+            return Some(vec!["branch", name, "idle_timeout"]);
+        }
+        let (name, setting) = rest.split_once(".postgres.")?;
+        return Some(vec!["branch", name, "postgres", setting]).filter(|_| !name.is_empty() && !setting.is_empty());
+    }
+    KEYS.contains(&key).then(|| key.split('.').collect())
+}
+
+fn unknown(key: &str) -> CommandError {
+    let likeness = |known: &&&str| strsim::jaro_winkler(known, key);
+    let nearest = KEYS.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    let error = CommandError::refused(format!("there is no setting '{key}'"));
+    match nearest.filter(|known| likeness(known) > 0.8) {
+        Some(known) => error.hint(format!("the most similar one is '{known}'")),
+        None => error.hint("see what there is: zenith help config"),
+    }
+}
+
+fn text(item: &Item) -> Option<String> {
+    item.as_value().map(|value| value.as_str().map_or_else(|| value.to_string().trim().to_owned(), str::to_owned))
+}
+
+/// Prints all values below a table.
+fn list(out: &mut dyn Write, prefix: &str, table: &Table) -> CmdResult {
+    for (name, item) in table {
+        let key = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") };
+        match (item.as_table(), text(item)) {
+            (Some(table), _) => list(out, &key, table)?,
+            (None, Some(text)) => writeln!(out, "{key}={text}")?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A number, a switch, or else text.
+fn value(text: &str) -> Value {
+    match (text.parse::<i64>(), text.parse::<bool>()) {
+        (Ok(number), _) => number.into(),
+        (_, Ok(on)) => on.into(),
+        _ => text.into(),
+    }
+}
+
+/// Changes a setting, if the config is a valid one with it.
+fn change(repo: &Repo, key: &str, path: &[&str], new: Option<Value>) -> CmdResult {
+    let file = repo.dir().join("config");
+    // Two at once would lose one of their changes.
+    let lock = std::fs::File::open(&file)?;
+    lock.lock()?;
+    let mut document: DocumentMut = std::fs::read_to_string(&file)?.parse().map_err(invalid)?;
+    let (name, tables) = path.split_last().expect("invariant: a key has a name");
+    let mut table = document.as_table_mut();
+    for step in tables {
+        let next = table.entry(step).or_insert_with(|| {
+            let mut table = Table::new();
+            table.set_implicit(true);
+            Item::Table(table)
+        });
+        table = next.as_table_mut().ok_or_else(|| CommandError::refused(format!("'{step}' is not a table")))?;
+    }
+    match new {
+        Some(value) => {
+            table.insert(name, Item::Value(value));
+        }
+        None => {
+            table.remove(name).ok_or_else(|| CommandError::refused(format!("'{key}' is not set")))?;
+        }
+    }
+    let text = document.to_string();
+    Config::parse(&text).map_err(|error| CommandError::new(Class::Refused, error))?;
+    Ok(durable::replace(repo.tmp()?, &file, text.as_bytes())?)
+}
+
+fn invalid(error: toml_edit::TomlError) -> CommandError {
+    CommandError::new(Class::Corrupt, error)
+}
+
+pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
+    let repo = cx.take_repo()?;
+    let document = || -> Result<DocumentMut, CommandError> {
+        std::fs::read_to_string(repo.dir().join("config"))?.parse().map_err(invalid)
+    };
+    let Some(key) = args.key else { return list(&mut cx.out, "", document()?.as_table()) };
+    let path = path(&key).ok_or_else(|| unknown(&key))?;
+    if args.unset || args.value.is_some() {
+        return change(&repo, &key, &path, args.value.as_deref().map(value));
+    }
+    let document = document()?;
+    let found = path.iter().try_fold(document.as_item(), |item, step| item.get(step));
+    match found.and_then(text) {
+        Some(text) => Ok(writeln!(cx.out, "{text}")?),
+        None => Err(CommandError::refused(format!("'{key}' is not set"))),
+    }
+}

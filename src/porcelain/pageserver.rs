@@ -232,7 +232,10 @@ fn logs(cx: &mut Cx, repo: &Repo, follow: bool, lines: usize) -> CmdResult {
         writeln!(cx.out, "{line}")?;
     }
     let mut end = text.len() as u64;
-    while follow {
+    if !follow {
+        return Ok(());
+    }
+    loop {
         cx.out.flush()?;
         std::thread::sleep(Duration::from_millis(200));
         crate::progress::Progress::check(&cx.ui)?;
@@ -244,7 +247,6 @@ fn logs(cx: &mut Cx, repo: &Repo, follow: bool, lines: usize) -> CmdResult {
         file.seek(SeekFrom::Start(end))?;
         end += std::io::copy(&mut file, &mut cx.out)?;
     }
-    Ok(())
 }
 
 fn unit(cx: &mut Cx, repo: &Repo, manager: Option<Manager>) -> CmdResult {

@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn an_error_is_one_that_clients_read() {
         let packet = Refusal::new("3D000", "no\0pe").hint("try").packet();
-        assert_eq!(packet, b"E\0\0\0\x28SFATAL\0VFATAL\0C3D000\0Mnope\0Htry\0\0");
+        assert_eq!(packet, b"E\0\0\0\x25SFATAL\0VFATAL\0C3D000\0Mnope\0Htry\0\0");
     }
 
     proptest! {

@@ -49,8 +49,8 @@ pub struct Metrics {
     pub cache_misses: Family<Branch, Gauge<i64>>,
 }
 
-impl Metrics {
-    pub fn new() -> Metrics {
+impl Default for Metrics {
+    fn default() -> Metrics {
         let mut registry = Registry::with_prefix("zenith");
         let cold_start = Histogram::new(COLD_START);
         let metrics = Metrics {
@@ -91,7 +91,9 @@ impl Metrics {
         registry.register("frame_cache_misses", text, metrics.cache_misses.clone());
         Metrics { registry, ..metrics }
     }
+}
 
+impl Metrics {
     /// Returns all of it as text (OpenMetrics).
     pub fn text(&self) -> String {
         let mut text = String::new();

@@ -262,7 +262,7 @@ async fn run(
     let addresses = Addresses { listen: local(&tcp)?, http: local(&http)?, socket_dir };
     let unix = listen_unix(&addresses.socket_dir, addresses.listen.port())?;
 
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::new(Metrics::default());
     let supervisor = Arc::new(Supervisor::new(&repo, binaries, account, who, metrics.clone())?);
     let proxy = Arc::new(Proxy::new(supervisor.clone(), metrics, tls));
     let path = dir(&repo).join("address");

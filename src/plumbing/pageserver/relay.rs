@@ -130,7 +130,7 @@ mod tests {
 
     #[tokio::test]
     async fn gigabytes_come_through_small_pipes_and_half_closed_ones() {
-        let (mut client, mut client_side) = duplex(1000);
+        let (client, mut client_side) = duplex(1000);
         let (mut server, mut server_side) = duplex(777);
         let relayed = tokio::spawn(async move { relay(&mut client_side, &mut server_side, |_| {}).await.unwrap() });
         let sent: Vec<u8> = (0..3_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();

@@ -27,6 +27,9 @@ const GSSAPI: u32 = 80_877_104;
 /// The cancel keys of protocol 3.2 have up to so many bytes.
 const LONGEST_KEY: usize = 256;
 
+/// A name and a value, in whatever encoding.
+type Parameter = (Vec<u8>, Vec<u8>);
+
 /// A first packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum First {
@@ -52,7 +55,7 @@ pub enum Malformed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {
     minor: u16,
-    parameters: Vec<(Vec<u8>, Vec<u8>)>,
+    parameters: Vec<Parameter>,
 }
 
 /// Returns the length of the packet that begins with `header`, bytes.
@@ -86,7 +89,7 @@ pub fn parse(packet: &[u8]) -> Result<First, Malformed> {
     }
 }
 
-fn parameters(mut rest: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Malformed> {
+fn parameters(mut rest: &[u8]) -> Result<Vec<Parameter>, Malformed> {
     let mut found = Vec::new();
     let mut text = || {
         let end = rest.iter().position(|byte| *byte == 0).ok_or(Malformed::Layout)?;

@@ -235,7 +235,9 @@ impl Supervisor {
         let repo = self.repo().map_err(refuse)?;
         let name = match name {
             None => {
-                return Ok(Target::Branch(repo.refs().head().map_err(|error| refuse(error.into()))?.short().to_owned()));
+                return Ok(Target::Branch(
+                    repo.refs().head().map_err(|error| refuse(error.into()))?.short().to_owned(),
+                ));
             }
             Some(name) if name == "HEAD" => return self.find(None),
             Some(name) => name,
@@ -416,10 +418,10 @@ impl Supervisor {
     fn stop_blocking(&self, name: &str) -> Result<bool, CommandError> {
         let repo = self.repo()?;
         let instance = Instance::read(&repo, name)?;
-        if instance.status(&repo) != Status::Stopped {
-            if !instance.config.on_demand || server::clients(&instance.endpoint(&repo)?).is_ok_and(|count| count > 0) {
-                return Ok(false);
-            }
+        let is_used =
+            || Ok::<_, CommandError>(server::clients(&instance.endpoint(&repo)?).is_ok_and(|count| count > 0));
+        if instance.status(&repo) != Status::Stopped && (!instance.config.on_demand || is_used()?) {
+            return Ok(false);
         }
         stop::stop(&repo, name, Mode::Fast, STOP_WAIT, &self.sign("stop"), &Hidden)?;
         Ok(true)

@@ -57,6 +57,8 @@ fn repo_with(home: &Path, files: &[(&str, Vec<u8>)]) -> (Arc<Repo>, ObjectId) {
         core: Default::default(),
         postgres: Default::default(),
         snapshot: Default::default(),
+        proxy: Default::default(),
+        branch: Default::default(),
     };
     let repo = Repo::create(home, &config).unwrap();
     let pack = repo.store().pack(repo.tmp().unwrap()).unwrap();

@@ -10,6 +10,7 @@ mod it {
     pub mod layers;
     pub mod lazy;
     pub mod objects_store;
+    pub mod pageserver;
     pub mod plumbing;
     pub mod versions;
     pub mod wal_oracle;

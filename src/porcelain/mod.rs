@@ -26,6 +26,7 @@ use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::objects::refs::{RefName, Value, revision};
 use crate::plumbing::instance::{self, Instance, read_only};
+use crate::plumbing::pageserver as daemon;
 use crate::plumbing::postgres::server::{Endpoint, Status};
 
 /// Returns the branch that the user named, or HEAD; it must exist.
@@ -77,6 +78,23 @@ fn running(repo: &Repo, name: Option<&str>) -> Result<(Instance, Endpoint), Comm
                 .hint(format!("start it: zenith start {}", branch.short())))
         }
     }
+}
+
+/// Returns where the user reaches a branch or revision, and with which options of the session: its own server
+/// if that runs, else the page server, which starts it.
+fn reach(repo: &Repo, name: Option<&str>) -> Result<(Endpoint, String), CommandError> {
+    let error = match running(repo, name) {
+        Ok((_, endpoint)) => return Ok((endpoint, String::new())),
+        Err(error) => error,
+    };
+    let Some((_, addresses)) = daemon::running(repo)? else { return Err(error) };
+    let text = match name {
+        None | Some("HEAD" | "@") => repo.refs().head()?.short().to_owned(),
+        Some(name) => name.to_owned(),
+    };
+    revision::resolve(repo, &text, &jiff::Zoned::now())?;
+    let endpoint = Endpoint { socket_dir: addresses.socket_dir, port: addresses.listen.port() };
+    Ok((endpoint, daemon::option(&text)))
 }
 
 /// Returns a time for people, in the user's zone.

@@ -11,6 +11,7 @@ use crate::plumbing::instance::start::{Context, Outcome, Wish, start};
 use crate::plumbing::instance::{self, read_only};
 use crate::plumbing::postgres::account::Account;
 use crate::plumbing::postgres::server;
+use crate::plumbing::postgres::settings::LOOPBACK;
 use crate::plumbing::rev_parse::resolve_now;
 
 /// Run PostgreSQL on a branch
@@ -128,7 +129,7 @@ pub fn report(cx: &mut Cx, repo: &Repo, outcome: &Outcome) -> CmdResult {
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let repo = cx.take_repo()?;
-    let wish = Wish { tcp: args.tcp, eager: args.eager, hydrate: args.hydrate, on_demand: false };
+    let wish = Wish { tcp: args.tcp.then_some(LOOPBACK), eager: args.eager, hydrate: args.hydrate, on_demand: false };
     let outcome = if args.read_only {
         start_read_only(cx, &repo, args.revision.as_deref().unwrap_or("HEAD"), args.port, wish)?
     } else {

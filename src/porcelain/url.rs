@@ -5,9 +5,14 @@ use std::io::Write;
 use super::running;
 use crate::cli::Cx;
 use crate::error::CmdResult;
+use crate::objects::refs::revision::resolve;
+use crate::plumbing::pageserver;
 use crate::plumbing::postgres::server;
 
-/// Print the connection URL of a running branch
+/// Print the connection URL of a branch
+///
+/// While the page server runs, that is its own: it stays the same, and the branch need not run. Else
+/// the branch's server has to run.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:\n  zenith url\n  pg_dump \"$(zenith url try)\"\n")]
 pub struct Args {
@@ -18,6 +23,14 @@ pub struct Args {
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let repo = cx.take_repo()?;
+    if let Some((_, addresses)) = pageserver::running(&repo)? {
+        let text = match args.branch.as_deref() {
+            None | Some("HEAD" | "@") => repo.refs().head()?.short().to_owned(),
+            Some(name) => name.to_owned(),
+        };
+        resolve(&repo, &text, &cx.now)?;
+        return Ok(writeln!(cx.out, "{}", addresses.url(&text))?);
+    }
     let (_, endpoint) = running(&repo, args.branch.as_deref())?;
     Ok(writeln!(cx.out, "{}", server::url(&endpoint))?)
 }

@@ -139,6 +139,7 @@ impl Env {
 impl Drop for Env {
     fn drop(&mut self) {
         if self.repo().exists() {
+            let _ = self.command(["pageserver", "stop"]).output();
             let _ = self.command(["stop", "--all", "--mode", "immediate"]).output();
         }
     }

@@ -20,6 +20,7 @@ pub mod stop;
 
 use std::fs::{self, File};
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -38,8 +39,9 @@ pub const FIRST_PORT: u16 = 5433;
 pub struct Config {
     pub branch: String,
     pub port: u16,
-    #[serde(default)]
-    pub tcp: bool,
+    /// The loopback address that its server listens on.
+    #[serde(default, deserialize_with = "address", skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<IpAddr>,
     /// The proxy started it, and stops it when nobody uses it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub on_demand: bool,
@@ -49,6 +51,20 @@ pub struct Config {
     /// What a read-only instance shows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<String>,
+}
+
+/// Reads an address; `true` was the usual one.
+fn address<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<IpAddr>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Tcp {
+        Switch(bool),
+        Address(IpAddr),
+    }
+    Ok(match Tcp::deserialize(deserializer)? {
+        Tcp::Switch(on) => on.then_some(settings::LOOPBACK),
+        Tcp::Address(address) => Some(address),
+    })
 }
 
 /// An instance.
@@ -233,7 +249,7 @@ fn create(repo: &Repo, branch: &str, port: Option<u16>, at: Option<String>) -> R
     let port = port.map_or_else(|| settings::free_port(FIRST_PORT, &taken, &socket_dir(repo)?), Ok)?;
     let free = (1..).map(|number| format!("pg{number}")).find(|name| all.iter().all(|instance| instance.name != *name));
     let name = free.expect("invariant: numbers do not end");
-    let config = Config { branch: branch.to_owned(), port, tcp: false, on_demand: false, timeline: None, at };
+    let config = Config { branch: branch.to_owned(), port, tcp: None, on_demand: false, timeline: None, at };
     let instance = Instance { name, config };
     instance.write(repo)?;
     Ok(instance)

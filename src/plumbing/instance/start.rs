@@ -1,6 +1,7 @@
 //! Opens an epoch: forks a timeline at the branch's tip, restores its files, starts a server on them.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use super::mount::{self, Wanted};
@@ -36,8 +37,8 @@ pub struct Context<'a> {
 /// How it is to be started.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Wish {
-    /// Listen on the loopback address too.
-    pub tcp: bool,
+    /// The loopback address to listen on too.
+    pub tcp: Option<IpAddr>,
     /// Restore all files first.
     pub eager: bool,
     /// Make all blocks local in the background.

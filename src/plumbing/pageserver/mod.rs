@@ -38,6 +38,7 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -47,6 +48,7 @@ use crate::objects::{Repo, durable};
 use crate::plumbing::instance;
 use crate::plumbing::postgres::account::Account;
 use crate::plumbing::postgres::find::Binaries;
+use crate::plumbing::postgres::initdb::SUPERUSER;
 use metrics::Metrics;
 use session::Proxy;
 use socket::Socket;
@@ -132,6 +134,21 @@ pub fn dir(repo: &Repo) -> PathBuf {
 /// Returns the file of its log.
 pub fn log_file(repo: &Repo) -> PathBuf {
     dir(repo).join("log")
+}
+
+/// Returns the session's option that names a branch or revision.
+pub fn option(name: &str) -> String {
+    let quote = |char: char| (char.is_whitespace() || char == '\\').then_some('\\');
+    let name: String = name.chars().flat_map(|char| quote(char).into_iter().chain([char])).collect();
+    format!("-c zenith.branch={name}")
+}
+
+impl Addresses {
+    /// Returns the URL by which programs reach a branch or revision.
+    pub fn url(&self, name: &str) -> String {
+        let options = utf8_percent_encode(&option(name), NON_ALPHANUMERIC).to_string();
+        format!("postgresql://{SUPERUSER}@{}/postgres?options={options}", self.listen)
+    }
 }
 
 /// Held by the daemon as long as it lives.

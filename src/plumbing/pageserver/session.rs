@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,8 +22,10 @@ use crate::plumbing::postgres::server::Endpoint;
 
 /// How long a client may take until it has said what it wants.
 const GREETING: Duration = Duration::from_secs(10);
-/// So many clients may be about to say so; each holds at most one startup packet.
+/// So many clients may be about to say so, of those who need a password and of the owner's; each holds at most
+/// one startup packet.
 const GREETINGS: usize = 512;
+const OWN_GREETINGS: usize = 4096;
 /// How long a server may take to cancel a query.
 const CANCEL: Duration = Duration::from_secs(10);
 /// A client asks for encryption at most so many times: GSSAPI, then TLS.
@@ -34,8 +37,8 @@ const HANDSHAKE: u8 = 0x16;
 #[derive(Debug, Clone)]
 struct Address {
     endpoint: Endpoint,
-    /// Over the loopback address, where PostgreSQL asks for a password.
-    over_tcp: bool,
+    /// The loopback address, where PostgreSQL asks for a password, rather than the unix socket.
+    tcp: Option<IpAddr>,
 }
 
 /// A connection to a server.
@@ -47,8 +50,8 @@ enum Server {
 impl Address {
     async fn connect(&self) -> io::Result<Server> {
         let Endpoint { socket_dir, port } = &self.endpoint;
-        if self.over_tcp {
-            let stream = TcpStream::connect(("127.0.0.1", *port)).await?;
+        if let Some(address) = self.tcp {
+            let stream = TcpStream::connect((address, *port)).await?;
             stream.set_nodelay(true)?;
             return Ok(Server::Tcp(stream));
         }
@@ -62,6 +65,7 @@ pub struct Proxy {
     pub metrics: Arc<Metrics>,
     pub tls: TlsAcceptor,
     greetings: Semaphore,
+    own_greetings: Semaphore,
     /// Process id and cancel key of each session, and where its server is.
     keys: Mutex<HashMap<Vec<u8>, Address>>,
 }
@@ -97,7 +101,8 @@ impl Drop for Key<'_> {
 
 impl Proxy {
     pub fn new(supervisor: Arc<Supervisor>, metrics: Arc<Metrics>, tls: TlsAcceptor) -> Proxy {
-        Proxy { supervisor, metrics, tls, greetings: Semaphore::new(GREETINGS), keys: Mutex::default() }
+        let (greetings, own_greetings) = (Semaphore::new(GREETINGS), Semaphore::new(OWN_GREETINGS));
+        Proxy { supervisor, metrics, tls, greetings, own_greetings, keys: Mutex::default() }
     }
 
     fn keys(&self) -> std::sync::MutexGuard<'_, HashMap<Vec<u8>, Address>> {
@@ -108,7 +113,8 @@ impl Proxy {
     /// repository.
     pub async fn serve(&self, socket: Socket, is_trusted: bool) {
         self.metrics.connections_total.inc();
-        let Ok(permit) = self.greetings.try_acquire() else {
+        let greetings = if is_trusted { &self.own_greetings } else { &self.greetings };
+        let Ok(permit) = greetings.try_acquire() else {
             // Whoever came before has ten seconds.
             return self.count(&Refusal::new(TOO_MANY_CONNECTIONS, "too many clients are connecting"));
         };
@@ -230,11 +236,11 @@ impl Proxy {
         let mut first = true;
         loop {
             let lease = self.supervisor.lease(name.clone(), is_trusted).await?;
-            if !is_trusted && !lease.tcp {
+            if !is_trusted && lease.tcp.is_none() {
                 let message = "the branch's server was started by hand and takes no connections from other users";
                 return Err(Refusal::new(NOT_AUTHORIZED, message).hint("Its owner can start it with --tcp."));
             }
-            let address = Address { endpoint: lease.endpoint.clone(), over_tcp: !is_trusted };
+            let address = Address { endpoint: lease.endpoint.clone(), tcp: lease.tcp.filter(|_| !is_trusted) };
             match address.connect().await {
                 Ok(server) => return Ok((lease, address, server)),
                 Err(_) if std::mem::take(&mut first) => self.supervisor.doubt(lease).await,

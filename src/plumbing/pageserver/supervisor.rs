@@ -4,6 +4,7 @@
 //! ended. What people start by hand is never stopped.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,6 +26,7 @@ use crate::plumbing::postgres;
 use crate::plumbing::postgres::account::Account;
 use crate::plumbing::postgres::find::Binaries;
 use crate::plumbing::postgres::server::{self, Endpoint, Mode, Status};
+use crate::plumbing::postgres::settings::own_loopback;
 use crate::plumbing::rev_parse::resolve_now;
 use crate::progress::Hidden;
 
@@ -36,6 +38,9 @@ const ANONYMOUS_PAUSE: Duration = Duration::from_secs(1);
 const MOMENT: Duration = Duration::from_secs(60);
 /// Who comes so soon after a failed start is told of that one.
 const FAILURE: Duration = Duration::from_secs(2);
+/// How long a client waits for others to make room, and between two looks.
+const ROOM_WAIT: Duration = Duration::from_millis(500);
+const ROOM_PAUSE: Duration = Duration::from_millis(10);
 /// Names that an error lists.
 const NEAR: usize = 3;
 
@@ -81,12 +86,12 @@ pub struct Slot {
 pub struct Lease {
     slot: Arc<Slot>,
     pub endpoint: Endpoint,
-    /// Whether it listens on the loopback address.
-    pub tcp: bool,
+    /// The loopback address that it listens on.
+    pub tcp: Option<IpAddr>,
 }
 
 impl Lease {
-    fn new(slot: Arc<Slot>, endpoint: Endpoint, tcp: bool) -> Lease {
+    fn new(slot: Arc<Slot>, endpoint: Endpoint, tcp: Option<IpAddr>) -> Lease {
         slot.connections.fetch_add(1, Ordering::Relaxed);
         Lease { slot, endpoint, tcp }
     }
@@ -313,7 +318,7 @@ impl Supervisor {
         let signature = self.sign("start");
         let Supervisor { binaries, account, .. } = self;
         let cx = Context { repo: &repo, binaries, account, progress: &Hidden, signature: &signature };
-        let wish = Wish { tcp: true, on_demand: true, ..Wish::default() };
+        let wish = Wish { tcp: Some(own_loopback(&self.dir)), on_demand: true, ..Wish::default() };
         match target {
             Target::Branch(name) => start(&cx, &instance::find_or_create(&repo, name, None)?.name, wish),
             Target::At(name, position) => read_only::start(&cx, name, *position, None, wish),
@@ -331,6 +336,7 @@ impl Supervisor {
             return Ok(());
         }
         let _alone = self.room.lock().await;
+        let begun = Instant::now();
         loop {
             let (mut running, mut idle) = (0, Vec::new());
             for slot in self.slots() {
@@ -355,7 +361,10 @@ impl Supervisor {
                     break;
                 }
             }
-            if !stopped {
+            // Whoever closes one connection and opens the next is a little faster than we notice.
+            if !stopped && begun.elapsed() < ROOM_WAIT {
+                tokio::time::sleep(ROOM_PAUSE).await;
+            } else if !stopped {
                 let message = format!("{running} servers run and are in use, and no more may (proxy.max_instances)");
                 let hint = "Close connections to another branch, or allow more: zenith config proxy.max_instances N";
                 return Err(Refusal::new(TOO_MANY_CONNECTIONS, message).hint(hint));

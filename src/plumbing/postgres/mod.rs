@@ -3,6 +3,7 @@
 //! The only place that runs PostgreSQL's programs.
 
 pub mod account;
+pub mod conninfo;
 pub mod find;
 pub mod initdb;
 pub mod recovery;

@@ -329,10 +329,14 @@ pub fn stop(data_dir: &Path, mode: Mode, timeout: Duration, log: &Path, progress
     Ok(())
 }
 
-/// Becomes `psql`, connected to a server; the user's own arguments come last and win. Returns only
-/// if that fails.
-pub fn become_psql(psql: &Path, endpoint: &Endpoint, arguments: &[std::ffi::OsString]) -> Error {
+/// Becomes `psql`, connected to a server with the session's `options`; the user's own arguments come last
+/// and win. Returns only if that fails.
+pub fn become_psql(psql: &Path, endpoint: &Endpoint, options: &str, arguments: &[std::ffi::OsString]) -> Error {
     let mut command = std::process::Command::new(psql);
+    if !options.is_empty() {
+        let own = std::env::var("PGOPTIONS").unwrap_or_default();
+        command.env("PGOPTIONS", format!("{own} {options}").trim());
+    }
     command.env("PGHOST", &endpoint.socket_dir).env("PGPORT", endpoint.port.to_string());
     command.env("PGUSER", SUPERUSER).env("PGDATABASE", "postgres").args(arguments);
     Error::Io { verb: "run", path: psql.to_owned(), source: command.exec() }

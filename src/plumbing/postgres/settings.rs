@@ -3,7 +3,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
-use std::net::TcpListener;
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -22,8 +22,8 @@ pub struct Settings {
     pub port: u16,
     /// The folder of the unix socket, mode 0700.
     pub socket_dir: PathBuf,
-    /// Whether to listen on the loopback address too.
-    pub tcp: bool,
+    /// The address to listen on too.
+    pub tcp: Option<IpAddr>,
     /// The name that shows in the process list.
     pub name: String,
     /// Who may connect, how: see [`write_hba_file`].
@@ -56,7 +56,7 @@ impl Settings {
         arguments.extend([socket_dir, hba_file]);
         let settings = [
             format!("port={}", self.port),
-            format!("listen_addresses={}", if self.tcp { "127.0.0.1" } else { "" }),
+            format!("listen_addresses={}", self.tcp.map(|address| address.to_string()).unwrap_or_default()),
             "unix_socket_permissions=0700".to_owned(),
             format!("cluster_name={name}"),
             "archive_timeout=0".to_owned(),
@@ -144,8 +144,8 @@ fn make_private(dir: &Path) -> Result<(), Error> {
 const HBA: &str = "# Written by zenith; see zenith(1).\n\
 local all         all              trust\n\
 local replication all              trust\n\
-host  all         all 127.0.0.1/32 scram-sha-256\n\
-host  replication all 127.0.0.1/32 scram-sha-256\n";
+host  all         all 127.0.0.0/8 scram-sha-256\n\
+host  replication all 127.0.0.0/8 scram-sha-256\n";
 
 /// Writes the file that says who may connect, if it is not there yet, and returns its path.
 pub fn write_hba_file(dir: &Path) -> Result<PathBuf, Error> {
@@ -163,11 +163,25 @@ pub fn write_hba_file(dir: &Path) -> Result<PathBuf, Error> {
     Ok(path)
 }
 
-/// Returns whether nobody listens on `port` in `socket_dir` and, where `tcp`, on the loopback address.
-pub fn is_free(port: u16, socket_dir: &Path, tcp: bool) -> bool {
+/// Where servers listen that people start with --tcp.
+pub const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// Returns the loopback address for the servers of the repository in `dir` that nobody asked to be on the usual
+/// one: ports are each repository's own, and there may be many repositories.
+pub fn own_loopback(dir: &Path) -> IpAddr {
+    if !cfg!(target_os = "linux") {
+        return LOOPBACK;
+    }
+    let digest = Sha256::digest(dir.as_os_str().as_bytes());
+    // None that ends in 0 or 255, and not the one that everybody uses.
+    IpAddr::V4(Ipv4Addr::new(127, 1 + digest[0] % 254, digest[1], 1 + digest[2] % 254))
+}
+
+/// Returns whether nobody listens on `port` in `socket_dir` and at the address `tcp`.
+pub fn is_free(port: u16, socket_dir: &Path, tcp: Option<IpAddr>) -> bool {
     let socket = socket_dir.join(format!(".s.PGSQL.{port}"));
     let answers = std::os::unix::net::UnixStream::connect(socket).is_ok();
-    !answers && (!tcp || TcpListener::bind(("127.0.0.1", port)).is_ok())
+    !answers && tcp.is_none_or(|address| TcpListener::bind((address, port)).is_ok())
 }
 
 /// Removes the socket and its lock file that a server left which is gone. PostgreSQL does so itself,
@@ -186,7 +200,7 @@ pub fn remove_stale_socket(port: u16, socket_dir: &Path) {
 /// Returns the first free port from `from` on that is not among `taken`.
 pub fn free_port(from: u16, taken: &[u16], socket_dir: &Path) -> Result<u16, Error> {
     let mut ports = from..u16::MAX;
-    ports.find(|port| !taken.contains(port) && is_free(*port, socket_dir, true)).ok_or(Error::NoPort { from })
+    ports.find(|port| !taken.contains(port) && is_free(*port, socket_dir, Some(LOOPBACK))).ok_or(Error::NoPort { from })
 }
 
 #[cfg(test)]

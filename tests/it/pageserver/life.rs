@@ -1,0 +1,180 @@
+//! Servers that come when somebody connects and go when nobody does.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::Daemon;
+use crate::support::Random;
+
+#[test]
+fn a_server_comes_with_its_client_and_goes_when_idle() {
+    let daemon = Daemon::new(&["try"]);
+    assert_eq!(daemon.running(), Vec::<String>::new());
+    assert_eq!(daemon.ask("try", "insert into whoami values ('more'); select count(*) from whoami"), Ok("2".into()));
+    assert_eq!(daemon.running(), ["try"]);
+    // A client keeps it, however long it says nothing.
+    let client = daemon.connect("try").unwrap();
+    daemon.env.run(["config", "proxy.idle_timeout", "1s"]).ok();
+    assert_eq!(daemon.ask("main", "select name from whoami"), Ok("main".into()));
+    daemon.wait_until_running(&["try"]);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(daemon.running(), ["try"]);
+    drop(client);
+    daemon.wait_until_running(&[]);
+    assert_eq!(daemon.ask("try", "select count(*) from whoami"), Ok("2".into()));
+    // One that was started by hand stays, and one that the proxy started stays once it is asked for by hand.
+    daemon.env.run(["start", "main"]).ok();
+    daemon.env.run(["start", "try"]).ok();
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(daemon.running(), ["main", "try"]);
+    daemon.env.run(["stop", "--all"]).ok();
+    // A branch may have a time of its own, and settings.
+    daemon.env.run(["config", "branch.try.idle_timeout", "1h"]).ok();
+    daemon.env.run(["config", "branch.try.postgres.work_mem", "77MB"]).ok();
+    assert_eq!(daemon.ask("try", "show work_mem"), Ok("77MB".into()));
+    assert_eq!(daemon.ask("main", "show work_mem"), Ok("4MB".into()));
+    daemon.wait_until_running(&["try"]);
+}
+
+#[test]
+fn twenty_clients_start_a_server_once() {
+    let daemon = Daemon::new(&[]);
+    let starts: Vec<String> = std::thread::scope(|scope| {
+        let ask = || daemon.ask("main", "select pg_postmaster_start_time()").unwrap();
+        let clients: Vec<_> = (0..20).map(|_| scope.spawn(ask)).collect();
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    });
+    assert!(starts.iter().all(|start| *start == starts[0]), "{starts:?}");
+    assert_eq!(daemon.metric("zenith_cold_start_seconds_count"), 1.0);
+}
+
+#[test]
+fn any_moment_is_a_connection_away() {
+    let daemon = Daemon::new(&[]);
+    let before = daemon.env.run(["rev-parse", "main"]).ok();
+    let lsn = before.split('@').nth(1).unwrap();
+    daemon.env.run(["tag", "v1"]).ok();
+    daemon.ask("main", "update whoami set name = 'changed'").unwrap();
+    for revision in ["v1".to_owned(), format!("main@{lsn}"), before.clone()] {
+        assert_eq!(daemon.ask(&revision, "select name from whoami"), Ok("main".into()), "{revision}");
+        let error = daemon.ask(&revision, "delete from whoami").unwrap_err();
+        assert!(error.starts_with("25006 "), "{error}");
+    }
+    let time = daemon.ask("main", "select to_char(clock_timestamp(), 'YYYY-MM-DD\"T\"HH24:MI:SS.USOF')").unwrap();
+    daemon.ask("main", "update whoami set name = 'again'").unwrap();
+    assert_eq!(daemon.ask(&format!("main@{{{time}}}"), "select name from whoami"), Ok("changed".into()));
+    assert_eq!(daemon.ask("main", "select name from whoami"), Ok("again".into()));
+    daemon.env.run(["config", "proxy.idle_timeout", "1s"]).ok();
+    daemon.wait_until_running(&[]);
+    let left = daemon.env.json(["pg", "list", "--json"]);
+    assert_eq!(left.as_array().unwrap().len(), 1, "moments are forgotten: {left}");
+}
+
+#[test]
+fn what_cannot_be_had_is_an_error_with_its_sqlstate() {
+    let daemon = Daemon::new(&["heikki", "other"]);
+    let error = daemon.ask("hekki", "select 1").unwrap_err();
+    assert!(error.starts_with("3D000 ") && error.contains("hekki") && error.contains("heikki"), "{error}");
+    daemon.env.run(["config", "branch.heikki.postgres.shared_buffers", "nonsense"]).ok();
+    let error = daemon.ask("heikki", "select 1").unwrap_err();
+    assert!(error.starts_with("57P03 ") && error.contains("shared_buffers"), "{error}");
+    daemon.env.run(["config", "--unset", "branch.heikki.postgres.shared_buffers"]).ok();
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(daemon.ask("heikki", "select name from whoami"), Ok("heikki".into()));
+    // No more than so many: an idle one makes room, one in use does not.
+    daemon.env.run(["config", "proxy.max_instances", "1"]).ok();
+    let client = daemon.connect("main").unwrap();
+    assert_eq!(daemon.running(), ["main"]);
+    let error = daemon.ask("other", "select 1").unwrap_err();
+    assert!(error.starts_with("53300 ") && error.contains("max_instances"), "{error}");
+    drop(client);
+    assert_eq!(daemon.ask("other", "select name from whoami"), Ok("other".into()));
+    assert_eq!(daemon.running(), ["other"]);
+}
+
+#[test]
+fn a_daemon_that_ends_takes_no_server_down() {
+    let mut daemon = Daemon::new(&["try"]);
+    let start = daemon.ask("try", "select pg_postmaster_start_time()").unwrap();
+    daemon.env.run(["pageserver", "start"]).fails(1, &["runs already"]);
+    daemon.env.run(["pageserver", "stop"]).ok();
+    assert_eq!(daemon.running(), ["try"]);
+    daemon.env.run(["pageserver", "stop"]).fails(1, &["does not run"]);
+    daemon.start(&[]);
+    assert_eq!(daemon.ask("try", "select pg_postmaster_start_time()").unwrap(), start);
+    // Neither does one that is killed.
+    let pid = daemon.env.json(["pageserver", "status", "--json"])["pid"].as_i64().unwrap();
+    kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+    daemon.start(&[]);
+    assert_eq!(daemon.ask("try", "select pg_postmaster_start_time()").unwrap(), start);
+    // And the new one goes on where the old one ended.
+    daemon.env.run(["config", "proxy.idle_timeout", "1s"]).ok();
+    daemon.wait_until_running(&[]);
+    // A server that dies is started again.
+    daemon.ask("try", "select 1").unwrap();
+    kill(Pid::from_raw(daemon.env.postmaster("try")), Signal::SIGKILL).unwrap();
+    assert_eq!(daemon.ask("try", "select name from whoami"), Ok("try".into()));
+}
+
+/// Connects just when a server is being stopped, again and again: every insert that was acknowledged is there, and
+/// nobody gets an error.
+fn races(rounds: u64) {
+    let daemon = Daemon::new(&["one", "two", "three"]);
+    daemon.env.run(["config", "proxy.idle_timeout", "10ms"]).ok();
+    let longest = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for (number, branch) in ["one", "two", "three"].into_iter().enumerate() {
+            let (daemon, longest) = (&daemon, &longest);
+            scope.spawn(move || {
+                let mut random = Random(0x9E37_79B9 + number as u64);
+                for round in 1..=rounds {
+                    std::thread::sleep(Duration::from_millis(random.below(900)));
+                    let begun = Instant::now();
+                    let count =
+                        daemon.ask(branch, "insert into whoami values ('more'); select count(*) - 1 from whoami");
+                    assert_eq!(count, Ok(round.to_string()), "{branch}");
+                    longest.fetch_max(begun.elapsed().as_millis() as u64, Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    let starts = daemon.metric("zenith_cold_start_seconds_count");
+    assert!(starts > rounds as f64, "only {starts} starts: nothing was raced for");
+    println!("{} connections, {starts} starts, none failed; the longest took {longest:?} ms", rounds * 3);
+}
+
+#[test]
+fn clients_that_meet_a_stop_get_a_fresh_server() {
+    races(15);
+}
+
+#[test]
+#[ignore = "takes minutes: make races"]
+fn hundreds_of_races() {
+    races(150);
+}
+
+#[test]
+fn psql_and_urls_go_through_the_proxy() {
+    let daemon = Daemon::new(&["try/this"]);
+    let env = &daemon.env;
+    assert_eq!(env.sql("try/this", "select name from whoami"), "try/this");
+    let said = env.run(["psql", "dbname=postgres branch=try/this", "--", "-XqAtc", "select name from whoami"]).ok();
+    assert_eq!(said, "try/this");
+    let url = env.run(["url", "try/this"]).ok();
+    let asked = crate::support::pg_program("psql").args([&url, "-XqAtc", "select name from whoami"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&asked.stdout).trim(), "try/this", "{asked:?}");
+    let file = env.path().join("services");
+    std::fs::write(&file, env.run(["service-file"]).ok()).unwrap();
+    let mut psql = crate::support::pg_program("psql");
+    psql.env("PGSERVICEFILE", &file).args(["service=try/this", "-XqAtc", "select name from whoami"]);
+    assert_eq!(crate::support::checked(&mut psql).trim(), "try/this");
+    env.run(["psql", "nothing"]).fails(1, &["nothing"]);
+    assert!(env.run(["pageserver", "unit", "--for", "systemd"]).ok().contains("pageserver start --foreground"));
+    assert!(env.run(["pageserver", "unit", "--for", "launchd"]).ok().contains("<string>pageserver</string>"));
+    let log = env.run(["pageserver", "logs", "-n", "1000"]).ok();
+    assert!(log.lines().any(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["message"] == "started"));
+}

@@ -2,13 +2,15 @@
 PREFIX ?= /usr/local
 CARGO ?= cargo
 
-.PHONY: help demo test build bench kills regress man install clean
+.PHONY: help demo test build bench kills races fuzz regress man install clean
 
 help:
 	@echo "make demo     install what is missing, build, and play the walk-through"
 	@echo "make test     install what is missing, and run all checks and tests"
 	@echo "make bench    compare with tar, pgbackrest, restic and native directories, side by side"
 	@echo "make kills    kill servers and file systems 50 times under load, and look for what was lost"
+	@echo "make races    connect just when a server is being stopped, hundreds of times"
+	@echo "make fuzz     feed the proxy's parser with 10 million inputs"
 	@echo "make regress  run PostgreSQL's own regression suite on a lazy data directory"
 	@echo "make man      write the man pages from the command definitions"
 	@echo "make install  install the program, man pages and completions (PREFIX=$(PREFIX))"
@@ -29,10 +31,19 @@ bench:
 	scripts/install-deps
 	$(CARGO) bench --bench peers
 	$(CARGO) bench --bench lazy
+	$(CARGO) bench --bench proxy
 
 kills:
 	scripts/install-deps
 	$(CARGO) test --release --test it -- --ignored --exact it::lazy::kills::fifty_kills --show-output
+
+races:
+	scripts/install-deps
+	$(CARGO) test --release --test it -- --ignored --exact it::pageserver::life::hundreds_of_races --show-output
+
+fuzz:
+	scripts/install-deps
+	scripts/fuzz startup -runs=10000000
 
 regress: build
 	scripts/install-deps

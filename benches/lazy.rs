@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Instant;
 
-use support::{Bench, Took, drop_caches, installed, pg_bin, row, tree_size};
+use support::{Bench, By, Took, drop_caches, installed, median, row, tree_size};
 
 fn main() {
     // `cargo test` runs benchmarks too, to see that they build.
@@ -51,24 +51,10 @@ impl std::ops::Deref for Lazy {
     }
 }
 
-/// How PostgreSQL itself is started.
-#[derive(Clone, Copy)]
-enum By {
-    /// As people do; it looks ten times a second whether the server is ready.
-    PgCtl,
-    /// Bare, with a look every 2 ms.
-    Postgres,
-}
-
 fn timed(work: impl FnOnce()) -> Took {
     let start = Instant::now();
     work();
     Took { time: start.elapsed(), peak: 0 }
-}
-
-fn median(mut times: Vec<Took>) -> Took {
-    times.sort_by_key(|took| took.time);
-    times[times.len() / 2]
 }
 
 fn figures(what: &str, ours: f64, theirs: f64) {
@@ -98,25 +84,6 @@ impl Lazy {
             .unwrap();
     }
 
-    /// Starts PostgreSQL itself on `folder`, and asks; stops it again without measuring that.
-    fn native_start(&self, folder: &str, by: By) -> Took {
-        let run =
-            if nix::unistd::geteuid().is_root() { "unshare --user --map-user=1000 --map-group=1000 --" } else { "" };
-        let bin = pg_bin();
-        let (bin, options) = (bin.display(), "-c unix_socket_directories=$PWD -c listen_addresses=");
-        let start = match by {
-            By::PgCtl => format!("{run} {bin}/pg_ctl -D {folder} -w -l native.log -o \"{options}\" start > /dev/null"),
-            By::Postgres => format!(
-                "{run} {bin}/postgres -D {folder} {options} > native.log 2>&1 & \
-                 until grep -qs ready {folder}/postmaster.pid; do sleep 0.002; done"
-            ),
-        };
-        let took =
-            self.shell(&format!("{start}; {bin}/psql -qAt -h $PWD -U postgres -c '{QUERY}' postgres > /dev/null"));
-        self.shell(&format!("{run} {bin}/pg_ctl -D {folder} -m immediate stop > /dev/null"));
-        took
-    }
-
     fn lazy_start(&self, branch: &str) -> Took {
         timed(|| {
             self.zenith(&["start", branch]);
@@ -137,9 +104,9 @@ impl Lazy {
         };
         for _ in 0..7 {
             clean();
-            pg_ctl.push(self.native_start("cluster", By::PgCtl));
+            pg_ctl.push(self.native_start("cluster", By::PgCtl, QUERY));
             clean();
-            bare.push(self.native_start("cluster", By::Postgres));
+            bare.push(self.native_start("cluster", By::Postgres, QUERY));
             ours.push(self.lazy_start("main"));
             self.zenith(&["stop", "main"]);
         }
@@ -168,7 +135,7 @@ impl Lazy {
             let _ = fs::remove_dir_all(self.path("copy"));
             drop_caches();
             let copied = self.shell(script);
-            let started = self.native_start("copy", By::PgCtl);
+            let started = self.native_start("copy", By::PgCtl, QUERY);
             Took { time: copied.time + started.time, peak: 0 }
         };
         row(
@@ -213,7 +180,7 @@ impl Lazy {
         for number in 0..5 {
             drop_caches();
             let copied = inner.shell("cp -a --reflink=always cluster copy");
-            let started = inner.native_start("copy", By::PgCtl);
+            let started = inner.native_start("copy", By::PgCtl, QUERY);
             theirs.push(Took { time: copied.time + started.time, peak: 0 });
             fs::remove_dir_all(inner.path("copy")).unwrap();
             drop_caches();

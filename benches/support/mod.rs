@@ -61,12 +61,45 @@ impl Bench {
         self.shell(&format!("({script}) > /dev/null"));
     }
 
+    /// Starts PostgreSQL itself on `folder`, and asks; stops it again without measuring that.
+    pub fn native_start(&self, folder: &str, by: By, query: &str) -> Took {
+        let run =
+            if nix::unistd::geteuid().is_root() { "unshare --user --map-user=1000 --map-group=1000 --" } else { "" };
+        let bin = pg_bin();
+        let (bin, options) = (bin.display(), "-c unix_socket_directories=$PWD -c listen_addresses=");
+        let start = match by {
+            By::PgCtl => format!("{run} {bin}/pg_ctl -D {folder} -w -l native.log -o \"{options}\" start > /dev/null"),
+            By::Postgres => format!(
+                "{run} {bin}/postgres -D {folder} {options} > native.log 2>&1 & \
+                 until grep -qs ready {folder}/postmaster.pid; do sleep 0.002; done"
+            ),
+        };
+        let took =
+            self.shell(&format!("{start}; {bin}/psql -qAt -h $PWD -U postgres -c '{query}' postgres > /dev/null"));
+        self.shell(&format!("{run} {bin}/pg_ctl -D {folder} -m immediate stop > /dev/null"));
+        took
+    }
+
     /// Removes the segments that a clean start does not need: the peers would copy them.
     pub fn trim_wal(&self) {
         let controldata = pg_bin().join("pg_controldata");
         let needed = format!("{} cluster | sed -n 's/.*REDO WAL file: *//p'", controldata.display());
         self.shell(&format!("needed=$({needed}); test -n \"$needed\"; cd cluster/pg_wal; for f in 0*; do [ $f = $needed ] || rm $f; done"));
     }
+}
+
+/// How PostgreSQL itself is started.
+#[derive(Clone, Copy)]
+pub enum By {
+    /// As people do; it looks ten times a second whether the server is ready.
+    PgCtl,
+    /// Bare, with a look every 2 ms.
+    Postgres,
+}
+
+pub fn median(mut times: Vec<Took>) -> Took {
+    times.sort_by_key(|took| took.time);
+    times[times.len() / 2]
 }
 
 pub fn pg_bin() -> PathBuf {

@@ -36,6 +36,9 @@ def psycopg_options(host, port, branch, **more):
                     copy.write_row((i, "x" * 100))
         with connection.cursor().copy("copy t to stdout") as copy:
             check("copy", sum(1 for _ in copy.rows()), ROWS)
+        with connection.pipeline():
+            answers = [connection.execute("select %s::int", (i,)) for i in range(100)]
+        check("pipeline", [answer.fetchone()[0] for answer in answers], list(range(100)))
         timer = threading.Timer(0.5, connection.cancel)
         timer.start()
         try:

@@ -54,27 +54,3 @@ fn other_machines_are_let_in_only_on_demand() {
     assert!(ran.err.contains("warning"), "{}", ran.err);
     ran.ok();
 }
-
-#[test]
-fn pages_are_for_this_machine() {
-    let daemon = Daemon::new(&["try"]);
-    daemon.ask("try", "select 1").unwrap();
-    let status = daemon.get("/status", "127.0.0.1");
-    let status: serde_json::Value = serde_json::from_str(status.split("\r\n\r\n").nth(1).unwrap()).unwrap();
-    assert_eq!(status["head"], "main");
-    assert_eq!(status["branches"].as_array().unwrap().len(), 2);
-    assert!(status["instances"].as_array().unwrap().iter().any(|one| one["running"] == true && one["branch"] == "try"));
-    assert!(daemon.get("/", "localhost:1").contains("<title>zenith</title>"));
-    assert!(daemon.get("/status", "evil.example").starts_with("HTTP/1.1 403"));
-    assert!(daemon.get("/nothing", "localhost").starts_with("HTTP/1.1 404"));
-    assert!(daemon.metric("zenith_wal_sealed_bytes{branch=\"try\"}") > 1e6);
-    assert!(daemon.metric("zenith_frame_cache_misses{branch=\"try\"}") > 0.0);
-    let text = daemon.get("/metrics", "localhost");
-    assert!(text.trim_end().ends_with("# EOF"), "{text}");
-    let mut families: Vec<&str> =
-        text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
-    let count = families.len();
-    families.sort_unstable();
-    families.dedup();
-    assert_eq!(families.len(), count, "a name stands for two metrics");
-}

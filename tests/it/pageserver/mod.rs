@@ -3,6 +3,7 @@
 mod access;
 mod clients;
 mod life;
+mod pages;
 mod wire;
 
 use std::net::SocketAddr;

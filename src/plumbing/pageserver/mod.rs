@@ -27,6 +27,7 @@ pub mod startup;
 mod status;
 mod supervisor;
 mod tls;
+mod unix;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -53,6 +54,7 @@ use metrics::Metrics;
 use session::Proxy;
 use socket::Socket;
 use supervisor::Supervisor;
+use unix::Quiet;
 
 /// Between two looks at what can be stopped.
 const LOOK: Duration = Duration::from_millis(500);
@@ -233,7 +235,11 @@ pub fn serve(
         false => log::to_file(&log_file(&repo)),
     }
     raise_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Failed)?;
+    // The servers need processors too, and a thread that has much to do at a time does it faster than two that
+    // wake each other.
+    let workers = std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
+    let runtime = runtime.map_err(Error::Failed)?;
     let served = runtime.block_on(run(repo, binaries, account, who, options, ready));
     // Servers that are being started or stopped are held by locks that go with this process.
     runtime.shutdown_timeout(Duration::from_secs(5));
@@ -338,6 +344,8 @@ async fn accept_unix(listener: UnixListener, proxy: Arc<Proxy>) {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let is_trusted = peer::of_unix(&stream) == Some(own);
+                // Without a place in the kernel's list nobody can be served.
+                let Ok(stream) = Quiet::new(stream) else { continue };
                 let proxy = proxy.clone();
                 tokio::spawn(async move { proxy.serve(Socket::from(stream), is_trusted).await });
             }

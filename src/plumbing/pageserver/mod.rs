@@ -27,7 +27,6 @@ pub mod startup;
 mod status;
 mod supervisor;
 mod tls;
-mod unix;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -54,7 +53,6 @@ use metrics::Metrics;
 use session::Proxy;
 use socket::Socket;
 use supervisor::Supervisor;
-use unix::Quiet;
 
 /// Between two looks at what can be stopped.
 const LOOK: Duration = Duration::from_millis(500);
@@ -344,8 +342,6 @@ async fn accept_unix(listener: UnixListener, proxy: Arc<Proxy>) {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let is_trusted = peer::of_unix(&stream) == Some(own);
-                // Without a place in the kernel's list nobody can be served.
-                let Ok(stream) = Quiet::new(stream) else { continue };
                 let proxy = proxy.clone();
                 tokio::spawn(async move { proxy.serve(Socket::from(stream), is_trusted).await });
             }

@@ -18,7 +18,6 @@ use super::relay::relay;
 use super::socket::{Socket, Stream};
 use super::startup::{self, First, Session};
 use super::supervisor::{Lease, Supervisor};
-use super::unix::Quiet;
 use crate::plumbing::postgres::server::Endpoint;
 
 /// How long a client may take until it has said what it wants.
@@ -44,7 +43,7 @@ struct Address {
 
 /// A connection to a server.
 enum Server {
-    Unix(Quiet),
+    Unix(UnixStream),
     Tcp(TcpStream),
 }
 
@@ -56,8 +55,7 @@ impl Address {
             stream.set_nodelay(true)?;
             return Ok(Server::Tcp(stream));
         }
-        let path = socket_dir.join(format!(".s.PGSQL.{port}"));
-        Ok(Server::Unix(Quiet::new(UnixStream::connect(path).await?)?))
+        Ok(Server::Unix(UnixStream::connect(socket_dir.join(format!(".s.PGSQL.{port}"))).await?))
     }
 }
 

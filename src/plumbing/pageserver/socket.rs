@@ -5,10 +5,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
-
-use super::unix::Quiet;
 
 /// A connection without TLS, and what was read of it too early.
 #[derive(Debug)]
@@ -20,7 +18,7 @@ pub struct Socket {
 #[derive(Debug)]
 enum Kind {
     Tcp(TcpStream),
-    Unix(Quiet),
+    Unix(UnixStream),
     Closed,
 }
 
@@ -30,8 +28,8 @@ impl From<TcpStream> for Socket {
     }
 }
 
-impl From<Quiet> for Socket {
-    fn from(stream: Quiet) -> Socket {
+impl From<UnixStream> for Socket {
+    fn from(stream: UnixStream) -> Socket {
         Socket { kind: Kind::Unix(stream), unread: Vec::new() }
     }
 }

@@ -23,7 +23,8 @@ for (const options of [{ options: `-c zenith.branch=${branch}` }, { database: `p
   const pid = (await client.query("select pg_backend_pid() pid")).rows[0].pid;
   const other = await connect(options);
   const asleep = client.query("select pg_sleep(30)").then(() => "slept", (error) => error.code);
-  setTimeout(() => other.query("select pg_cancel_backend($1)", [pid]), 300);
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  await other.query("select pg_cancel_backend($1)", [pid]);
   check("cancel", await asleep, "57014");
   await other.end();
   await client.end();

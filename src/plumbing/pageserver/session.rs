@@ -26,6 +26,9 @@ const GREETING: Duration = Duration::from_secs(10);
 /// one startup packet.
 const GREETINGS: usize = 512;
 const OWN_GREETINGS: usize = 4096;
+/// How long a server may take to say the first word of a login, and how much of that is read at once, bytes.
+const LOGIN: Duration = Duration::from_secs(60);
+const ANSWER: usize = 1024;
 /// How long a server may take to cancel a query.
 const CANCEL: Duration = Duration::from_secs(10);
 /// A client asks for encryption at most so many times: GSSAPI, then TLS.
@@ -57,6 +60,41 @@ impl Address {
         }
         Ok(Server::Unix(UnixStream::connect(socket_dir.join(format!(".s.PGSQL.{port}"))).await?))
     }
+}
+
+impl Address {
+    /// Begins a session; returns the connection and the first that the server said.
+    async fn begin(&self, packet: &[u8]) -> io::Result<(Server, Vec<u8>)> {
+        let mut server = self.connect().await?;
+        let mut answer = vec![0; ANSWER];
+        let exchange = async {
+            match &mut server {
+                Server::Unix(server) => {
+                    server.write_all(packet).await?;
+                    server.read(&mut answer).await
+                }
+                Server::Tcp(server) => {
+                    server.write_all(packet).await?;
+                    server.read(&mut answer).await
+                }
+            }
+        };
+        let count = timeout(LOGIN, exchange).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        answer.truncate(count);
+        Ok((server, answer))
+    }
+}
+
+/// A session that has begun.
+struct Begun {
+    lease: Lease,
+    address: Address,
+    server: Server,
+    /// The first that the server said.
+    answer: Vec<u8>,
 }
 
 /// What all sessions share.
@@ -218,21 +256,23 @@ impl Proxy {
         let name = session.take_branch(stream.server_name());
         let name = name.map(String::from_utf8).transpose();
         let name = name.map_err(|_| Refusal::new(super::message::UNKNOWN_BRANCH, "a branch's name is UTF-8"))?;
-        let (lease, address, server) = self.server(name, is_trusted).await?;
-        tracing::debug!(branch = lease.target().name(), "session begins");
         let packet = session.packet();
         drop(session);
+        let Begun { lease, address, server, answer } = self.begin(name, is_trusted, &packet).await?;
+        drop(packet);
+        tracing::debug!(branch = lease.target().name(), "session begins");
         let (up, down) = match server {
-            Server::Unix(server) => self.login(stream, server, packet, &address).await?,
-            Server::Tcp(server) => self.login(stream, server, packet, &address).await?,
+            Server::Unix(server) => self.login(stream, server, answer, &address).await?,
+            Server::Tcp(server) => self.login(stream, server, answer, &address).await?,
         };
         self.metrics.bytes.get_or_create(&Direction { direction: "from_clients" }).inc_by(up);
         self.metrics.bytes.get_or_create(&Direction { direction: "to_clients" }).inc_by(down);
         Ok(())
     }
 
-    /// Leases a server and connects to it; one that does not answer is looked at again once.
-    async fn server(&self, name: Option<String>, is_trusted: bool) -> Result<(Lease, Address, Server), Refusal> {
+    /// Leases a server, connects to it and begins a session there; one that does not answer, since it was killed
+    /// this instant, is looked at again once.
+    async fn begin(&self, name: Option<String>, is_trusted: bool, packet: &[u8]) -> Result<Begun, Refusal> {
         let mut first = true;
         loop {
             let lease = self.supervisor.lease(name.clone(), is_trusted).await?;
@@ -241,8 +281,8 @@ impl Proxy {
                 return Err(Refusal::new(NOT_AUTHORIZED, message).hint("Its owner can start it with --tcp."));
             }
             let address = Address { endpoint: lease.endpoint.clone(), tcp: lease.tcp.filter(|_| !is_trusted) };
-            match address.connect().await {
-                Ok(server) => return Ok((lease, address, server)),
+            match address.begin(packet).await {
+                Ok((server, answer)) => return Ok(Begun { lease, address, server, answer }),
                 Err(_) if std::mem::take(&mut first) => self.supervisor.doubt(lease).await,
                 Err(error) => {
                     return Err(Refusal::new(SYSTEM_ERROR, format!("cannot connect to the branch's server: {error}")));
@@ -255,20 +295,21 @@ impl Proxy {
         &self,
         stream: &mut Stream,
         mut server: impl AsyncRead + AsyncWrite + Unpin,
-        packet: Vec<u8>,
+        answer: Vec<u8>,
         address: &Address,
     ) -> Result<(u64, u64), Failure> {
-        server.write_all(&packet).await?;
-        drop(packet);
         let mut key = Key { proxy: self, bytes: None };
         let mut login = Login::default();
-        let inspect = |bytes: &[u8]| {
+        let mut inspect = |bytes: &[u8]| {
             for step in login.feed(bytes) {
                 if let Step::Key(bytes) = step {
                     key.set(bytes, address);
                 }
             }
         };
+        inspect(&answer);
+        say(stream, &answer).await?;
+        drop(answer);
         let relayed = match stream {
             Stream::Plain(client) => relay(client, &mut server, inspect).await,
             Stream::Tls(client) => relay(&mut **client, &mut server, inspect).await,

@@ -66,7 +66,7 @@ enum State {
     #[default]
     Stopped,
     Failed(Instant, Refusal),
-    Running(Instance),
+    Running(Instance, Endpoint),
 }
 
 /// A target, and who uses it.
@@ -161,7 +161,8 @@ impl Supervisor {
                 None => Target::Branch(name),
             };
             if let Ok(mut state) = supervisor.slot(&target).state.try_lock() {
-                *state = State::Running(instance);
+                let endpoint = instance.endpoint(repo)?;
+                *state = State::Running(instance, endpoint);
             }
         }
         Ok(supervisor)
@@ -198,8 +199,8 @@ impl Supervisor {
         let target = spawn_blocking(move || this.find(name)).await.map_err(broken)??;
         let slot = self.slot(&target);
         let state = slot.state.clone().lock_owned().await;
-        let mut state = match &*state {
-            State::Running(_) => state,
+        let state = match &*state {
+            State::Running(..) => state,
             State::Failed(when, refusal) if when.elapsed() < FAILURE => return Err(refusal.clone()),
             State::Stopped | State::Failed(..) => {
                 if !is_trusted {
@@ -208,12 +209,10 @@ impl Supervisor {
                 self.start(target, state).await?
             }
         };
-        let State::Running(instance) = &mut *state else {
+        let State::Running(instance, endpoint) = &*state else {
             return Err(Refusal::new(SYSTEM_ERROR, "the server is gone again"));
         };
-        let socket_dir = self.repo().and_then(|repo| Ok(instance.endpoint(&repo)?));
-        let endpoint = socket_dir.map_err(|error| Refusal::new(SYSTEM_ERROR, error.text()))?;
-        Ok(Lease::new(slot.clone(), endpoint, instance.config.tcp))
+        Ok(Lease::new(slot.clone(), endpoint.clone(), instance.config.tcp))
     }
 
     /// Notes that a server does not answer: the next lease looks again, and starts it if need be.
@@ -285,8 +284,8 @@ impl Supervisor {
                 Err(refusal) => Err(refusal),
             };
             match result {
-                Ok(instance) => {
-                    *state = State::Running(instance);
+                Ok((instance, endpoint)) => {
+                    *state = State::Running(instance, endpoint);
                     Ok(state)
                 }
                 Err(refusal) => {
@@ -301,28 +300,30 @@ impl Supervisor {
         started.await.map_err(broken)?
     }
 
-    fn start_blocking(&self, target: &Target) -> Result<Instance, Refusal> {
+    fn start_blocking(&self, target: &Target) -> Result<(Instance, Endpoint), Refusal> {
         let begun = Instant::now();
-        let outcome = self.run_server(target).map_err(refusal)?;
+        let (outcome, endpoint) = self.run_server(target).map_err(refusal)?;
         let took = begun.elapsed();
         if !outcome.already {
             self.metrics.cold_start.observe(took.as_secs_f64());
             let (branch, instance) = (target.name(), &outcome.instance.name);
             tracing::info!(branch, %instance, milliseconds = took.as_millis() as u64, "started"); // an hour at most
         }
-        Ok(outcome.instance)
+        Ok((outcome.instance, endpoint))
     }
 
-    fn run_server(&self, target: &Target) -> Result<Outcome, CommandError> {
+    fn run_server(&self, target: &Target) -> Result<(Outcome, Endpoint), CommandError> {
         let repo = self.repo()?;
         let signature = self.sign("start");
         let Supervisor { binaries, account, .. } = self;
         let cx = Context { repo: &repo, binaries, account, progress: &Hidden, signature: &signature };
         let wish = Wish { tcp: Some(own_loopback(&self.dir)), on_demand: true, ..Wish::default() };
-        match target {
-            Target::Branch(name) => start(&cx, &instance::find_or_create(&repo, name, None)?.name, wish),
-            Target::At(name, position) => read_only::start(&cx, name, *position, None, wish),
-        }
+        let outcome = match target {
+            Target::Branch(name) => start(&cx, &instance::find_or_create(&repo, name, None)?.name, wish)?,
+            Target::At(name, position) => read_only::start(&cx, name, *position, None, wish)?,
+        };
+        let endpoint = outcome.instance.endpoint(&repo)?;
+        Ok((outcome, endpoint))
     }
 
     fn sign(&self, why: &str) -> Signature {
@@ -342,7 +343,7 @@ impl Supervisor {
             for slot in self.slots() {
                 // Whoever holds it starts or stops it: counted as one that runs.
                 match slot.state.clone().try_lock_owned() {
-                    Ok(state) if !matches!(*state, State::Running(_)) => continue,
+                    Ok(state) if !matches!(*state, State::Running(..)) => continue,
                     Ok(state) if slot.connections.load(Ordering::Relaxed) == 0 => idle.push((slot, state)),
                     Ok(_) => {}
                     Err(_) if slot.target == *wanted => continue,
@@ -386,7 +387,7 @@ impl Supervisor {
             }
             let Ok(state) = slot.state.clone().try_lock_owned() else { continue };
             // With the state in hand nobody can come.
-            if slot.connections.load(Ordering::Relaxed) == 0 && matches!(*state, State::Running(_)) {
+            if slot.connections.load(Ordering::Relaxed) == 0 && matches!(*state, State::Running(..)) {
                 let this = self.clone();
                 tokio::spawn(async move { this.stop(&slot, state).await });
             } else if matches!(*state, State::Stopped | State::Failed(..)) {
@@ -401,7 +402,7 @@ impl Supervisor {
 
     /// Stops a server, if that is ours to do and nobody is connected to it directly. Returns whether it is gone.
     async fn stop(self: &Arc<Supervisor>, slot: &Arc<Slot>, mut state: OwnedMutexGuard<State>) -> bool {
-        let State::Running(instance) = &*state else { return true };
+        let State::Running(instance, _) = &*state else { return true };
         let (this, name, branch) = (self.clone(), instance.name.clone(), slot.target.name().to_owned());
         let stopped = spawn_blocking(move || this.stop_blocking(&name)).await;
         match stopped.map_err(|error| error.to_string()).and_then(|stopped| stopped.map_err(|error| error.text())) {
@@ -439,7 +440,7 @@ impl Supervisor {
     /// Returns the instances that run, and how many are connected to each through this daemon.
     pub fn running(&self) -> Vec<(String, usize)> {
         let name = |slot: &Arc<Slot>| match &*slot.state.try_lock().ok()? {
-            State::Running(instance) => Some((instance.name.clone(), slot.connections.load(Ordering::Relaxed))),
+            State::Running(instance, _) => Some((instance.name.clone(), slot.connections.load(Ordering::Relaxed))),
             _ => None,
         };
         self.slots().iter().filter_map(name).collect()

@@ -50,6 +50,6 @@ fn the_page_draws_itself_in_a_browser() {
         {
             assert!(page.contains(text), "{text:?} is not in:\n{page}");
         }
-        assert!(!page.contains("cannot ask the page server"), "{page}");
+        assert!(page.contains("role=\"status\"></span>"), "it says that something is wrong:\n{page}");
     }
 }

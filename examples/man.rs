@@ -56,6 +56,25 @@ fn command_page(command: &clap::Command) -> String {
         roff.control("TP", []);
         roff.text(words);
         roff.text([roman(action.get_about().map(ToString::to_string).unwrap_or_default())]);
+        let own = |argument: &&clap::Arg| !argument.is_hide_set() && !argument.is_global_set();
+        let named = |argument: &&clap::Arg| !argument.is_positional() && argument.get_id() != "help";
+        let options = action.get_arguments().filter(own).filter(named);
+        for option in options {
+            let mut words = Vec::new();
+            if let Some(short) = option.get_short() {
+                words.extend([bold(format!("-{short}")), roman(", ")]);
+            }
+            words.extend(option.get_long().map(|long| bold(format!("--{long}"))));
+            if option.get_action().takes_values() {
+                let name = option.get_value_names().map(|names| names[0].to_string()).unwrap_or_default();
+                words.extend([roman(" "), italic(name)]);
+            }
+            roff.control("RS", []);
+            roff.control("TP", []);
+            roff.text(words);
+            roff.text([roman(option.get_help().map(ToString::to_string).unwrap_or_default())]);
+            roff.control("RE", []);
+        }
     }
     if let Some(text) = command.get_after_long_help() {
         section_of_code(&mut roff, "EXAMPLES", text.to_string().trim_start_matches("Examples:\n"));

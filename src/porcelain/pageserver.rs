@@ -17,10 +17,11 @@ use crate::plumbing::postgres::server::{Status, tail};
 /// Run a server that starts branches when somebody connects
 ///
 /// Connect to its address and name a branch: its PostgreSQL is started on the way, and stopped again
-/// when nobody has used it for a while (proxy.idle_timeout). The name goes into the option
-/// zenith.branch, as in PGOPTIONS='-c zenith.branch=try', or behind the user's or the database's name,
-/// as in try's postgres@try; a driver that passes unknown parameters on may call it branch. Any revision
-/// will do: main@0/15ECF68, a tag or main@{1 hour ago} is shown read-only. Without a name it is HEAD.
+/// when nobody has used it for a while (proxy.idle_timeout). The branch try is named by the first of
+/// these that there is: a parameter branch=try, which drivers other than libpq pass on; the options
+/// '-c zenith.branch=try' or '-c branch=try', as in PGOPTIONS; the user NAME@try; the TLS server name
+/// try.localhost; the database NAME@try. Without any it is HEAD. Any revision will do: main@0/15ECF68,
+/// a tag or main@{1 hour ago} is shown read-only.
 ///
 /// Connections of the user who owns the repository need no password. All others are passed on to
 /// PostgreSQL's own demand for one.

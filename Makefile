@@ -21,28 +21,28 @@ demo:
 	demo/walkthrough target/release/zenith
 
 test:
-	scripts/install-deps
+	scripts/install-deps test
 	scripts/test
 
 build:
 	$(CARGO) build --release
 
 bench:
-	scripts/install-deps
+	scripts/install-deps test
 	$(CARGO) bench --bench peers
 	$(CARGO) bench --bench lazy
 	$(CARGO) bench --bench proxy
 
 kills:
-	scripts/install-deps
+	scripts/install-deps test
 	$(CARGO) test --release --test it -- --ignored --exact it::lazy::kills::fifty_kills --show-output
 
 races:
-	scripts/install-deps
+	scripts/install-deps test
 	$(CARGO) test --release --test it -- --ignored --exact it::pageserver::life::hundreds_of_races --show-output
 
 fuzz:
-	scripts/install-deps
+	scripts/install-deps test
 	scripts/fuzz startup -runs=10000000
 
 regress: build

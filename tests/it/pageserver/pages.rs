@@ -32,7 +32,7 @@ fn pages_are_for_this_machine() {
 #[test]
 fn the_page_draws_itself_in_a_browser() {
     if Command::new("chromium").arg("--version").output().is_err() {
-        println!("SKIPPED: chromium is not here: see scripts/get-clients");
+        println!("SKIPPED: chromium is not here: see scripts/install-deps");
         return;
     }
     let daemon = Daemon::new(&["try", "a-rather-long-name/with-a-slash"]);
@@ -40,8 +40,16 @@ fn the_page_draws_itself_in_a_browser() {
     let _client = daemon.connect("try").unwrap();
     let profile = daemon.env.path().join("profile");
     for width in ["1200", "400"] {
-        let mut browser = Command::new("chromium");
-        browser.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]);
+        let mut browser = Command::new("timeout");
+        browser.args([
+            "60",
+            "chromium",
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+        ]);
         browser.args(["--disable-background-networking", "--disable-component-update", "--disable-sync"]);
         browser.arg(format!("--user-data-dir={}", profile.display())).arg(format!("--window-size={width},900"));
         browser.args(["--virtual-time-budget=4000", "--dump-dom", &format!("http://{}/", daemon.http)]);

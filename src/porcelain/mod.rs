@@ -80,6 +80,16 @@ fn running(repo: &Repo, name: Option<&str>) -> Result<(Instance, Endpoint), Comm
     }
 }
 
+/// Returns the revision that the user named, or the branch of HEAD by its name; it must exist.
+fn named_revision(repo: &Repo, name: Option<&str>) -> Result<String, CommandError> {
+    let text = match name {
+        None | Some("HEAD" | "@") => repo.refs().head()?.short().to_owned(),
+        Some(name) => name.to_owned(),
+    };
+    revision::resolve(repo, &text, &jiff::Zoned::now())?;
+    Ok(text)
+}
+
 /// Returns where the user reaches a branch or revision, and with which options of the session: its own server
 /// if that runs, else the page server, which starts it.
 fn reach(repo: &Repo, name: Option<&str>) -> Result<(Endpoint, String), CommandError> {
@@ -88,11 +98,7 @@ fn reach(repo: &Repo, name: Option<&str>) -> Result<(Endpoint, String), CommandE
         Err(error) => error,
     };
     let Some((_, addresses)) = daemon::running(repo)? else { return Err(error) };
-    let text = match name {
-        None | Some("HEAD" | "@") => repo.refs().head()?.short().to_owned(),
-        Some(name) => name.to_owned(),
-    };
-    revision::resolve(repo, &text, &jiff::Zoned::now())?;
+    let text = named_revision(repo, name)?;
     let endpoint = Endpoint { socket_dir: addresses.socket_dir, port: addresses.listen.port() };
     Ok((endpoint, daemon::option(&text)))
 }

@@ -2,10 +2,9 @@
 
 use std::io::Write;
 
-use super::running;
+use super::{named_revision, running};
 use crate::cli::Cx;
 use crate::error::CmdResult;
-use crate::objects::refs::revision::resolve;
 use crate::plumbing::pageserver;
 use crate::plumbing::postgres::server;
 
@@ -24,11 +23,7 @@ pub struct Args {
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let repo = cx.take_repo()?;
     if let Some((_, addresses)) = pageserver::running(&repo)? {
-        let text = match args.branch.as_deref() {
-            None | Some("HEAD" | "@") => repo.refs().head()?.short().to_owned(),
-            Some(name) => name.to_owned(),
-        };
-        resolve(&repo, &text, &cx.now)?;
+        let text = named_revision(&repo, args.branch.as_deref())?;
         return Ok(writeln!(cx.out, "{}", addresses.url(&text))?);
     }
     let (_, endpoint) = running(&repo, args.branch.as_deref())?;

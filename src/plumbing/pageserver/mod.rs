@@ -49,6 +49,7 @@ use crate::plumbing::instance;
 use crate::plumbing::postgres::account::Account;
 use crate::plumbing::postgres::find::Binaries;
 use crate::plumbing::postgres::initdb::SUPERUSER;
+use crate::plumbing::postgres::settings::socket_path;
 use metrics::Metrics;
 use session::Proxy;
 use socket::Socket;
@@ -257,7 +258,7 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
 }
 
 fn listen_unix(dir: &Path, port: u16) -> Result<UnixListener, Error> {
-    let path = dir.join(format!(".s.PGSQL.{port}"));
+    let path = socket_path(dir, port);
     // Left by a daemon that was killed: this one holds the lock.
     if std::os::unix::net::UnixStream::connect(&path).is_err() {
         let _ = fs::remove_file(&path);
@@ -309,7 +310,7 @@ async fn run(
         _ = interrupt.recv() => {}
     }
     tracing::info!("ends");
-    let _ = fs::remove_file(addresses.socket_dir.join(format!(".s.PGSQL.{}", addresses.listen.port())));
+    let _ = fs::remove_file(socket_path(&addresses.socket_dir, addresses.listen.port()));
     let _ = fs::remove_file(path);
     Ok(())
 }

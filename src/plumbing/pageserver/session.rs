@@ -19,6 +19,7 @@ use super::socket::{Socket, Stream};
 use super::startup::{self, First, Session};
 use super::supervisor::{Lease, Supervisor};
 use crate::plumbing::postgres::server::Endpoint;
+use crate::plumbing::postgres::settings::socket_path;
 
 /// How long a client may take until it has said what it wants.
 const GREETING: Duration = Duration::from_secs(10);
@@ -58,7 +59,7 @@ impl Address {
             stream.set_nodelay(true)?;
             return Ok(Server::Tcp(stream));
         }
-        Ok(Server::Unix(UnixStream::connect(socket_dir.join(format!(".s.PGSQL.{port}"))).await?))
+        Ok(Server::Unix(UnixStream::connect(socket_path(socket_dir, *port)).await?))
     }
 }
 

@@ -235,16 +235,10 @@ impl Supervisor {
 
     /// Finds what a client means.
     fn find(&self, name: Option<String>) -> Result<Target, Refusal> {
-        let refuse = |error: CommandError| Refusal::new(SYSTEM_ERROR, error.text());
-        let repo = self.repo().map_err(refuse)?;
-        let name = match name {
-            None => {
-                return Ok(Target::Branch(
-                    repo.refs().head().map_err(|error| refuse(error.into()))?.short().to_owned(),
-                ));
-            }
-            Some(name) if name == "HEAD" => return self.find(None),
-            Some(name) => name,
+        let repo = self.repo().map_err(refusal)?;
+        let Some(name) = name.filter(|name| name != "HEAD") else {
+            let head = repo.refs().head().map_err(|error| refusal(error.into()))?;
+            return Ok(Target::Branch(head.short().to_owned()));
         };
         if let Ok(branch) = RefName::branch(&name)
             && let Ok(Some(Value::Branch(_))) = repo.refs().read(&branch)

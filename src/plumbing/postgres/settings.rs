@@ -177,10 +177,14 @@ pub fn own_loopback(dir: &Path) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(127, 1 + digest[0] % 254, digest[1], 1 + digest[2] % 254))
 }
 
+/// Returns the path of the unix socket that belongs to `port` in `dir`.
+pub fn socket_path(dir: &Path, port: u16) -> PathBuf {
+    dir.join(format!(".s.PGSQL.{port}"))
+}
+
 /// Returns whether nobody listens on `port` in `socket_dir` and at the address `tcp`.
 pub fn is_free(port: u16, socket_dir: &Path, tcp: Option<IpAddr>) -> bool {
-    let socket = socket_dir.join(format!(".s.PGSQL.{port}"));
-    let answers = std::os::unix::net::UnixStream::connect(socket).is_ok();
+    let answers = std::os::unix::net::UnixStream::connect(socket_path(socket_dir, port)).is_ok();
     !answers && tcp.is_none_or(|address| TcpListener::bind((address, port)).is_ok())
 }
 
@@ -193,7 +197,7 @@ pub fn remove_stale_socket(port: u16, socket_dir: &Path) {
     let owner = owner.lines().next().and_then(|pid| pid.trim().parse().ok());
     if owner.is_some_and(|pid| !super::server::is_alive(pid)) {
         let _ = fs::remove_file(lock);
-        let _ = fs::remove_file(socket_dir.join(format!(".s.PGSQL.{port}")));
+        let _ = fs::remove_file(socket_path(socket_dir, port));
     }
 }
 

@@ -5,6 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
+use tempfile::{NamedTempFile, TempDir};
+
 use super::durable;
 use super::format::{self, Config};
 use super::pg::Lsn;
@@ -48,17 +50,28 @@ pub struct Repo {
     tmp: OnceLock<Tmp>,
 }
 
-/// This process's folder in `tmp/`. The lock on it tells others that it is in use; it goes with
-/// the process, whatever ends that.
+/// This process's folder `tmp/NAME/`, and its lock `tmp/NAME.lock`: others see by that that it is in use,
+/// and it goes with the process, whatever ends that. The folder is there only while the lock file is, so it
+/// never looks abandoned for a moment, and never stays unnoticed.
 struct Tmp {
-    path: PathBuf,
-    _lock: File,
+    // In this order they are removed.
+    dir: TempDir,
+    _lock: NamedTempFile,
 }
 
-impl Drop for Tmp {
-    fn drop(&mut self) {
-        // What is left here is of no use to anybody; the next command would remove it as well.
-        let _ = fs::remove_dir_all(&self.path);
+impl Tmp {
+    /// Makes them in `tmp`.
+    fn make(tmp: &Path) -> io::Result<Tmp> {
+        loop {
+            let lock = tempfile::Builder::new().prefix("z-").suffix(".lock").tempfile_in(tmp)?;
+            lock.as_file().lock()?;
+            // Before it was locked, another process may have taken it for an orphan.
+            let name = lock.path().file_stem().filter(|_| lock.path().exists());
+            if let Some(name) = name {
+                let dir = tempfile::Builder::new().prefix(name).rand_bytes(0).tempdir_in(tmp)?;
+                return Ok(Tmp { dir, _lock: lock });
+            }
+        }
     }
 }
 
@@ -154,22 +167,16 @@ impl Repo {
     /// are gone.
     pub fn tmp(&self) -> Result<&Path, Error> {
         if let Some(tmp) = self.tmp.get() {
-            return Ok(&tmp.path);
+            return Ok(tmp.dir.path());
         }
-        let dir = self.dir.join("tmp");
+        let tmp = self.dir.join("tmp");
         let make = || {
-            fs::create_dir_all(&dir)?;
-            remove_orphans(&dir);
-            // Locked before it has its name, so that nobody takes it for an orphan.
-            let lock = tempfile::Builder::new().prefix("lock-").tempfile_in(&dir)?;
-            lock.as_file().lock()?;
-            let path = tempfile::Builder::new().prefix("new-").tempdir_in(&dir)?;
-            let file = durable::keep_as(lock, &path.path().join("lock"))?;
-            Ok(Tmp { path: path.keep(), _lock: file })
+            fs::create_dir_all(&tmp)?;
+            remove_orphans(&tmp)?;
+            Tmp::make(&tmp)
         };
-        // Another process may take the lock file for an orphan before it is locked; try again then.
-        let tmp = make().or_else(|_| make()).or_else(|_| make()).map_err(io_error("write in", &dir))?;
-        Ok(&self.tmp.get_or_init(|| tmp).path)
+        let made = make().map_err(io_error("write in", &tmp))?;
+        Ok(self.tmp.get_or_init(|| made).dir.path())
     }
 
     /// Returns what the pages of the repository's WAL must say.
@@ -258,23 +265,20 @@ impl Repo {
     }
 }
 
-fn remove_orphans(dir: &Path) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let lock = if path.is_dir() { path.join("lock") } else { path.clone() };
-        match File::open(&lock) {
-            Ok(file) if file.try_lock().is_err() => {}
-            Ok(_) if path.is_dir() => drop(fs::remove_dir_all(&path)),
-            Ok(_) => drop(fs::remove_file(&path)),
-            // Made this instant by somebody else, or left without its lock long ago.
-            Err(_) if is_old(&path) => drop(fs::remove_dir_all(&path)),
-            Err(_) => {}
+fn remove_orphans(tmp: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(tmp)?.flatten() {
+        let lock_path = entry.path().with_extension("lock");
+        // Held until both are gone.
+        let lock = match File::open(&lock_path) {
+            Ok(lock) if lock.try_lock().is_ok() => Some(lock),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            _ => continue,
+        };
+        // Another process may be faster. The folder goes first, so that it has a lock file as long as it is there.
+        let _ = fs::remove_dir_all(lock_path.with_extension(""));
+        if lock.is_some() {
+            let _ = fs::remove_file(&lock_path);
         }
     }
-}
-
-fn is_old(path: &Path) -> bool {
-    let age =
-        fs::metadata(path).and_then(|metadata| metadata.modified()).map(|time| time.elapsed().unwrap_or_default());
-    age.is_ok_and(|age| age.as_secs() > 3600)
+    Ok(())
 }

@@ -100,13 +100,17 @@ fn damaged_indexes_never_panic_and_never_give_wrong_data() {
 fn what_dead_processes_left_in_tmp_is_removed_and_what_live_ones_have_is_not() {
     let env = Env::init();
     let tmp = env.repo().join("tmp");
-    fs::create_dir(tmp.join("new-dead")).unwrap();
-    fs::write(tmp.join("new-dead/lock"), b"").unwrap();
-    fs::write(tmp.join("new-dead/z-half"), b"half").unwrap();
-    fs::create_dir(tmp.join("new-alive")).unwrap();
-    let lock = fs::File::create(tmp.join("new-alive/lock")).unwrap();
+    // Killed before the lock was taken, amid work, and while its folder was being removed.
+    fs::write(tmp.join("z-begun.lock"), b"").unwrap();
+    fs::create_dir(tmp.join("z-dead")).unwrap();
+    fs::write(tmp.join("z-dead.lock"), b"").unwrap();
+    fs::write(tmp.join("z-dead/z-half"), b"half").unwrap();
+    fs::create_dir(tmp.join("z-lockless")).unwrap();
+    fs::create_dir(tmp.join("z-alive")).unwrap();
+    let lock = fs::File::create(tmp.join("z-alive.lock")).unwrap();
     lock.lock().unwrap();
     env.run(["branch", "x"]).ok();
-    let left: Vec<_> = fs::read_dir(&tmp).unwrap().flatten().map(|entry| entry.file_name()).collect();
-    assert_eq!(left, ["new-alive"]);
+    let mut left: Vec<_> = fs::read_dir(&tmp).unwrap().flatten().map(|entry| entry.file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["z-alive", "z-alive.lock"]);
 }

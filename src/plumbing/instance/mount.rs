@@ -7,6 +7,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -80,12 +81,20 @@ fn open_lock(dir: &Path) -> Result<File, Error> {
 }
 
 impl Lock {
-    /// Takes the lock of `dir` and writes this process's pid into it. Fails while another one has it.
+    /// Takes the lock of `dir` and writes this process's pid into it. Fails while another process has it, unless that
+    /// one handed it over on standard input.
     pub fn take(dir: &Path) -> Result<Lock, Error> {
         let mut file = open_lock(dir)?;
-        file.try_lock().map_err(|_| Error::Busy(dir.join("data")))?;
+        let path = dir.join("lock");
+        let handed = io::stdin().as_fd().try_clone_to_owned().map(File::from).map_err(Error::io("open", &path))?;
+        let identity = |file: &File| file.metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok();
+        if identity(&handed) == identity(&file) {
+            file = handed;
+        } else {
+            file.try_lock().map_err(|_| Error::Busy(dir.join("data")))?;
+        }
         let written = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
-        written.map_err(Error::io("write", &dir.join("lock")))?;
+        written.map_err(Error::io("write", &path))?;
         Ok(Lock(file))
     }
 }
@@ -139,6 +148,10 @@ pub fn mount(repo: &Repo, dir: &Path, wanted: &Wanted) -> Result<(), Error> {
     let mut command = background(repo, wanted.log).map_err(Error::io("run", program))?;
     command.args(["mount-datadir", "--with-server"]).args(wanted.hydrate.then_some("--hydrate"));
     command.arg(wanted.snapshot.to_string()).arg(dir).stdout(Stdio::piped());
+    // It has the lock from its first instant on: should this process die now, the next one finds that one.
+    let lock = open_lock(dir)?;
+    lock.try_lock().map_err(|_| Error::Busy(dir.join("data")))?;
+    command.stdin(lock);
     // Frames come and go on all of its threads: with a heap for each, glibc keeps twice the memory.
     command.env("MALLOC_ARENA_MAX", "2");
     let mut child = command.spawn().map_err(Error::io("run", program))?;
@@ -180,29 +193,28 @@ pub fn unmount(dir: &Path) -> Result<(), Error> {
     }
     let data = dir.join("data");
     let begun = Instant::now();
-    while is_mounted(&data) {
-        detach(&data)?;
-        if begun.elapsed() > PATIENCE {
-            return Err(Error::Stays { dir: data, source: io::ErrorKind::ResourceBusy.into() });
-        }
-    }
-    if !dir.join("lock").exists() {
-        return Ok(());
-    }
     let mut lock = open_lock(dir)?;
-    while lock.try_lock().is_err() {
+    loop {
+        // The process may be about to mount.
+        detach(&data)?;
+        if !is_mounted(&data) && lock.try_lock().is_ok() {
+            return Ok(());
+        }
         if begun.elapsed() > PATIENCE {
-            // A reader that holds on keeps it alive; what was acknowledged is durable without its help.
-            let mut pid = String::new();
-            let _ = lock.read_to_string(&mut pid);
-            if let Some(pid) = pid.trim().parse().ok().filter(|pid| *pid > 1) {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
-            lock.lock().map_err(Error::io("lock", &dir.join("lock")))?;
             break;
         }
         sleep(PAUSE);
     }
+    if is_mounted(&data) {
+        return Err(Error::Stays { dir: data, source: io::ErrorKind::ResourceBusy.into() });
+    }
+    // A reader that holds on keeps it alive; what was acknowledged is durable without its help.
+    let mut pid = String::new();
+    let _ = lock.read_to_string(&mut pid);
+    if let Some(pid) = pid.trim().parse().ok().filter(|pid| *pid > 1) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    lock.lock().map_err(Error::io("lock", &dir.join("lock")))?;
     Ok(())
 }
 

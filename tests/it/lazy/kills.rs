@@ -100,3 +100,42 @@ fn a_file_system_without_its_server_goes_away() {
     env.run(["start"]).ok();
     assert_lazy(&env, "main");
 }
+
+/// Returns the process that another one has begun for a data directory.
+fn begun_by(pid: u32) -> Option<Pid> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+    let children = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    let pids: Vec<i32> =
+        children.flat_map(|list| list.split(' ').filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect();
+    let is_one = |pid: &i32| {
+        std::fs::read(format!("/proc/{pid}/cmdline"))
+            .is_ok_and(|line| line.windows(13).any(|word| word == b"mount-datadir"))
+    };
+    pids.into_iter().find(is_one).map(Pid::from_raw)
+}
+
+#[test]
+fn a_file_system_whose_start_is_killed_before_it_mounts_does_not_stay() {
+    let env = Env::init();
+    for _ in 0..5 {
+        let mut start = env.command(["start"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let files = loop {
+            if let Some(files) = begun_by(start.id()) {
+                break files;
+            }
+            assert!(start.try_wait().unwrap().is_none(), "it began none");
+        };
+        kill(files, Signal::SIGSTOP).unwrap();
+        start.kill().unwrap();
+        start.wait().unwrap();
+        let next = env.command(["start"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        kill(files, Signal::SIGCONT).unwrap();
+        assert!(next.wait_with_output().unwrap().status.success());
+        assert_eq!(mounts(&env).len(), 1);
+        env.run(["stop"]).ok();
+        assert_eq!(mounts(&env), Vec::<String>::new());
+        let left = std::fs::read_dir(env.repo().join("datadirs")).unwrap().count();
+        assert_eq!((left, zenith::plumbing::postgres::server::is_alive(files.as_raw())), (0, false));
+    }
+}

@@ -172,6 +172,11 @@ impl Cx {
         }
     }
 
+    /// Makes standard output one for bytes that are no text.
+    pub fn print_bytes(&mut self) {
+        self.out = ui::binary_stdout();
+    }
+
     /// Prints a value as one line of JSON.
     pub fn json(&mut self, value: &impl serde::Serialize) -> CmdResult {
         serde_json::to_writer(&mut self.out, value).map_err(std::io::Error::from)?;

@@ -83,6 +83,11 @@ pub fn stdout() -> Box<dyn Write> {
     Box::new(io::BufWriter::new(anstream::AutoStream::auto(io::stdout())))
 }
 
+/// Returns standard output, buffered, for bytes that are no text: nothing in them is a colour.
+pub fn binary_stdout() -> Box<dyn Write> {
+    Box::new(io::BufWriter::new(io::stdout()))
+}
+
 impl Progress for Ui {
     fn start(&self, what: &str, total_bytes: u64) {
         let mut bar = self.bar.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

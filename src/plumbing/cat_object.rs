@@ -56,6 +56,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         return Ok(writeln!(cx.out, "{}", content.len())?);
     }
     if !args.pretty || kind == Kind::Frame {
+        cx.print_bytes();
         return Ok(cx.out.write_all(&content)?);
     }
     match kind {

@@ -33,6 +33,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         _ => return Err(CommandError::refused("there is no WAL from there on")),
     };
     let mut buffer = vec![0; 1 << 20];
+    cx.print_bytes();
     while at < end.lsn {
         let wanted = buffer.len().min(usize::try_from(end.lsn.since(at)).unwrap_or(usize::MAX));
         let read = wal.read(at, &mut buffer[..wanted])?;

@@ -11,6 +11,7 @@ use zenith::objects::snapshot::{Node, Snapshot};
 use zenith::objects::store::Store;
 use zenith::objects::store::file::StoredFile;
 use zenith::objects::timeline::TimelineId;
+use zenith::objects::{Kind, ObjectId};
 use zenith::plumbing::datadir::restore::restore;
 use zenith::plumbing::datadir::scan::Scan;
 use zenith::plumbing::datadir::write::{Statistics, TreeWriter};
@@ -158,6 +159,14 @@ fn what_a_restore_reads_is_what_rev_list_lists() {
     assert_eq!(all.difference(&listed).count(), 0);
     let wal = env.command(["cat-wal", "main"]).output().unwrap().stdout;
     assert!(wal.len() > 1 << 20);
+    // Bytes come out as they are, escape sequences and all.
+    for id in repo.store().ids().unwrap() {
+        let object = repo.store().read(&id).unwrap();
+        if object.kind == Kind::Wal || object.content.contains(&0x1B) {
+            let printed = env.command(["cat-object", &id.to_string()]).output().unwrap().stdout;
+            assert_eq!(ObjectId::of(object.kind, &printed), id);
+        }
+    }
 }
 
 #[test]

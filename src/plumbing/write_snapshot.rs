@@ -350,13 +350,26 @@ fn seal_for(
         }
     };
     if is_root {
-        let root = Root { first: start.segment_start(size), record: start };
+        let first = start.segment_start(size);
+        let before_page = last_end(segments(), expected, first, start.page_start());
+        let root = Root { first, record: start, before_page };
         let sealed = seal(repo, timeline, segments(), Some(root), Upto::Record(consistent))?;
         if sealed.tip < consistent {
             return Err(Error::NoWal(cluster.name.clone(), sealed.tip).into());
         }
     }
     Ok(consistent)
+}
+
+/// Returns where the last record at or before `upto` ends, reading from `first` on, where a segment begins.
+fn last_end(segments: Segments, expected: Expected, first: Lsn, upto: Lsn) -> Option<Lsn> {
+    let mut reader = WalReader::seek(segments, expected, first).ok()?;
+    let mut end = None;
+    while reader.position_lsn() <= upto {
+        end = Some(reader.position_lsn());
+        reader.read().ok()?;
+    }
+    end
 }
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {

@@ -41,7 +41,8 @@ pub fn restore(repo: &Repo, position: Position, dir: &Path, progress: &dyn Progr
     datadir::restore::restore(repo.store(), &snapshot, dir, progress)?;
     let wal = dir.join("pg_wal");
     fs::create_dir_all(wal.join("archive_status"))?;
-    lay_out(repo, snapshot.start, position, snapshot.postgres_timeline, &wal, &mut |_| {})?;
+    let beginning = lay_out(repo, snapshot.start, position, snapshot.postgres_timeline, &wal, &mut |_| {})?;
+    beginning.map_or(Ok(()), |beginning| beginning.fill(repo))?;
     write_backup_label(dir, &snapshot, Readable::AtTheEnd)?;
     let has_tablespaces = snapshot.entries.iter().any(|entry| entry.path.starts_with(b"pg_tblspc/"));
     if has_tablespaces {

@@ -29,6 +29,11 @@ impl Lsn {
         Lsn(self.0 - u64::from(self.segment_offset(segment_size)))
     }
 
+    /// Returns the first position of the page of WAL that holds this position.
+    pub fn page_start(self) -> Lsn {
+        Lsn(self.0 - self.0 % super::wal::PAGE as u64)
+    }
+
     /// Returns the position `bytes` further on; stays at [`Lsn::MAX`] rather than wrap.
     pub fn plus(self, bytes: u64) -> Lsn {
         Lsn(self.0.saturating_add(bytes))

@@ -437,25 +437,34 @@ pub fn segment_start(bytes: &[u8]) -> Result<SegmentStart, WalError> {
     Ok(SegmentStart { lsn, expected, timeline: u32_at(4) })
 }
 
+/// Returns the header of the segment that begins at `lsn`, 40 bytes, as if no record came over from the one before.
+pub fn segment_header(expected: &Expected, lsn: Lsn, timeline: u32) -> Vec<u8> {
+    let mut bytes = page_header(expected, lsn, timeline, HAS_LONG_HEADER, 0);
+    bytes.extend(expected.system_identifier.to_le_bytes());
+    bytes.extend(expected.segment_size.to_le_bytes());
+    bytes.extend((PAGE as u32).to_le_bytes());
+    bytes
+}
+
+/// Returns the header that every page has, 24 bytes.
+fn page_header(expected: &Expected, lsn: Lsn, timeline: u32, flags: u16, remaining: u32) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(LONG_HEADER);
+    bytes.extend(expected.version.wal_magic.to_le_bytes());
+    bytes.extend(flags.to_le_bytes());
+    bytes.extend(timeline.to_le_bytes());
+    bytes.extend(lsn.0.to_le_bytes());
+    bytes.extend(remaining.to_le_bytes());
+    bytes.extend([0; 4]);
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A page header for `lsn`, short or, at the start of a segment, long.
-    fn header(lsn: u64, flags: u16, remaining: u32) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        bytes.extend(0xD110u16.to_le_bytes());
-        bytes.extend(flags.to_le_bytes());
-        bytes.extend(1u32.to_le_bytes());
-        bytes.extend(lsn.to_le_bytes());
-        bytes.extend(remaining.to_le_bytes());
-        bytes.extend([0; 4]);
-        if flags & HAS_LONG_HEADER != 0 {
-            bytes.extend(7u64.to_le_bytes());
-            bytes.extend((1u32 << 20).to_le_bytes());
-            bytes.extend(8192u32.to_le_bytes());
-        }
-        bytes
+    fn expected() -> Expected {
+        let version = Version::of_major(15).unwrap();
+        Expected { version, segment_size: 1 << 20, system_identifier: 7 }
     }
 
     /// A segment with one record that ends `beyond` bytes into the second page's content.
@@ -465,21 +474,20 @@ mod tests {
         record[..4].copy_from_slice(&(length as u32).to_le_bytes());
         let crc = crc32c(&[&record[HEADER..], &record[..20]]);
         record[20..24].copy_from_slice(&crc.to_le_bytes());
-        let mut wal = header(1 << 20, HAS_LONG_HEADER, 0);
+        let start = Lsn(1 << 20);
+        let mut wal = segment_header(&expected(), start, 1);
         wal.extend(&record[..PAGE - LONG_HEADER]);
-        wal.extend(header((1 << 20) + 8192, FIRST_IS_CONTINUED, beyond as u32));
+        wal.extend(page_header(&expected(), start.plus(8192), 1, FIRST_IS_CONTINUED, beyond as u32));
         wal.extend(&record[PAGE - LONG_HEADER..]);
         wal
     }
 
     #[test]
     fn wal_may_end_just_behind_a_page_header() {
-        let version = Version::of_major(15).unwrap();
-        let expected = Expected { version, segment_size: 1 << 20, system_identifier: 7 };
         for beyond in [8, 16, 24] {
             let wal = two_pages(beyond);
             let source = Memory { start: Lsn(1 << 20), bytes: &wal };
-            let mut reader = WalReader::new(source, expected, Lsn(1 << 20));
+            let mut reader = WalReader::new(source, expected(), Lsn(1 << 20));
             let end = reader.read().unwrap().end;
             assert_eq!(end, Lsn((1 << 20) + wal.len() as u64));
             assert!(matches!(reader.read().unwrap_err().what, What::End));
@@ -488,12 +496,10 @@ mod tests {
 
     #[test]
     fn a_flipped_bit_in_a_record_is_a_wrong_checksum() {
-        let version = Version::of_major(15).unwrap();
-        let expected = Expected { version, segment_size: 1 << 20, system_identifier: 7 };
         let mut wal = two_pages(8);
         wal[5000] ^= 1;
         let source = Memory { start: Lsn(1 << 20), bytes: &wal };
-        let error = WalReader::new(source, expected, Lsn(1 << 20)).read().unwrap_err();
+        let error = WalReader::new(source, expected(), Lsn(1 << 20)).read().unwrap_err();
         assert!(matches!(error.what, What::Checksum { .. }), "{error}");
     }
 }

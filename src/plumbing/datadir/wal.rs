@@ -1,17 +1,17 @@
 //! Between a timeline's sealed WAL and PostgreSQL's segment files.
 
 use std::fs::File;
-use std::io::Write;
-use std::path::Path;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 
 use super::Error;
 use crate::objects::pg::record::Record;
-use crate::objects::pg::wal::{WalError, WalReader, WalSource, What};
+use crate::objects::pg::wal::{self as pages, WalError, WalReader, WalSource, What};
 use crate::objects::pg::{Lsn, segment};
 use crate::objects::repo::{self, Repo};
 use crate::objects::timeline::log::{Line, WalInterval};
 use crate::objects::timeline::wal::{Segments, TimelineWal};
-use crate::objects::timeline::{self, Position, TimelineId};
+use crate::objects::timeline::{self, Position, Timeline, TimelineId};
 use crate::objects::{Kind, wal};
 
 /// WAL cannot be sealed or laid out.
@@ -47,6 +47,8 @@ pub enum Upto {
 pub struct Root {
     pub first: Lsn,
     pub record: Lsn,
+    /// The end of the last record at or before the page in which that one begins, if it is known.
+    pub before_page: Option<Lsn>,
 }
 
 /// What has been sealed.
@@ -90,19 +92,29 @@ pub fn seal(
     let mut reader = WalReader::new(open(Some(active))?, repo.expected_wal(), whole);
     let mut bytes = open(Some(copies))?;
     let mut intervals = 0;
+    let mut add = |start, end, whole, commit_us| {
+        let object = store(repo, &mut bytes, start, end, id)?;
+        log.append(Line::Wal(WalInterval { start, end, object, whole, commit_us }))?;
+        intervals += 1;
+        Ok::<_, WalFilesError>(())
+    };
+    // A server will be started at that record.
+    if let Some(Root { first, record, before_page: Some(before) }) = root.filter(|root| root.first == sealed)
+        && record.page_start().since(first) >= LONG
+    {
+        sealed = record.page_start();
+        add(first, sealed, before, None)?;
+    }
     loop {
         // One interval at a time: to the end of the segment, or to the last whole record.
         let boundary = sealed.segment_start(size).plus(u64::from(size));
-        let (mut commit_us, mut ended) = (None, None);
-        loop {
-            if whole >= limit.min(boundary) {
-                break;
-            }
+        let mut scan = Scan::new(sealed, whole);
+        let mut ended = None;
+        while scan.whole < limit.min(boundary) {
             match reader.peek() {
                 Ok(record) if record.end > limit.min(boundary) => break,
                 Ok(record) => {
-                    whole = record.end;
-                    commit_us = commit_us.max(record.commit().map(|commit| commit.time_us));
+                    scan.add(&record);
                     reader.advance();
                 }
                 Err(error) => {
@@ -111,6 +123,7 @@ pub fn seal(
                 }
             }
         }
+        whole = scan.whole;
         // A record goes on beyond the boundary, or the WAL ends before it.
         let crosses = ended.is_none();
         let end = match end_of_segment {
@@ -130,16 +143,72 @@ pub fn seal(
         if end <= sealed {
             break;
         }
-        let interval =
-            WalInterval { start: sealed, end, object: store(repo, &mut bytes, sealed, end, id)?, whole, commit_us };
-        log.append(Line::Wal(interval))?;
-        intervals += 1;
+        for (start, end, whole, commit_us) in scan.intervals(sealed, end, boundary) {
+            add(start, end, whole, commit_us)?;
+        }
         sealed = end;
         if sealed >= limit || (end_of_segment.is_none() && end != boundary) {
             break;
         }
     }
     Ok(Sealed { sealed, tip: whole, intervals })
+}
+
+/// WAL that ends amid a segment, and is longer than this, is sealed as two intervals, of which the second one is the
+/// page of the last record: a server that is started there waits for that one only. Bytes.
+const LONG: u64 = 256 << 10;
+
+/// The records of an interval that is being sealed.
+struct Scan {
+    /// End of the last one.
+    whole: Lsn,
+    /// Time of the latest commit.
+    commit_us: Option<i64>,
+    /// The same before the last one.
+    before: (Lsn, Option<i64>),
+    last_us: Option<i64>,
+    /// The page in which the last one begins; what had ended up to there, and the latest commit since.
+    page: Lsn,
+    upto_page: (Lsn, Option<i64>),
+    since_page_us: Option<i64>,
+}
+
+impl Scan {
+    /// Begins at `start`, where the last whole record ended at `whole`.
+    fn new(start: Lsn, whole: Lsn) -> Scan {
+        let nothing = (whole, None);
+        let (commit_us, last_us, since_page_us) = (None, None, None);
+        Scan { whole, commit_us, before: nothing, last_us, page: start, upto_page: nothing, since_page_us }
+    }
+
+    fn add(&mut self, record: &Record) {
+        let page = record.start.page_start();
+        let all = (self.whole, self.commit_us);
+        if page > self.page {
+            // The record before may have ended in this page already; the one before that has not.
+            let ended = self.whole <= page;
+            (self.upto_page, self.since_page_us) = if ended { (all, None) } else { (self.before, self.last_us) };
+            self.page = page;
+        }
+        self.before = all;
+        self.last_us = record.commit().map(|commit| commit.time_us);
+        self.since_page_us = self.since_page_us.max(self.last_us);
+        (self.whole, self.commit_us) = (record.end, self.commit_us.max(self.last_us));
+    }
+
+    /// Returns start, end, last whole record and latest commit of each interval to seal from `start` to `end`, in
+    /// the segment that ends at `boundary`.
+    fn intervals(&self, start: Lsn, end: Lsn, boundary: Lsn) -> Vec<(Lsn, Lsn, Lsn, Option<i64>)> {
+        if end == boundary || self.page.since(start) < LONG {
+            return vec![(start, end, self.whole, self.commit_us)];
+        }
+        let (whole, commit_us) = self.upto_page;
+        if whole > self.page {
+            // Where the reading began is all that is known.
+            return vec![(start, end, self.whole, self.commit_us)];
+        }
+        vec![(start, self.page, whole, commit_us), (self.page, end, self.whole, self.since_page_us)]
+    }
 }
 
 /// Returns whether a record could not be read only because it goes on beyond `boundary`, where
@@ -173,11 +242,62 @@ fn store(
 }
 
 /// How much of a segment is in hand at a time, bytes.
-const PART: usize = 256 << 10;
+const PART: u64 = 256 << 10;
+
+/// The beginning of the first segment that was laid out, up to the page in which the replay begins. PostgreSQL reads
+/// nothing of it but the header of the segment, which is there: it may be filled in while it starts.
+#[derive(Debug)]
+#[must_use = "the first segment is not whole before this is filled in"]
+pub struct Beginning {
+    path: PathBuf,
+    timeline: TimelineId,
+    from: Lsn,
+    to: Lsn,
+}
+
+impl Beginning {
+    /// Fills it in, not durable yet.
+    pub fn fill(&self, repo: &Repo) -> Result<(), WalFilesError> {
+        let mut source = Source::open(repo, self.timeline, self.from)?;
+        let mut file = File::options().write(true).open(&self.path).map_err(Error::io("open", &self.path))?;
+        source.copy(self.from, self.to, &mut file, &self.path)
+    }
+}
+
+/// Sealed WAL to copy from.
+struct Source<'a> {
+    wal: TimelineWal<'a>,
+    timeline: Timeline,
+}
+
+impl Source<'_> {
+    fn open(repo: &Repo, timeline: TimelineId, from: Lsn) -> Result<Source<'_>, WalFilesError> {
+        let timeline = repo.timelines().read(timeline)?;
+        Ok(Source { wal: TimelineWal::open(repo.store(), repo.timelines(), &timeline, from, None)?, timeline })
+    }
+
+    /// Writes the WAL from `from` to `to`, where `file` stands.
+    fn copy(&mut self, from: Lsn, to: Lsn, file: &mut File, path: &Path) -> Result<(), WalFilesError> {
+        let (mut at, mut buffer) = (from, vec![0; to.since(from).min(PART) as usize]);
+        while at < to {
+            let part = &mut buffer[..to.since(at).min(PART) as usize];
+            let damaged =
+                |what| WalFilesError::Damaged { timeline: self.timeline.id, source: WalError { lsn: at, what } };
+            if self.wal.read(at, part).map_err(|error| damaged(What::Io(error)))? < part.len() {
+                return Err(damaged(What::End));
+            }
+            file.write_all(part).map_err(Error::io("write", path))?;
+            at = at.plus(part.len() as u64);
+        }
+        Ok(())
+    }
+}
 
 /// Lays out the WAL from the segment of `from` to `upto` as segment files in `dir`, not durable yet; what
 /// lies behind `upto` in the last one is zeroes, which end PostgreSQL's recovery. Checks every
 /// record as it lies there, shows it to `visit`, and refuses those that would touch another server's tablespace.
+/// Returns what is still to be filled in of the first segment, if `from` lies further on in it. Costs the WAL from
+/// `from` on and the interval in which that lies.
 pub fn lay_out(
     repo: &Repo,
     from: Lsn,
@@ -185,40 +305,40 @@ pub fn lay_out(
     postgres_timeline: u32,
     dir: &Path,
     visit: &mut dyn FnMut(&Record),
-) -> Result<(), WalFilesError> {
-    let timeline = repo.timelines().read(upto.timeline)?;
+) -> Result<Option<Beginning>, WalFilesError> {
     let size = repo.config().wal_segment_size;
-    let first = from.segment_start(size);
-    let mut source = TimelineWal::open(repo.store(), repo.timelines(), &timeline, first, None)?;
-    if source.start().is_none_or(|start| start > first) || timeline.sealed() < upto.lsn {
-        return Err(WalFilesError::Missing { timeline: timeline.id, from: first, to: upto.lsn });
+    let (first, page) = (from.segment_start(size), from.page_start());
+    let mut source = Source::open(repo, upto.timeline, first)?;
+    let timeline = source.timeline.id;
+    if source.wal.start().is_none_or(|start| start > first) || source.timeline.sealed() < upto.lsn {
+        return Err(WalFilesError::Missing { timeline, from: first, to: upto.lsn });
     }
-    let (mut start, mut buffer) = (first, vec![0; PART]);
-    while start < upto.lsn {
-        let path = dir.join(segment::file_name(postgres_timeline, start, size));
+    let path_of = |start| dir.join(segment::file_name(postgres_timeline, start, size));
+    let mut at = page;
+    while at < upto.lsn {
+        let start = at.segment_start(size);
+        let path = path_of(start);
+        let write = Error::io("write", &path);
         let mut file = File::create(&path).map_err(Error::io("create", &path))?;
-        let (mut at, end) = (start, upto.lsn.min(start.plus(u64::from(size))));
-        while at < end {
-            let part = &mut buffer[..end.since(at).min(PART as u64) as usize];
-            let damaged = |what| WalFilesError::Damaged { timeline: timeline.id, source: WalError { lsn: at, what } };
-            if source.read(at, part).map_err(|error| damaged(What::Io(error)))? < part.len() {
-                return Err(damaged(What::End));
-            }
-            file.write_all(part).map_err(Error::io("write", &path))?;
-            at = at.plus(part.len() as u64);
+        file.set_len(u64::from(size)).map_err(write)?;
+        if at > start {
+            let header = pages::segment_header(&repo.expected_wal(), start, postgres_timeline);
+            file.write_all(&header).map_err(Error::io("write", &path))?;
+            file.seek(SeekFrom::Start(at.since(start))).map_err(Error::io("write", &path))?;
         }
-        file.set_len(u64::from(size)).map_err(Error::io("write", &path))?;
-        start = start.plus(u64::from(size));
+        let end = upto.lsn.min(start.plus(u64::from(size)));
+        source.copy(at, end, &mut file, &path)?;
+        at = end;
     }
-    drop(source);
     let segments = Segments::new(dir.to_owned(), postgres_timeline, size);
     let mut reader = WalReader::new(segments, repo.expected_wal(), from);
     while reader.position_lsn() < upto.lsn {
-        let record = reader.read().map_err(|source| WalFilesError::Damaged { timeline: timeline.id, source })?;
+        let record = reader.read().map_err(|source| WalFilesError::Damaged { timeline, source })?;
         if let Some((oid, path)) = record.tablespace_create().filter(|(_, path)| !path.is_empty()) {
             return Err(WalFilesError::Tablespace { oid, path });
         }
         visit(&record);
     }
-    Ok(())
+    let beginning = Beginning { path: path_of(first), timeline, from: first, to: page };
+    Ok(Some(beginning).filter(|beginning| beginning.from < beginning.to))
 }

@@ -80,7 +80,11 @@ fn prepare_and_run(
         laid_out.fetch(repo, data);
     }
     account.own(repo.dir())?;
-    run_server(cx, instance, id, wish)?;
+    std::thread::scope(|scope| {
+        let completed = scope.spawn(|| laid_out.complete(repo));
+        run_server(cx, instance, id, wish)?;
+        completed.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
     // It lets readers in as soon as its files are consistent, before it is there.
     server::wait_for_replay(&instance.endpoint(repo)?, position.lsn, &instance.log(repo), *progress)?;
     instance.write(repo)?;

@@ -15,7 +15,7 @@ use crate::objects::timeline::{Position, TimelineId};
 use crate::objects::{ObjectId, Repo, durable};
 use crate::plumbing::datadir::local;
 use crate::plumbing::datadir::reflink::restore_or_clone;
-use crate::plumbing::datadir::wal::lay_out;
+use crate::plumbing::datadir::wal::{Beginning, lay_out};
 use crate::plumbing::fork_timeline::fork_timeline_as;
 use crate::plumbing::postgres::find::Binaries;
 use crate::plumbing::postgres::recovery::{self, Readable};
@@ -97,7 +97,7 @@ pub fn start(cx: &Context, name: &str, wish: Wish) -> Result<Outcome, CommandErr
     let timeline = TimelineId::random();
     let mut epoch = Epoch { cx, branch: &branch, parent, timeline, instance: &mut instance, kept: false };
     let laid_out = epoch.prepare(from, wish)?;
-    epoch.run(wish)?;
+    epoch.run(&laid_out, wish)?;
     drop(epoch);
     Ok(Outcome::fresh(instance, from, laid_out))
 }
@@ -190,6 +190,8 @@ pub(super) struct LaidOut {
     /// Why the files were restored.
     pub refused: Option<String>,
     plan: Plan,
+    /// What is to be filled in of the WAL.
+    beginning: Option<Beginning>,
 }
 
 /// Lays out in `dir/data` the files of the newest snapshot before `upto`, and in `wal_dir` the WAL from there on;
@@ -209,19 +211,20 @@ pub(super) fn lay_out_all(
     let snapshot = repo.store().snapshot(&line.object)?;
     fs::create_dir_all(dir)?;
     fs::create_dir_all(wal_dir)?;
-    let (refused, plan) = std::thread::scope(|scope| {
+    let (refused, plan, beginning) = std::thread::scope(|scope| {
         let wal = scope.spawn(|| {
             let mut plan = Plan::default();
             let mut visit = |record: &Record| plan.add_record(&snapshot, record);
-            lay_out(repo, snapshot.start, upto, snapshot.postgres_timeline, wal_dir, &mut visit).map(|()| plan)
+            let laid_out = lay_out(repo, snapshot.start, upto, snapshot.postgres_timeline, wal_dir, &mut visit);
+            laid_out.map(|beginning| (plan, beginning))
         });
         let refused = show_files(cx, log, &line.object, &snapshot, dir, wish);
-        let plan = wal.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        Ok::<_, CommandError>((refused?, plan))
+        let (plan, beginning) = wal.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok::<_, CommandError>((refused?, plan, beginning))
     })?;
     recovery::link_wal(&dir.join("data"), wal_dir)?;
     let replayed = upto.lsn.since(snapshot.start);
-    Ok(LaidOut { snapshot, id: line.object, replayed, refused, plan })
+    Ok(LaidOut { snapshot, id: line.object, replayed, refused, plan, beginning })
 }
 
 /// Mounts the snapshot's files at `dir/data`, or restores them there. Returns why they were restored, if that was
@@ -265,6 +268,12 @@ impl LaidOut {
         plan.add_noted(repo, &self.id);
         std::thread::spawn(move || plan.fetch(&data));
     }
+
+    /// Fills in what no start needs of the WAL.
+    pub fn complete(&self, repo: &Repo) -> CmdResult {
+        let Some(beginning) = &self.beginning else { return Ok(()) };
+        Ok(beginning.fill(repo)?)
+    }
 }
 
 /// An epoch that is being opened. Dropping it undoes all of that, unless it is kept: the branch
@@ -302,8 +311,10 @@ impl Epoch<'_> {
         Ok(laid_out)
     }
 
-    /// Makes the WAL durable that was laid out: from then on PostgreSQL can go on by itself after a crash.
-    fn make_durable(repo: &Repo, timeline: TimelineId) -> CmdResult {
+    /// Completes the WAL that was laid out and makes it durable: from then on PostgreSQL can go on by itself after
+    /// a crash.
+    fn make_durable(repo: &Repo, timeline: TimelineId, laid_out: &LaidOut) -> CmdResult {
+        laid_out.complete(repo)?;
         durable::sync_tree(&repo.timelines().wal_dir(timeline))?;
         let dir = repo.datadir(timeline);
         if mount::is_mounted(&dir.join("data")) {
@@ -313,7 +324,7 @@ impl Epoch<'_> {
     }
 
     /// Moves the branch to the epoch's timeline and starts the server.
-    fn run(&mut self, wish: Wish) -> Result<(), CommandError> {
+    fn run(&mut self, laid_out: &LaidOut, wish: Wish) -> Result<(), CommandError> {
         let Context { repo, signature, .. } = self.cx;
         let (old, new) = (Value::Branch(self.parent), Value::Branch(self.timeline));
         let signature = Signature { why: format!("start: {}", self.instance.name), ..(*signature).clone() };
@@ -321,7 +332,7 @@ impl Epoch<'_> {
         std::thread::scope(|scope| {
             let timeline = self.timeline;
             // Where this fails, a crash means to begin afresh.
-            scope.spawn(move || Epoch::make_durable(repo, timeline));
+            scope.spawn(move || Epoch::make_durable(repo, timeline, laid_out));
             run_server(self.cx, self.instance, timeline, wish)
         })?;
         // Clients may have come already.

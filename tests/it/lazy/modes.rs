@@ -4,6 +4,8 @@ use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use zenith::objects::pg::Lsn;
+
 use super::{assert_lazy, datadir, mounts};
 use crate::support::{Env, checked};
 
@@ -195,4 +197,23 @@ fn a_start_fetches_what_the_last_one_read() {
         assert!(Instant::now() < patience, "of {path} only {numbers:?} bytes are there");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+#[test]
+fn a_start_completes_the_segment_that_it_begins_in() {
+    let env = Env::init();
+    let log = env.run(["cat-timeline", "main"]).ok();
+    let intervals: Vec<Vec<&str>> =
+        log.lines().filter_map(|line| Some(line.strip_prefix("wal ")?.split(' ').collect())).collect();
+    let lsn = |text: &str| text.parse::<Lsn>().unwrap();
+    // What initdb wrote is long, so its last page lies apart, for a start to begin with.
+    let last = intervals.last().unwrap();
+    assert_eq!((intervals.len(), lsn(last[0]).0 % 8192), (2, 0), "{log}");
+    assert!(lsn(last[1]).since(lsn(last[0])) <= 16384, "{log}");
+    env.run(["start"]).ok();
+    let sealed = env.command(["cat-wal", "main"]).output().unwrap().stdout;
+    let wal_dir = fs::canonicalize(datadir(&env, "main").join("data/pg_wal")).unwrap();
+    let segment = fs::read(wal_dir.join("000000010000000000000001")).unwrap();
+    assert!(sealed.len() > 1 << 20 && segment.len() == 16 << 20);
+    assert!(segment.starts_with(&sealed), "what lies before the start is not what was sealed");
 }

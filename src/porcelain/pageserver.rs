@@ -250,6 +250,13 @@ fn logs(cx: &mut Cx, repo: &Repo, follow: bool, lines: usize) -> CmdResult {
     }
 }
 
+/// Returns a word of a systemd unit's command line (systemd.syntax(7), systemd.service(5)).
+fn systemd_word(text: &str) -> String {
+    let replace = |text: String, (from, to): (&str, &str)| text.replace(from, to);
+    let escapes = [("\\", "\\\\"), ("\"", "\\\""), ("%", "%%"), ("$", "$$")];
+    format!("\"{}\"", escapes.into_iter().fold(text.to_owned(), replace))
+}
+
 fn unit(cx: &mut Cx, repo: &Repo, manager: Option<Manager>) -> CmdResult {
     let here = if cfg!(target_os = "macos") { Manager::Launchd } else { Manager::Systemd };
     let program = std::env::current_exe()?;
@@ -258,12 +265,13 @@ fn unit(cx: &mut Cx, repo: &Repo, manager: Option<Manager>) -> CmdResult {
         Manager::Systemd => writeln!(
             cx.out,
             "# ~/.config/systemd/user/zenith.service; then: systemctl --user enable --now zenith\n\
-             [Unit]\nDescription=zenith page server of {place}\n\n\
-             [Service]\nEnvironment=MALLOC_ARENA_MAX=2 MALLOC_MMAP_THRESHOLD_=1048576\nExecStart=\"{}\" --repo \"{}\" pageserver start --foreground\n\
+             [Unit]\nDescription=zenith page server of {}\n\n\
+             [Service]\nEnvironment=MALLOC_ARENA_MAX=2 MALLOC_MMAP_THRESHOLD_=1048576\nExecStart={} --repo {} pageserver start --foreground\n\
              # The servers that it started go on without it.\nKillMode=process\nRestart=on-failure\n\n\
              [Install]\nWantedBy=default.target",
-            program.replace('%', "%%"),
             place.replace('%', "%%"),
+            systemd_word(&program),
+            systemd_word(&place),
         )?,
         Manager::Launchd => {
             let escape = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;");

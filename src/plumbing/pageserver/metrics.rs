@@ -10,8 +10,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-/// Upper bounds of a cold start's buckets, seconds.
-const COLD_START: [f64; 10] = [0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 1.0, 2.0, 5.0, 30.0];
+/// Upper bounds of the buckets of starts and stops, seconds.
+const DURATIONS: [f64; 10] = [0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 1.0, 2.0, 5.0, 30.0];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Code {
@@ -38,6 +38,7 @@ pub struct Metrics {
     pub refused: Family<Code, Counter>,
     pub cancels: Counter,
     pub cold_start: Histogram,
+    pub stop: Histogram,
     pub anonymous_starts: Counter,
     pub anonymous_refused: Counter,
     pub bytes: Family<Direction, Counter>,
@@ -52,9 +53,11 @@ pub struct Metrics {
 impl Default for Metrics {
     fn default() -> Metrics {
         let mut registry = Registry::with_prefix("zenith");
-        let cold_start = Histogram::new(COLD_START);
+        let cold_start = Histogram::new(DURATIONS);
+        let stop = Histogram::new(DURATIONS);
         let metrics = Metrics {
             cold_start,
+            stop,
             instances: Gauge::default(),
             connections: Gauge::default(),
             connections_total: Counter::default(),
@@ -76,9 +79,11 @@ impl Default for Metrics {
         registry.register("cancels", "Requests to cancel a query", metrics.cancels.clone());
         let text = "Time to start a branch's server because a client came";
         registry.register_with_unit("cold_start", text, Unit::Seconds, metrics.cold_start.clone());
-        let text = "Starts that a connection caused before it had authenticated";
+        let text = "Time to stop a server that nobody used, with the snapshot that is taken then";
+        registry.register_with_unit("stop", text, Unit::Seconds, metrics.stop.clone());
+        let text = "Starts and look-ups that a connection caused before it had authenticated";
         registry.register("anonymous_starts", text, metrics.anonymous_starts.clone());
-        let text = "Starts that were refused since the connection had not authenticated";
+        let text = "Starts and look-ups that were refused since the connection had not authenticated";
         registry.register("anonymous_starts_refused", text, metrics.anonymous_refused.clone());
         registry.register_with_unit("relayed", "Bytes relayed", Unit::Bytes, metrics.bytes.clone());
         let text = "Sealed WAL from the beginning of the branch's history";

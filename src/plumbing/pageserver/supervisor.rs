@@ -32,7 +32,7 @@ use crate::progress::Hidden;
 
 /// How long a server may take to stop.
 const STOP_WAIT: Duration = Duration::from_secs(60);
-/// Connections that have not authenticated cause no more than one start in that time.
+/// Connections that have not authenticated cause no more than one start, or look-up of a revision, in that time.
 const ANONYMOUS_PAUSE: Duration = Duration::from_secs(1);
 /// A moment such as main@{1 hour ago} stays the same for so long, so that the connections of a pool see the same.
 const MOMENT: Duration = Duration::from_secs(60);
@@ -58,6 +58,13 @@ impl Target {
             Target::Branch(name) | Target::At(name, _) => name,
         }
     }
+}
+
+/// A target that was found for a client.
+struct Found {
+    target: Target,
+    /// The client may have its server started.
+    is_admitted: bool,
 }
 
 /// What is known of a target's server.
@@ -196,14 +203,15 @@ impl Supervisor {
     /// second start.
     pub async fn lease(self: &Arc<Supervisor>, name: Option<String>, is_trusted: bool) -> Result<Lease, Refusal> {
         let this = self.clone();
-        let target = spawn_blocking(move || this.find(name)).await.map_err(broken)??;
+        let found = spawn_blocking(move || this.find(name, is_trusted)).await.map_err(broken)??;
+        let Found { target, is_admitted } = found;
         let slot = self.slot(&target);
         let state = slot.state.clone().lock_owned().await;
         let state = match &*state {
             State::Running(..) => state,
             State::Failed(when, refusal) if when.elapsed() < FAILURE => return Err(refusal.clone()),
             State::Stopped | State::Failed(..) => {
-                if !is_trusted {
+                if !is_admitted {
                     self.admit_anonymous()?;
                 }
                 self.start(target, state).await?
@@ -225,7 +233,7 @@ impl Supervisor {
         let mut last = lock(&self.last_anonymous);
         if last.is_some_and(|last| last.elapsed() < ANONYMOUS_PAUSE) {
             self.metrics.anonymous_refused.inc();
-            let message = "the branch's server does not run, and too many were started for connections that have not authenticated";
+            let message = "too much was looked up or started for connections that have not authenticated";
             return Err(Refusal::new(CANNOT_CONNECT_NOW, message).hint("Try again in a second."));
         }
         *last = Some(Instant::now());
@@ -233,29 +241,34 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Finds what a client means.
-    fn find(&self, name: Option<String>) -> Result<Target, Refusal> {
+    /// Finds what a client means. Names and moments that others asked for are at hand; to find another revision may
+    /// mean to read WAL.
+    fn find(&self, name: Option<String>, is_trusted: bool) -> Result<Found, Refusal> {
         let repo = self.repo().map_err(refusal)?;
+        let found = |target| Ok(Found { target, is_admitted: is_trusted });
         let Some(name) = name.filter(|name| name != "HEAD") else {
             let head = repo.refs().head().map_err(|error| refusal(error.into()))?;
-            return Ok(Target::Branch(head.short().to_owned()));
+            return found(Target::Branch(head.short().to_owned()));
         };
         if let Ok(branch) = RefName::branch(&name)
             && let Ok(Some(Value::Branch(_))) = repo.refs().read(&branch)
         {
-            return Ok(Target::Branch(name));
+            return found(Target::Branch(name));
         }
         if let Some((when, position)) = lock(&self.moments).get(&name)
             && when.elapsed() < MOMENT
         {
-            return Ok(Target::At(name.clone(), *position));
+            return found(Target::At(name.clone(), *position));
+        }
+        if !is_trusted {
+            self.admit_anonymous()?;
         }
         match resolve_now(&repo, &name, &jiff::Zoned::now()) {
             Ok(resolved) => {
                 let mut moments = lock(&self.moments);
                 moments.retain(|_, (when, _)| when.elapsed() < MOMENT);
                 moments.insert(name.clone(), (Instant::now(), resolved.position));
-                Ok(Target::At(name, resolved.position))
+                Ok(Found { target: Target::At(name, resolved.position), is_admitted: true })
             }
             Err(error) => Err(unknown(&repo, &name, &error)),
         }
@@ -427,7 +440,9 @@ impl Supervisor {
         if instance.status(&repo) != Status::Stopped && (!instance.config.on_demand || is_used()?) {
             return Ok(false);
         }
+        let begun = Instant::now();
         stop::stop(&repo, name, Mode::Fast, STOP_WAIT, &self.sign("stop"), &Hidden)?;
+        self.metrics.stop.observe(begun.elapsed().as_secs_f64());
         Ok(true)
     }
 

@@ -37,6 +37,10 @@ fn others_need_a_password_and_start_little() {
     std::thread::sleep(std::time::Duration::from_secs(1));
     let refused: Vec<String> = ["a", "b", "c"].map(|branch| as_nobody(&daemon, branch, None).1).to_vec();
     assert!(refused.iter().any(|error| error.contains("have not authenticated")), "{refused:?}");
+    // To look for a revision may cost as much as a start.
+    let refused: Vec<String> =
+        ["main@0/1", "main@0/2", "main@0/3"].map(|revision| as_nobody(&daemon, revision, None).1).to_vec();
+    assert!(refused.iter().any(|error| error.contains("have not authenticated")), "{refused:?}");
     assert!(daemon.metric("zenith_anonymous_starts_total") >= 1.0);
     assert!(daemon.metric("zenith_anonymous_starts_refused_total") >= 1.0);
 }

@@ -1,5 +1,6 @@
 //! Servers that come when somebody connects and go when nobody does.
 
+use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::Daemon;
-use crate::support::Random;
+use crate::support::{Env, Random, checked};
 
 #[test]
 fn a_server_comes_with_its_client_and_goes_when_idle() {
@@ -182,4 +183,33 @@ fn psql_and_urls_go_through_the_proxy() {
     assert!(env.run(["pageserver", "unit", "--for", "launchd"]).ok().contains("<string>pageserver</string>"));
     let log = env.run(["pageserver", "logs", "-n", "1000"]).ok();
     assert!(log.lines().any(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["message"] == "started"));
+}
+
+#[test]
+fn units_are_what_their_managers_take() {
+    let env = Env::new();
+    let odd = env.path().join(r#"50% of "it" \ $HOME & <more>"#);
+    std::fs::create_dir(&odd).unwrap();
+    let repo = odd.join(".zenith");
+    let run = |arguments: &[&str]| {
+        let output = env.command(arguments).current_dir(&odd).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    run(&["init"]);
+    let list = env.path().join("zenith.plist");
+    std::fs::write(&list, run(&["pageserver", "unit", "--for", "launchd"])).unwrap();
+    let program = "import plistlib, sys; print(plistlib.load(open(sys.argv[1], 'rb'))['ProgramArguments'][2])";
+    assert_eq!(checked(Command::new("python3").args(["-c", program]).arg(&list)).trim(), repo.to_str().unwrap());
+    let unit = env.path().join("zenith.service");
+    std::fs::write(&unit, run(&["pageserver", "unit", "--for", "systemd"])).unwrap();
+    if Command::new("systemd-analyze").arg("--version").output().is_err() {
+        println!("SKIPPED: systemd-analyze is not here: see scripts/install-deps");
+        return;
+    }
+    let mut verify = Command::new("systemd-analyze");
+    verify.args(["verify", "--user"]).arg(&unit).env("XDG_RUNTIME_DIR", env.path());
+    let output = verify.output().unwrap();
+    // It tells of what it does not know or cannot find.
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }

@@ -5,6 +5,8 @@ use std::net::TcpStream;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use nix::unistd::{Uid, geteuid, setfsuid};
+
 use super::Daemon;
 use crate::support::{checked, pg_program};
 
@@ -65,6 +67,30 @@ fn a_flood_of_silent_clients_is_bounded_and_ends() {
     last.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let _ = last.read(&mut [0]);
     assert!(begun.elapsed() < Duration::from_secs(20), "they are never sent away");
+}
+
+#[test]
+fn of_others_only_so_many_may_be_about_to_speak() {
+    if !geteuid().is_root() {
+        println!("SKIPPED: only root can connect as somebody else");
+        return;
+    }
+    let daemon = Daemon::new(&[]);
+    let listen = daemon.listen;
+    let flood = std::thread::spawn(move || {
+        // Of this thread alone: whose the sockets are that it makes.
+        setfsuid(Uid::from_raw(65534));
+        (0..700).map(|_| TcpStream::connect(listen).unwrap()).collect::<Vec<_>>()
+    });
+    let flood = flood.join().unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    let sent_away = |mut stream: &TcpStream| {
+        stream.set_nonblocking(true).unwrap();
+        !matches!(stream.read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+    };
+    assert_eq!(flood.iter().filter(|stream| sent_away(stream)).count(), 700 - 512);
+    assert_eq!(daemon.metric("zenith_refused_total{sqlstate=\"53300\"}"), f64::from(700 - 512));
+    assert_eq!(daemon.ask("main", "select name from whoami"), Ok("main".into()));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod support;
 
 mod it {
+    pub mod account;
     pub mod bad_input;
     pub mod crash;
     pub mod docs;

@@ -8,6 +8,7 @@ use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use postgres::{Client, NoTls};
@@ -313,7 +314,13 @@ pub fn end_orphans(data_dir: &Path) {
 /// Stops the server on `data_dir`, if one runs, and waits until it is gone.
 pub fn stop(data_dir: &Path, mode: Mode, timeout: Duration, log: &Path, progress: &dyn Progress) -> Result<(), Error> {
     let Status::Running { pid } = status(data_dir) else { return Ok(()) };
-    let _ = kill(Pid::from_raw(pid), mode.signal()); // it may have gone this instant
+    match kill(Pid::from_raw(pid), mode.signal()) {
+        // It may have gone this instant.
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(error) => {
+            return Err(Error::Io { verb: "stop the server on", path: data_dir.to_owned(), source: error.into() });
+        }
+    }
     let patience = Instant::now() + timeout;
     let (begun, mut pause) = (Instant::now(), FIRST_PAUSE);
     while runs_in(pid, data_dir) {

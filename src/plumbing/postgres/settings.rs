@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::unistd::geteuid;
+use nix::unistd::{User, geteuid};
 use sha2::{Digest, Sha256};
 
 use super::Error;
@@ -120,12 +120,18 @@ pub fn socket_dir(preferred: &Path, fallback: &Path) -> Result<PathBuf, Error> {
     Ok(dir)
 }
 
+/// Returns whether a folder of that user is this user's, or for root that of the account that its servers may have.
+fn is_ours(uid: u32) -> bool {
+    let of_servers = || User::from_name("postgres").ok().flatten().is_some_and(|user| user.uid.as_raw() == uid);
+    uid == geteuid().as_raw() || (geteuid().is_root() && of_servers())
+}
+
 fn make_private(dir: &Path) -> Result<(), Error> {
     match DirBuilder::new().mode(0o700).create(dir) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
             let metadata = fs::symlink_metadata(dir).map_err(Error::io("read", dir))?;
-            if !metadata.is_dir() || metadata.uid() != geteuid().as_raw() {
+            if !metadata.is_dir() || !is_ours(metadata.uid()) {
                 return Err(Error::SocketDir(dir.to_owned()));
             }
             if metadata.mode() & 0o077 != 0 {

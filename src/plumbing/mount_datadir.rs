@@ -15,7 +15,7 @@ use crate::plumbing::datadir::local;
 use crate::plumbing::datadir::vfs::Vfs;
 use crate::plumbing::datadir::vfs::ahead::follow_up;
 use crate::plumbing::datadir::vfs::base::Base;
-use crate::plumbing::instance::mount::{self, Lock};
+use crate::plumbing::instance::mount;
 use crate::plumbing::instance::prefetch;
 use crate::plumbing::postgres::server::{self, Status};
 use crate::progress::Progress;
@@ -117,7 +117,7 @@ impl Watch<'_> {
 fn serve(cx: &mut Cx, repo: Repo, args: &Args, id: &ObjectId, dir: &Path) -> CmdResult {
     let data = dir.join("data");
     std::fs::create_dir_all(&data)?;
-    let _lock = Lock::take(dir)?;
+    let _lock = mount::lock(dir)?;
     let repo = Arc::new(repo);
     let base = Base::new(repo.clone(), Some(Instant::now() + START));
     let vfs = Arc::new(Vfs::open(&repo, id, &local::dir(dir), base)?);

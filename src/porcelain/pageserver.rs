@@ -10,7 +10,7 @@ use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::plumbing::instance;
 use crate::plumbing::instance::mount::background;
-use crate::plumbing::pageserver::{self, Addresses, Error, Options, log_file, serve};
+use crate::plumbing::pageserver::{self, Addresses, Error, Options, PageServer, log_file};
 use crate::plumbing::postgres::account::Account;
 use crate::plumbing::postgres::server::{Status, tail};
 
@@ -141,7 +141,7 @@ fn run_here(cx: &mut Cx, repo: Repo, args: &StartArgs) -> CmdResult {
     let is_daemon = args.daemon;
     let out = &mut cx.out;
     let place = repo.dir().display().to_string();
-    serve(repo, binaries, account, os_user(), options, |addresses| {
+    PageServer { repo, binaries, account, who: os_user(), options }.serve(|addresses| {
         match is_daemon {
             true => writeln!(out, "ready")?,
             false => introduce(out, addresses, &place)?,

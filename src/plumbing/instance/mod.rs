@@ -11,6 +11,7 @@
 //! after a crash, the next start.
 
 pub mod mount;
+pub mod pid_lock;
 pub mod prefetch;
 pub mod read_only;
 pub mod settle;

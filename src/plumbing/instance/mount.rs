@@ -6,8 +6,7 @@
 //! `prepared`, empty, once the directory is one that PostgreSQL can go on from by itself.
 
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::AsFd;
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -18,8 +17,9 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::geteuid;
 
+use super::pid_lock::PidLock;
 use crate::error::{Class, CommandError};
 use crate::objects::{ObjectId, Repo, durable};
 use crate::plumbing::postgres::server;
@@ -70,33 +70,20 @@ impl Error {
     }
 }
 
-/// What the file system's process holds as long as it lives.
-#[must_use = "the lock is released when this is dropped"]
-pub struct Lock(#[expect(dead_code, reason = "keeps the lock")] File);
-
-fn open_lock(dir: &Path) -> Result<File, Error> {
+/// Opens the lock that the file system's process of `dir` holds as long as it lives.
+fn open_lock(dir: &Path) -> Result<PidLock, Error> {
     let path = dir.join("lock");
-    let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
-    file.map_err(Error::io("open", &path))
+    PidLock::open(&path).map_err(Error::io("open", &path))
 }
 
-impl Lock {
-    /// Takes the lock of `dir` and writes this process's pid into it. Fails while another process has it, unless that
-    /// one handed it over on standard input.
-    pub fn take(dir: &Path) -> Result<Lock, Error> {
-        let mut file = open_lock(dir)?;
-        let path = dir.join("lock");
-        let handed = io::stdin().as_fd().try_clone_to_owned().map(File::from).map_err(Error::io("open", &path))?;
-        let identity = |file: &File| file.metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok();
-        if identity(&handed) == identity(&file) {
-            file = handed;
-        } else {
-            file.try_lock().map_err(|_| Error::Busy(dir.join("data")))?;
-        }
-        let written = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
-        written.map_err(Error::io("write", &path))?;
-        Ok(Lock(file))
+/// Takes the lock of `dir` for this process, unless another one has it that did not hand it over.
+pub fn lock(dir: &Path) -> Result<PidLock, Error> {
+    let mut lock = open_lock(dir)?.or_inherited().map_err(Error::io("open", &dir.join("lock")))?;
+    if !lock.try_take() {
+        return Err(Error::Busy(dir.join("data")));
     }
+    lock.note().map_err(Error::io("write", &dir.join("lock")))?;
+    Ok(lock)
 }
 
 /// Returns whether something is mounted at `data`, even if whoever served it is gone.
@@ -150,8 +137,10 @@ pub fn mount(repo: &Repo, dir: &Path, wanted: &Wanted) -> Result<(), Error> {
     command.arg(wanted.snapshot.to_string()).arg(dir).stdout(Stdio::piped());
     // It has the lock from its first instant on: should this process die now, the next one finds that one.
     let lock = open_lock(dir)?;
-    lock.try_lock().map_err(|_| Error::Busy(dir.join("data")))?;
-    command.stdin(lock);
+    if !lock.try_take() {
+        return Err(Error::Busy(dir.join("data")));
+    }
+    command.stdin(lock.hand_over());
     // Frames come and go on all of its threads: with a heap for each, glibc keeps twice the memory.
     command.env("MALLOC_ARENA_MAX", "2");
     let mut child = command.spawn().map_err(Error::io("run", program))?;
@@ -197,7 +186,7 @@ pub fn unmount(dir: &Path) -> Result<(), Error> {
     loop {
         // The process may be about to mount.
         detach(&data)?;
-        if !is_mounted(&data) && lock.try_lock().is_ok() {
+        if !is_mounted(&data) && lock.try_take() {
             return Ok(());
         }
         if begun.elapsed() > PATIENCE {
@@ -209,12 +198,10 @@ pub fn unmount(dir: &Path) -> Result<(), Error> {
         return Err(Error::Stays { dir: data, source: io::ErrorKind::ResourceBusy.into() });
     }
     // A reader that holds on keeps it alive; what was acknowledged is durable without its help.
-    let mut pid = String::new();
-    let _ = lock.read_to_string(&mut pid);
-    if let Some(pid) = pid.trim().parse().ok().filter(|pid| *pid > 1) {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    if let Some(pid) = lock.pid() {
+        let _ = kill(pid, Signal::SIGKILL);
     }
-    lock.lock().map_err(Error::io("lock", &dir.join("lock")))?;
+    lock.wait().map_err(Error::io("lock", &dir.join("lock")))?;
     Ok(())
 }
 

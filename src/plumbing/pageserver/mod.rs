@@ -28,8 +28,8 @@ mod status;
 mod supervisor;
 mod tls;
 
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs;
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -46,6 +46,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::error::{Class, CommandError};
 use crate::objects::{Repo, durable};
 use crate::plumbing::instance;
+use crate::plumbing::instance::pid_lock::PidLock;
 use crate::plumbing::postgres::account::Account;
 use crate::plumbing::postgres::find::Binaries;
 use crate::plumbing::postgres::initdb::SUPERUSER;
@@ -152,33 +153,26 @@ impl Addresses {
     }
 }
 
-/// Held by the daemon as long as it lives.
-struct Lock(#[expect(dead_code, reason = "keeps the lock")] File);
-
-fn open_lock(repo: &Repo) -> Result<File, Error> {
+/// Opens the lock that the daemon holds as long as it lives.
+fn open_lock(repo: &Repo) -> Result<PidLock, Error> {
     let dir = dir(repo);
     fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
     let path = dir.join("lock");
-    let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
-    file.map_err(Error::io("open", &path))
+    PidLock::open(&path).map_err(Error::io("open", &path))
 }
 
-impl Lock {
-    fn take(repo: &Repo) -> Result<Lock, Error> {
-        let mut file = open_lock(repo)?;
-        if file.try_lock().is_err() {
-            return Err(Error::Runs(read_pid(&mut file)));
-        }
-        let written = file.set_len(0).and_then(|()| write!(file, "{}", std::process::id()));
-        written.map_err(Error::io("write", &dir(repo).join("lock")))?;
-        Ok(Lock(file))
+fn take_lock(repo: &Repo) -> Result<PidLock, Error> {
+    let mut lock = open_lock(repo)?;
+    if !lock.try_take() {
+        return Err(Error::Runs(pid_of(&mut lock)));
     }
+    lock.note().map_err(Error::io("write", &dir(repo).join("lock")))?;
+    Ok(lock)
 }
 
-fn read_pid(file: &mut File) -> i32 {
-    let mut text = String::new();
-    let _ = file.read_to_string(&mut text); // then it has no pid
-    text.trim().parse().unwrap_or(0)
+/// Returns the number of who holds the lock; 0 where it has not noted that yet.
+fn pid_of(lock: &mut PidLock) -> i32 {
+    lock.pid().map_or(0, Pid::as_raw)
 }
 
 /// Returns the pid of the page server and where it listens, if it runs.
@@ -187,27 +181,27 @@ pub fn running(repo: &Repo) -> Result<Option<(i32, Addresses)>, Error> {
         return Ok(None);
     }
     let mut lock = open_lock(repo)?;
-    if lock.try_lock().is_ok() {
+    if lock.try_take() {
         return Ok(None);
     }
     let text = fs::read(dir(repo).join("address")).unwrap_or_default();
     // It is about to write that.
     let Ok(addresses) = serde_json::from_slice(&text) else { return Ok(None) };
-    Ok(Some((read_pid(&mut lock), addresses)))
+    Ok(Some((pid_of(&mut lock), addresses)))
 }
 
 /// Ends the page server; its servers go on. Returns its pid, or `None` where it did not run.
 pub fn stop(repo: &Repo) -> Result<Option<i32>, Error> {
     let mut lock = open_lock(repo)?;
-    if lock.try_lock().is_ok() {
+    if lock.try_take() {
         return Ok(None);
     }
-    let pid = read_pid(&mut lock);
+    let pid = pid_of(&mut lock);
     if pid > 1 {
         let _ = kill(Pid::from_raw(pid), Signal::SIGTERM); // it may end this instant
     }
     let patience = Instant::now() + STOP_WAIT;
-    while lock.try_lock().is_err() {
+    while !lock.try_take() {
         if Instant::now() > patience {
             return Err(Error::Stays);
         }
@@ -216,33 +210,81 @@ pub fn stop(repo: &Repo) -> Result<Option<i32>, Error> {
     Ok(Some(pid))
 }
 
-/// Runs the page server until it is told to end (SIGTERM, SIGINT). Calls `ready` once it listens.
-pub fn serve(
-    repo: Repo,
-    binaries: Binaries,
-    account: Account,
-    who: String,
-    options: Options,
-    ready: impl FnOnce(&Addresses) -> io::Result<()>,
-) -> Result<(), CommandError> {
-    if !options.listen.ip().is_loopback() && !options.allow_remote {
-        return Err(Error::Remote { address: options.listen }.into());
+/// A page server that is to run.
+pub struct PageServer {
+    pub repo: Repo,
+    pub binaries: Binaries,
+    pub account: Account,
+    /// For the reflog.
+    pub who: String,
+    pub options: Options,
+}
+
+impl PageServer {
+    /// Runs until it is told to end (SIGTERM, SIGINT). Calls `ready` once it listens.
+    pub fn serve(self, ready: impl FnOnce(&Addresses) -> io::Result<()>) -> Result<(), CommandError> {
+        let options = self.options;
+        if !options.listen.ip().is_loopback() && !options.allow_remote {
+            return Err(Error::Remote { address: options.listen }.into());
+        }
+        let _lock = take_lock(&self.repo)?;
+        match options.to_terminal {
+            true => log::to_terminal(),
+            false => log::to_file(&log_file(&self.repo)),
+        }
+        raise_limit();
+        // The servers need processors too, and a thread that has much to do at a time does it faster than two that
+        // wake each other.
+        let workers = std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
+        let runtime = runtime.map_err(Error::Failed)?;
+        let served = runtime.block_on(self.run(ready));
+        // Servers that are being started or stopped are held by locks that go with this process.
+        runtime.shutdown_timeout(Duration::from_secs(5));
+        served
     }
-    let _lock = Lock::take(&repo)?;
-    match options.to_terminal {
-        true => log::to_terminal(),
-        false => log::to_file(&log_file(&repo)),
+
+    async fn run(self, ready: impl FnOnce(&Addresses) -> io::Result<()>) -> Result<(), CommandError> {
+        let PageServer { repo, binaries, account, who, options } = self;
+        let config = repo.config().proxy.clone();
+        let own = config.tls_certificate.zip(config.tls_key).map(|(certificate, key)| tls::Files { certificate, key });
+        let tls = tls::acceptor(own, &dir(&repo))?;
+        let (tcp, http) = (listen(options.listen).await?, listen(options.http).await?);
+        let local = |listener: &TcpListener| listener.local_addr().map_err(Error::Failed);
+        let socket_dir = instance::socket_dir(&repo)?;
+        let addresses = Addresses { listen: local(&tcp)?, http: local(&http)?, socket_dir };
+        let unix = listen_unix(&addresses.socket_dir, addresses.listen.port())?;
+
+        let metrics = Arc::new(Metrics::default());
+        let supervisor = Arc::new(Supervisor::new(&repo, binaries, account, who, metrics.clone())?);
+        let proxy = Arc::new(Proxy::new(supervisor.clone(), metrics, tls));
+        let path = dir(&repo).join("address");
+        let text = serde_json::to_vec(&addresses).expect("invariant: only simple fields");
+        durable::replace(repo.tmp()?, &path, &text).map_err(Error::io("write", &path))?;
+
+        tokio::spawn(accept_tcp(tcp, proxy.clone()));
+        tokio::spawn(accept_unix(unix, proxy.clone()));
+        tokio::spawn(http::serve(http, proxy.clone(), addresses.clone()));
+        let looking = supervisor.clone();
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(LOOK).await;
+                looking.stop_idle().await;
+            }
+        });
+        let mut terminate = signal(SignalKind::terminate()).map_err(Error::Failed)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Failed)?;
+        tracing::info!(listen = %addresses.listen, http = %addresses.http, "ready");
+        ready(&addresses)?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("ends");
+        let _ = fs::remove_file(socket_path(&addresses.socket_dir, addresses.listen.port()));
+        let _ = fs::remove_file(path);
+        Ok(())
     }
-    raise_limit();
-    // The servers need processors too, and a thread that has much to do at a time does it faster than two that
-    // wake each other.
-    let workers = std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
-    let runtime = runtime.map_err(Error::Failed)?;
-    let served = runtime.block_on(run(repo, binaries, account, who, options, ready));
-    // Servers that are being started or stopped are held by locks that go with this process.
-    runtime.shutdown_timeout(Duration::from_secs(5));
-    served
 }
 
 /// Two file descriptors a session: as many as the system lets us have.
@@ -265,54 +307,6 @@ fn listen_unix(dir: &Path, port: u16) -> Result<UnixListener, Error> {
     }
     let failed = |source| Error::Listen { address: path.display().to_string(), source };
     UnixListener::bind(&path).map_err(failed)
-}
-
-async fn run(
-    repo: Repo,
-    binaries: Binaries,
-    account: Account,
-    who: String,
-    options: Options,
-    ready: impl FnOnce(&Addresses) -> io::Result<()>,
-) -> Result<(), CommandError> {
-    let config = repo.config().proxy.clone();
-    let own = config.tls_certificate.zip(config.tls_key).map(|(certificate, key)| tls::Files { certificate, key });
-    let tls = tls::acceptor(own, &dir(&repo))?;
-    let (tcp, http) = (listen(options.listen).await?, listen(options.http).await?);
-    let local = |listener: &TcpListener| listener.local_addr().map_err(Error::Failed);
-    let socket_dir = instance::socket_dir(&repo)?;
-    let addresses = Addresses { listen: local(&tcp)?, http: local(&http)?, socket_dir };
-    let unix = listen_unix(&addresses.socket_dir, addresses.listen.port())?;
-
-    let metrics = Arc::new(Metrics::default());
-    let supervisor = Arc::new(Supervisor::new(&repo, binaries, account, who, metrics.clone())?);
-    let proxy = Arc::new(Proxy::new(supervisor.clone(), metrics, tls));
-    let path = dir(&repo).join("address");
-    let text = serde_json::to_vec(&addresses).expect("invariant: only simple fields");
-    durable::replace(repo.tmp()?, &path, &text).map_err(Error::io("write", &path))?;
-
-    tokio::spawn(accept_tcp(tcp, proxy.clone()));
-    tokio::spawn(accept_unix(unix, proxy.clone()));
-    tokio::spawn(http::serve(http, proxy.clone(), addresses.clone()));
-    let looking = supervisor.clone();
-    tokio::spawn(async move {
-        loop {
-            tokio::time::sleep(LOOK).await;
-            looking.stop_idle().await;
-        }
-    });
-    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Failed)?;
-    tracing::info!(listen = %addresses.listen, http = %addresses.http, "ready");
-    ready(&addresses)?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    tracing::info!("ends");
-    let _ = fs::remove_file(socket_path(&addresses.socket_dir, addresses.listen.port()));
-    let _ = fs::remove_file(path);
-    Ok(())
 }
 
 /// Serves whoever comes over TCP: on the loopback address without a password if it is the owner.

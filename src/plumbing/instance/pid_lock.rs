@@ -1,0 +1,79 @@
+//! A file that names the process which does something, and is locked as long as that lives.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::Stdio;
+
+use nix::unistd::Pid;
+
+/// The file. Dropping it releases the lock, if this process had it.
+#[must_use = "the lock is released when this is dropped"]
+#[derive(Debug)]
+pub struct PidLock(File);
+
+impl PidLock {
+    /// Opens the file `path`; makes it, if it is not there.
+    pub fn open(path: &Path) -> io::Result<PidLock> {
+        File::options().create(true).truncate(false).read(true).write(true).open(path).map(PidLock)
+    }
+
+    /// Returns the lock on the same file that the parent process handed over on standard input, or this one.
+    pub fn or_inherited(self) -> io::Result<PidLock> {
+        let identity = |file: &File| file.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
+        let stdin = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+        Ok(if identity(&stdin)? == identity(&self.0)? { PidLock(stdin) } else { self })
+    }
+
+    /// Returns whether the lock is this process's, which it becomes if no other process has it.
+    pub fn try_take(&self) -> bool {
+        self.0.try_lock().is_ok()
+    }
+
+    /// Waits until the lock is this process's.
+    pub fn wait(&self) -> io::Result<()> {
+        self.0.lock()
+    }
+
+    /// Writes this process's number into the file.
+    pub fn note(&mut self) -> io::Result<()> {
+        self.0.rewind()?;
+        self.0.set_len(0)?;
+        write!(self.0, "{}", std::process::id())
+    }
+
+    /// Returns the process that noted itself last.
+    pub fn pid(&mut self) -> Option<Pid> {
+        let mut text = String::new();
+        self.0.rewind().and_then(|()| self.0.read_to_string(&mut text)).ok()?;
+        text.trim().parse().ok().filter(|pid| *pid > 1).map(Pid::from_raw)
+    }
+
+    /// Hands the lock over to a process that is to be started: it has the lock from its first instant on, and as
+    /// long as one of the two lives.
+    pub fn hand_over(self) -> Stdio {
+        self.0.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_at_a_time_and_it_says_who() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let mut held = PidLock::open(&path).unwrap();
+        assert!(held.try_take() && held.pid().is_none());
+        held.note().unwrap();
+        held.note().unwrap();
+        let mut other = PidLock::open(&path).unwrap();
+        assert!(!other.try_take());
+        assert_eq!(other.pid(), Some(Pid::this()));
+        drop(held);
+        assert!(other.try_take());
+    }
+}

@@ -59,6 +59,8 @@ impl Proxy {
     fn new(bench: Bench) -> Proxy {
         let scale = std::env::var("BENCH_SCALE").unwrap_or_else(|_| "200".into());
         bench.server("init");
+        // The same for all: what a server allocates is a part of its start.
+        bench.shell("printf 'max_connections = 2100\\nshared_buffers = 512MB\\n' >> cluster/postgresql.conf");
         bench.server("start");
         bench.shell(&format!("pgbench -h $PWD -U postgres -q -i -s {scale} postgres 2> /dev/null"));
         bench.shell("psql -qAt -h $PWD -U postgres -c 'vacuum freeze' -c checkpoint postgres");
@@ -67,13 +69,9 @@ impl Proxy {
         bench.server("stop");
         bench.trim_wal();
         bench.zenith(&["init", "--from", "cluster"]);
-        for (key, value) in [
-            ("proxy.listen", "127.0.0.1:0"),
-            ("proxy.http", "127.0.0.1:0"),
-            ("snapshot.wal_threshold", "0"),
-            ("branch.main.postgres.max_connections", "2100"),
-            ("branch.main.postgres.shared_buffers", "512MB"),
-        ] {
+        for (key, value) in
+            [("proxy.listen", "127.0.0.1:0"), ("proxy.http", "127.0.0.1:0"), ("snapshot.wal_threshold", "0")]
+        {
             bench.zenith(&["config", key, value]);
         }
         bench.zenith(&["pageserver", "start"]);
@@ -125,7 +123,8 @@ impl Proxy {
         line.split(' ').next().unwrap().parse().unwrap()
     }
 
-    /// Starts pgbouncer before the instance at `port`.
+    /// Starts pgbouncer before the instance at `port`. Its connections to the server are not kept for the next
+    /// client: one that has run before has its page tables filled, and is faster by that, whoever is in between.
     fn pgbouncer(&self, port: u16) -> Option<(Child, Vec<Way>)> {
         if !installed("pgbouncer") {
             return None;
@@ -135,7 +134,7 @@ impl Proxy {
             self.path("bouncer.ini"),
             format!(
                 "[databases]\npostgres = host={} port={port} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
-                 listen_port = {bouncer}\nunix_socket_dir = {dir}\nauth_type = any\npool_mode = session\n\
+                 listen_port = {bouncer}\nunix_socket_dir = {dir}\nauth_type = any\npool_mode = session\nserver_lifetime = 0\n\
                  default_pool_size = 100\nmax_client_conn = 3000\nlogfile = {dir}/bouncer.log\nlog_connections = 0\nlog_disconnections = 0\n",
                 self.socket_dir
             ),
@@ -163,6 +162,12 @@ impl Proxy {
         let direct = [way("unix socket", &self.socket_dir, port), way("TCP", "127.0.0.1", port)];
         let ours = [way("unix socket", &self.socket_dir, self.port), way("TCP", "127.0.0.1", self.port)];
         let bouncer = self.pgbouncer(port);
+        // All blocks in memory, so that nobody waits for what somebody else has read.
+        let warm = "create extension if not exists pg_prewarm; select pg_prewarm(oid::regclass) from pg_class where relname like 'pgbench%'";
+        self.shell(&format!(
+            "psql -qAt -h {} -p {port} -U postgres -c \"{warm}\" postgres > /dev/null",
+            self.socket_dir
+        ));
         for (number, direct) in direct.iter().enumerate() {
             let ways = [Some(direct), Some(&ours[number]), bouncer.as_ref().map(|(_, ways)| &ways[number])];
             let ways: Vec<&Way> = ways.into_iter().flatten().collect();

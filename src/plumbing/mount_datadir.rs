@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use crate::cli::Cx;
 use crate::error::{Class, CmdResult, CommandError};
-use crate::objects::{ObjectId, Repo};
+use crate::objects::{ObjectId, Repo, durable};
 use crate::plumbing::datadir::fuse::{Fuse, Mounted};
 use crate::plumbing::datadir::local;
 use crate::plumbing::datadir::vfs::Vfs;
 use crate::plumbing::datadir::vfs::ahead::follow_up;
 use crate::plumbing::datadir::vfs::base::Base;
+use crate::plumbing::datadir::wal::complete_below;
 use crate::plumbing::instance::mount;
 use crate::plumbing::instance::prefetch;
 use crate::plumbing::postgres::server::{self, Status};
@@ -52,6 +53,10 @@ const TICK: Duration = Duration::from_millis(50);
 const LOOK: Duration = Duration::from_secs(1);
 const TIDY: Duration = Duration::from_secs(5);
 
+/// How often it is tried to make the WAL durable: files of PostgreSQL's come and go beside it. Without that, the next
+/// start after a crash begins afresh.
+const ATTEMPTS: u32 = 10;
+
 /// Requests under way at once: enough for a dozen backends that wait for blocks, and few enough
 /// that their buffers of 1 MiB are a small part of the memory.
 const THREADS: usize = 8;
@@ -60,6 +65,9 @@ const THREADS: usize = 8;
 struct Watch<'a> {
     repo: &'a Repo,
     vfs: &'a Vfs,
+    /// What was mounted.
+    snapshot: &'a ObjectId,
+    dir: &'a Path,
     data: &'a Path,
     with_server: bool,
     cx: &'a Cx,
@@ -71,8 +79,19 @@ impl Watch<'_> {
         let begun = Instant::now();
         let (mut looked, mut tidied, mut used) = (begun, begun, begun);
         let (mut noted, mut told) = (false, 0);
+        let mut attempts = if !self.with_server || mount::is_prepared(self.dir) { 0 } else { ATTEMPTS };
         while !mounted.has_ended() {
             sleep(TICK);
+            if attempts > 0 && server::status(self.data) != Status::Stopped {
+                attempts = match self.prepare() {
+                    Ok(()) => 0,
+                    Err(error) if attempts == 1 => {
+                        self.cx.ui.warning(error.text());
+                        0
+                    }
+                    Err(_) => attempts - 1,
+                };
+            }
             if self.cx.ui.check().is_err() {
                 mount::detach(self.data)?;
             }
@@ -105,6 +124,16 @@ impl Watch<'_> {
         Ok(())
     }
 
+    /// Completes the WAL that the server was started with, and makes it durable: from then on PostgreSQL can go on
+    /// from this directory by itself after a crash. The server does not wait for that.
+    fn prepare(&self) -> CmdResult {
+        let timeline = self.dir.file_name().and_then(|name| name.to_str()?.parse().ok());
+        let Some(timeline) = timeline.filter(|timeline| self.repo.timelines().exists(*timeline)) else { return Ok(()) };
+        complete_below(self.repo, &self.repo.store().snapshot(self.snapshot)?, timeline)?;
+        durable::sync_tree(&self.repo.timelines().wal_dir(timeline))?;
+        Ok(mount::set_prepared(self.dir)?)
+    }
+
     /// Leaves a list for the next start, which is only faster for it.
     fn note_touched(&self) {
         if let Err(error) = prefetch::note(self.repo, &self.vfs.snapshot(), &self.vfs.touched()) {
@@ -133,7 +162,7 @@ fn serve(cx: &mut Cx, repo: Repo, args: &Args, id: &ObjectId, dir: &Path) -> Cmd
         if args.hydrate {
             scope.spawn(|| hydrate(&vfs, &over));
         }
-        let watch = Watch { repo: &repo, vfs: &vfs, data: &data, with_server: args.with_server, cx };
+        let watch = Watch { repo: &repo, vfs: &vfs, snapshot: id, dir, data: &data, with_server: args.with_server, cx };
         let watched = watch.wait(&mounted);
         over.store(true, Ordering::Relaxed);
         watched

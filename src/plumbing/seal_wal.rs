@@ -8,7 +8,7 @@ use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::pg::{Lsn, segment};
 use crate::objects::timeline::TimelineId;
-use crate::plumbing::datadir::wal::{Sealed, Upto, WalFilesError, seal};
+use crate::plumbing::datadir::wal::{Sealed, Upto, WalFilesError, hold, seal};
 use crate::plumbing::instance::{self, snapshot::snapshot_if_due};
 use crate::plumbing::postgres::server;
 
@@ -68,6 +68,7 @@ pub fn seal_segment(repo: &Repo, timeline: TimelineId, file: &str) -> Result<Opt
     // Timeline history and backup label files hold nothing that zenith needs.
     let size = repo.config().wal_segment_size;
     let Some((postgres_timeline, start)) = segment::parse_file_name(file, size) else { return Ok(None) };
+    let _held = hold(&repo.timelines().wal_dir(timeline).join(file))?;
     let active = repo.active_segments(timeline, postgres_timeline);
     Ok(Some(seal(repo, timeline, active, None, Upto::Segment(start))?))
 }

@@ -11,7 +11,7 @@ use crate::objects::snapshot::Snapshot;
 use crate::objects::timeline::Position;
 use crate::objects::{Repo, durable};
 use crate::plumbing::datadir;
-use crate::plumbing::datadir::wal::lay_out;
+use crate::plumbing::datadir::wal::{complete, lay_out};
 use crate::plumbing::postgres::recovery::{Readable, write_backup_label};
 use crate::plumbing::rev_parse::resolve_now;
 use crate::progress::Progress;
@@ -41,8 +41,8 @@ pub fn restore(repo: &Repo, position: Position, dir: &Path, progress: &dyn Progr
     datadir::restore::restore(repo.store(), &snapshot, dir, progress)?;
     let wal = dir.join("pg_wal");
     fs::create_dir_all(wal.join("archive_status"))?;
-    let beginning = lay_out(repo, snapshot.start, position, snapshot.postgres_timeline, &wal, &mut |_| {})?;
-    beginning.map_or(Ok(()), |beginning| beginning.fill(repo))?;
+    lay_out(repo, &snapshot, position, &wal, &mut |_| {})?;
+    complete(repo, &snapshot, position.timeline, &wal)?;
     write_backup_label(dir, &snapshot, Readable::AtTheEnd)?;
     let has_tablespaces = snapshot.entries.iter().any(|entry| entry.path.starts_with(b"pg_tblspc/"));
     if has_tablespaces {

@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::Error;
 use crate::objects::pg::record::Record;
 use crate::objects::pg::wal::{self as pages, WalError, WalReader, WalSource, What};
 use crate::objects::pg::{Lsn, segment};
 use crate::objects::repo::{self, Repo};
+use crate::objects::snapshot::Snapshot;
 use crate::objects::timeline::log::{Line, WalInterval};
 use crate::objects::timeline::wal::{Segments, TimelineWal};
 use crate::objects::timeline::{self, Position, Timeline, TimelineId};
@@ -244,26 +245,6 @@ fn store(
 /// How much of a segment is in hand at a time, bytes.
 const PART: u64 = 256 << 10;
 
-/// The beginning of the first segment that was laid out, up to the page in which the replay begins. PostgreSQL reads
-/// nothing of it but the header of the segment, which is there: it may be filled in while it starts.
-#[derive(Debug)]
-#[must_use = "the first segment is not whole before this is filled in"]
-pub struct Beginning {
-    path: PathBuf,
-    timeline: TimelineId,
-    from: Lsn,
-    to: Lsn,
-}
-
-impl Beginning {
-    /// Fills it in, not durable yet.
-    pub fn fill(&self, repo: &Repo) -> Result<(), WalFilesError> {
-        let mut source = Source::open(repo, self.timeline, self.from)?;
-        let mut file = File::options().write(true).open(&self.path).map_err(Error::io("open", &self.path))?;
-        source.copy(self.from, self.to, &mut file, &self.path)
-    }
-}
-
 /// Sealed WAL to copy from.
 struct Source<'a> {
     wal: TimelineWal<'a>,
@@ -293,36 +274,35 @@ impl Source<'_> {
     }
 }
 
-/// Lays out the WAL from the segment of `from` to `upto` as segment files in `dir`, not durable yet; what
+/// Lays out the WAL from `snapshot`'s start to `upto` as segment files in `dir`, not durable yet; what
 /// lies behind `upto` in the last one is zeroes, which end PostgreSQL's recovery. Checks every
 /// record as it lies there, shows it to `visit`, and refuses those that would touch another server's tablespace.
-/// Returns what is still to be filled in of the first segment, if `from` lies further on in it. Costs the WAL from
-/// `from` on and the interval in which that lies.
+///
+/// The first segment begins with its header and then zeroes, up to the page of the first record, until
+/// [`complete`] is called: PostgreSQL reads nothing there. So this costs the WAL to replay, and the interval in which
+/// that begins.
 pub fn lay_out(
     repo: &Repo,
-    from: Lsn,
+    snapshot: &Snapshot,
     upto: Position,
-    postgres_timeline: u32,
     dir: &Path,
     visit: &mut dyn FnMut(&Record),
-) -> Result<Option<Beginning>, WalFilesError> {
+) -> Result<(), WalFilesError> {
     let size = repo.config().wal_segment_size;
-    let (first, page) = (from.segment_start(size), from.page_start());
+    let first = snapshot.start.segment_start(size);
     let mut source = Source::open(repo, upto.timeline, first)?;
     let timeline = source.timeline.id;
     if source.wal.start().is_none_or(|start| start > first) || source.timeline.sealed() < upto.lsn {
         return Err(WalFilesError::Missing { timeline, from: first, to: upto.lsn });
     }
-    let path_of = |start| dir.join(segment::file_name(postgres_timeline, start, size));
-    let mut at = page;
+    let mut at = snapshot.start.page_start();
     while at < upto.lsn {
         let start = at.segment_start(size);
-        let path = path_of(start);
-        let write = Error::io("write", &path);
+        let path = dir.join(segment::file_name(snapshot.postgres_timeline, start, size));
         let mut file = File::create(&path).map_err(Error::io("create", &path))?;
-        file.set_len(u64::from(size)).map_err(write)?;
+        file.set_len(u64::from(size)).map_err(Error::io("write", &path))?;
         if at > start {
-            let header = pages::segment_header(&repo.expected_wal(), start, postgres_timeline);
+            let header = pages::segment_header(&repo.expected_wal(), start, snapshot.postgres_timeline);
             file.write_all(&header).map_err(Error::io("write", &path))?;
             file.seek(SeekFrom::Start(at.since(start))).map_err(Error::io("write", &path))?;
         }
@@ -330,8 +310,8 @@ pub fn lay_out(
         source.copy(at, end, &mut file, &path)?;
         at = end;
     }
-    let segments = Segments::new(dir.to_owned(), postgres_timeline, size);
-    let mut reader = WalReader::new(segments, repo.expected_wal(), from);
+    let segments = Segments::new(dir.to_owned(), snapshot.postgres_timeline, size);
+    let mut reader = WalReader::new(segments, repo.expected_wal(), snapshot.start);
     while reader.position_lsn() < upto.lsn {
         let record = reader.read().map_err(|source| WalFilesError::Damaged { timeline, source })?;
         if let Some((oid, path)) = record.tablespace_create().filter(|(_, path)| !path.is_empty()) {
@@ -339,6 +319,37 @@ pub fn lay_out(
         }
         visit(&record);
     }
-    let beginning = Beginning { path: path_of(first), timeline, from: first, to: page };
-    Ok(Some(beginning).filter(|beginning| beginning.from < beginning.to))
+    Ok(())
+}
+
+/// Fills in the beginning of the first segment that was laid out in `dir`, from the WAL of `timeline`; not durable yet.
+/// No server may run on it, or [`complete_below`] is to be called. Costs the intervals that lie there.
+pub fn complete(repo: &Repo, snapshot: &Snapshot, timeline: TimelineId, dir: &Path) -> Result<(), WalFilesError> {
+    let size = repo.config().wal_segment_size;
+    let (first, page) = (snapshot.start.segment_start(size), snapshot.start.page_start());
+    if first == page {
+        return Ok(());
+    }
+    let path = dir.join(segment::file_name(snapshot.postgres_timeline, first, size));
+    let mut file = File::options().write(true).open(&path).map_err(Error::io("open", &path))?;
+    Source::open(repo, timeline, first)?.copy(first, page, &mut file, &path)
+}
+
+/// The same below a server that runs on `timeline`, unless that segment is sealed already: then PostgreSQL may make
+/// another one of its file.
+pub fn complete_below(repo: &Repo, snapshot: &Snapshot, timeline: TimelineId) -> Result<(), WalFilesError> {
+    let (size, dir) = (repo.config().wal_segment_size, repo.timelines().wal_dir(timeline));
+    let first = snapshot.start.segment_start(size);
+    let _held = hold(&dir.join(segment::file_name(snapshot.postgres_timeline, first, size)))?;
+    if repo.timelines().read(timeline)?.sealed() >= first.plus(u64::from(size)) {
+        return Ok(());
+    }
+    complete(repo, snapshot, timeline, &dir)
+}
+
+/// Keeps a segment from being sealed, or completed, by others as long as the result lives.
+pub fn hold(segment: &Path) -> Result<File, WalFilesError> {
+    let file = File::open(segment).map_err(Error::io("open", segment))?;
+    file.lock().map_err(Error::io("lock", segment))?;
+    Ok(file)
 }

@@ -9,6 +9,7 @@ use super::{Instance, create, hold_all, list};
 use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::objects::timeline::{Position, TimelineId};
+use crate::plumbing::datadir::wal::complete;
 use crate::plumbing::postgres::recovery::{self, Readable};
 use crate::plumbing::postgres::server::{self, Mode, Status};
 
@@ -80,11 +81,8 @@ fn prepare_and_run(
         laid_out.fetch(repo, data);
     }
     account.own(repo.dir())?;
-    std::thread::scope(|scope| {
-        let completed = scope.spawn(|| laid_out.complete(repo));
-        run_server(cx, instance, id, wish)?;
-        completed.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })?;
+    complete(repo, &laid_out.snapshot, position.timeline, &wal_dir)?;
+    run_server(cx, instance, id, wish)?;
     // It lets readers in as soon as its files are consistent, before it is there.
     server::wait_for_replay(&instance.endpoint(repo)?, position.lsn, &instance.log(repo), *progress)?;
     instance.write(repo)?;

@@ -15,7 +15,7 @@ use crate::objects::timeline::{Position, TimelineId};
 use crate::objects::{ObjectId, Repo, durable};
 use crate::plumbing::datadir::local;
 use crate::plumbing::datadir::reflink::restore_or_clone;
-use crate::plumbing::datadir::wal::{Beginning, lay_out};
+use crate::plumbing::datadir::wal::{complete, lay_out};
 use crate::plumbing::fork_timeline::fork_timeline_as;
 use crate::plumbing::postgres::find::Binaries;
 use crate::plumbing::postgres::recovery::{self, Readable};
@@ -190,8 +190,6 @@ pub(super) struct LaidOut {
     /// Why the files were restored.
     pub refused: Option<String>,
     plan: Plan,
-    /// What is to be filled in of the WAL.
-    beginning: Option<Beginning>,
 }
 
 /// Lays out in `dir/data` the files of the newest snapshot before `upto`, and in `wal_dir` the WAL from there on;
@@ -211,20 +209,19 @@ pub(super) fn lay_out_all(
     let snapshot = repo.store().snapshot(&line.object)?;
     fs::create_dir_all(dir)?;
     fs::create_dir_all(wal_dir)?;
-    let (refused, plan, beginning) = std::thread::scope(|scope| {
+    let (refused, plan) = std::thread::scope(|scope| {
         let wal = scope.spawn(|| {
             let mut plan = Plan::default();
             let mut visit = |record: &Record| plan.add_record(&snapshot, record);
-            let laid_out = lay_out(repo, snapshot.start, upto, snapshot.postgres_timeline, wal_dir, &mut visit);
-            laid_out.map(|beginning| (plan, beginning))
+            lay_out(repo, &snapshot, upto, wal_dir, &mut visit).map(|()| plan)
         });
         let refused = show_files(cx, log, &line.object, &snapshot, dir, wish);
-        let (plan, beginning) = wal.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        Ok::<_, CommandError>((refused?, plan, beginning))
+        let plan = wal.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok::<_, CommandError>((refused?, plan))
     })?;
     recovery::link_wal(&dir.join("data"), wal_dir)?;
     let replayed = upto.lsn.since(snapshot.start);
-    Ok(LaidOut { snapshot, id: line.object, replayed, refused, plan, beginning })
+    Ok(LaidOut { snapshot, id: line.object, replayed, refused, plan })
 }
 
 /// Mounts the snapshot's files at `dir/data`, or restores them there. Returns why they were restored, if that was
@@ -268,12 +265,6 @@ impl LaidOut {
         plan.add_noted(repo, &self.id);
         std::thread::spawn(move || plan.fetch(&data));
     }
-
-    /// Fills in what no start needs of the WAL.
-    pub fn complete(&self, repo: &Repo) -> CmdResult {
-        let Some(beginning) = &self.beginning else { return Ok(()) };
-        Ok(beginning.fill(repo)?)
-    }
 }
 
 /// An epoch that is being opened. Dropping it undoes all of that, unless it is kept: the branch
@@ -311,30 +302,17 @@ impl Epoch<'_> {
         Ok(laid_out)
     }
 
-    /// Completes the WAL that was laid out and makes it durable: from then on PostgreSQL can go on by itself after
-    /// a crash.
-    fn make_durable(repo: &Repo, timeline: TimelineId, laid_out: &LaidOut) -> CmdResult {
-        laid_out.complete(repo)?;
-        durable::sync_tree(&repo.timelines().wal_dir(timeline))?;
-        let dir = repo.datadir(timeline);
-        if mount::is_mounted(&dir.join("data")) {
-            mount::set_prepared(&dir)?;
-        }
-        Ok(())
-    }
-
     /// Moves the branch to the epoch's timeline and starts the server.
     fn run(&mut self, laid_out: &LaidOut, wish: Wish) -> Result<(), CommandError> {
         let Context { repo, signature, .. } = self.cx;
         let (old, new) = (Value::Branch(self.parent), Value::Branch(self.timeline));
         let signature = Signature { why: format!("start: {}", self.instance.name), ..(*signature).clone() };
         repo.refs().update(repo.tmp()?, self.branch, &Expect::Exactly(old), Some(&new), &signature)?;
-        std::thread::scope(|scope| {
-            let timeline = self.timeline;
-            // Where this fails, a crash means to begin afresh.
-            scope.spawn(move || Epoch::make_durable(repo, timeline, laid_out));
-            run_server(self.cx, self.instance, timeline, wish)
-        })?;
+        let (dir, wal_dir) = (repo.datadir(self.timeline), repo.timelines().wal_dir(self.timeline));
+        if !mount::is_mounted(&dir.join("data")) {
+            complete(repo, &laid_out.snapshot, self.timeline, &wal_dir)?;
+        }
+        run_server(self.cx, self.instance, self.timeline, wish)?;
         // Clients may have come already.
         self.kept = true;
         self.instance.write(repo)

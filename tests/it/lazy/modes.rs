@@ -212,6 +212,12 @@ fn a_start_completes_the_segment_that_it_begins_in() {
     assert!(lsn(last[1]).since(lsn(last[0])) <= 16384, "{log}");
     env.run(["start"]).ok();
     let sealed = env.command(["cat-wal", "main"]).output().unwrap().stdout;
+    // The server did not wait for it.
+    let patience = Instant::now() + Duration::from_secs(20);
+    while !datadir(&env, "main").join("prepared").exists() {
+        assert!(Instant::now() < patience, "the segment is never completed");
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let wal_dir = fs::canonicalize(datadir(&env, "main").join("data/pg_wal")).unwrap();
     let segment = fs::read(wal_dir.join("000000010000000000000001")).unwrap();
     assert!(sealed.len() > 1 << 20 && segment.len() == 16 << 20);

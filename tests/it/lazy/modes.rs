@@ -223,3 +223,25 @@ fn a_start_completes_the_segment_that_it_begins_in() {
     assert!(sealed.len() > 1 << 20 && segment.len() == 16 << 20);
     assert!(segment.starts_with(&sealed), "what lies before the start is not what was sealed");
 }
+
+#[test]
+fn segments_that_are_archived_at_once_are_whole() {
+    let env = Env::init();
+    for round in 0..4 {
+        env.run(["start"]).ok();
+        // The first segment is sealed and recycled as soon as may be, while it is being completed.
+        for table in ["a", "b", "c"] {
+            env.sql("main", &format!("create table {table}{round} as select generate_series(1, 9000) g"));
+            env.sql("main", "select pg_switch_wal()");
+            env.sql("main", "checkpoint");
+        }
+        env.run(["stop", "--mode", "immediate"]).ok();
+    }
+    env.run(["fsck"]).ok();
+    env.run(["start"]).ok();
+    for round in 0..4 {
+        for table in ["a", "b", "c"] {
+            assert_eq!(env.sql("main", &format!("select count(*) from {table}{round}")), "9000");
+        }
+    }
+}

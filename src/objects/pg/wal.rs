@@ -153,7 +153,7 @@ impl<S: WalSource> WalReader<S> {
     /// Returns a reader that begins with the first record that starts at `lsn` or later. `lsn` may
     /// lie anywhere in a page whose start the source has.
     pub fn seek(source: S, expected: Expected, lsn: Lsn) -> Result<WalReader<S>, WalError> {
-        let mut page = Lsn(lsn.0 - lsn.0 % PAGE as u64);
+        let mut page = lsn.page_start();
         let mut reader = WalReader::new(source, expected, page);
         loop {
             let header = reader.header(page)?;

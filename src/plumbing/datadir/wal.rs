@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Error;
 use crate::objects::pg::record::Record;
@@ -322,15 +322,21 @@ pub fn lay_out(
     Ok(())
 }
 
+/// Returns the segment file in `dir` in which the replay from `snapshot` begins, and its first LSN.
+fn first_segment(repo: &Repo, snapshot: &Snapshot, dir: &Path) -> (PathBuf, Lsn) {
+    let size = repo.config().wal_segment_size;
+    let first = snapshot.start.segment_start(size);
+    (dir.join(segment::file_name(snapshot.postgres_timeline, first, size)), first)
+}
+
 /// Fills in the beginning of the first segment that was laid out in `dir`, from the WAL of `timeline`; not durable yet.
 /// No server may run on it, or [`complete_below`] is to be called. Costs the intervals that lie there.
 pub fn complete(repo: &Repo, snapshot: &Snapshot, timeline: TimelineId, dir: &Path) -> Result<(), WalFilesError> {
-    let size = repo.config().wal_segment_size;
-    let (first, page) = (snapshot.start.segment_start(size), snapshot.start.page_start());
+    let (path, first) = first_segment(repo, snapshot, dir);
+    let page = snapshot.start.page_start();
     if first == page {
         return Ok(());
     }
-    let path = dir.join(segment::file_name(snapshot.postgres_timeline, first, size));
     let mut file = File::options().write(true).open(&path).map_err(Error::io("open", &path))?;
     Source::open(repo, timeline, first)?.copy(first, page, &mut file, &path)
 }
@@ -338,10 +344,10 @@ pub fn complete(repo: &Repo, snapshot: &Snapshot, timeline: TimelineId, dir: &Pa
 /// The same below a server that runs on `timeline`, unless that segment is sealed already: then PostgreSQL may make
 /// another one of its file.
 pub fn complete_below(repo: &Repo, snapshot: &Snapshot, timeline: TimelineId) -> Result<(), WalFilesError> {
-    let (size, dir) = (repo.config().wal_segment_size, repo.timelines().wal_dir(timeline));
-    let first = snapshot.start.segment_start(size);
-    let _held = hold(&dir.join(segment::file_name(snapshot.postgres_timeline, first, size)))?;
-    if repo.timelines().read(timeline)?.sealed() >= first.plus(u64::from(size)) {
+    let dir = repo.timelines().wal_dir(timeline);
+    let (path, first) = first_segment(repo, snapshot, &dir);
+    let _held = hold(&path)?;
+    if repo.timelines().read(timeline)?.sealed() >= first.plus(u64::from(repo.config().wal_segment_size)) {
         return Ok(());
     }
     complete(repo, snapshot, timeline, &dir)

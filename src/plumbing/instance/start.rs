@@ -97,7 +97,7 @@ pub fn start(cx: &Context, name: &str, wish: Wish) -> Result<Outcome, CommandErr
     let timeline = TimelineId::random();
     let mut epoch = Epoch { cx, branch: &branch, parent, timeline, instance: &mut instance, kept: false };
     let laid_out = epoch.prepare(from, wish)?;
-    epoch.run(&laid_out, wish)?;
+    epoch.run(wish)?;
     drop(epoch);
     Ok(Outcome::fresh(instance, from, laid_out))
 }
@@ -295,6 +295,9 @@ impl Epoch<'_> {
         }
         if mount::is_mounted(&data) {
             laid_out.fetch(repo, data);
+        } else {
+            // Where it is mounted, the file system's process does so meanwhile.
+            complete(repo, snapshot, self.timeline, &wal_dir)?;
         }
         // PostgreSQL syncs the segment that it writes to, but not its name.
         durable::sync_dir(&wal_dir)?;
@@ -303,15 +306,11 @@ impl Epoch<'_> {
     }
 
     /// Moves the branch to the epoch's timeline and starts the server.
-    fn run(&mut self, laid_out: &LaidOut, wish: Wish) -> Result<(), CommandError> {
+    fn run(&mut self, wish: Wish) -> Result<(), CommandError> {
         let Context { repo, signature, .. } = self.cx;
         let (old, new) = (Value::Branch(self.parent), Value::Branch(self.timeline));
         let signature = Signature { why: format!("start: {}", self.instance.name), ..(*signature).clone() };
         repo.refs().update(repo.tmp()?, self.branch, &Expect::Exactly(old), Some(&new), &signature)?;
-        let (dir, wal_dir) = (repo.datadir(self.timeline), repo.timelines().wal_dir(self.timeline));
-        if !mount::is_mounted(&dir.join("data")) {
-            complete(repo, &laid_out.snapshot, self.timeline, &wal_dir)?;
-        }
         run_server(self.cx, self.instance, self.timeline, wish)?;
         // Clients may have come already.
         self.kept = true;

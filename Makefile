@@ -2,12 +2,13 @@
 PREFIX ?= /usr/local
 CARGO ?= cargo
 
-.PHONY: help demo test build bench kills races fuzz regress man install clean
+.PHONY: help demo test build bench chaos kills races fuzz regress man install clean
 
 help:
 	@echo "make demo     install what is missing, build, and play the walk-through"
 	@echo "make test     install what is missing, and run all checks and tests"
 	@echo "make bench    compare with tar, pgbackrest, restic and native directories, side by side"
+	@echo "make chaos    kill anything at random for SECONDS=600, as SEED=1 has it, and look for what was lost"
 	@echo "make kills    kill servers and file systems 50 times under load, and look for what was lost"
 	@echo "make races    connect just when a server is being stopped, hundreds of times"
 	@echo "make fuzz     feed the proxy's parser with 10 million inputs"
@@ -32,6 +33,13 @@ bench:
 	$(CARGO) bench --bench peers
 	$(CARGO) bench --bench lazy
 	$(CARGO) bench --bench proxy
+
+chaos: export ZENITH_CHAOS_SEED = $(SEED)
+chaos: export ZENITH_CHAOS_SECONDS = $(SECONDS)
+chaos: export ZENITH_CHAOS_BURNERS = $(BURNERS)
+chaos:
+	scripts/install-deps test
+	$(CARGO) test --release --test it -- --ignored --exact it::chaos::campaign --nocapture
 
 kills:
 	scripts/install-deps test

@@ -5,6 +5,7 @@ mod support;
 mod it {
     pub mod account;
     pub mod bad_input;
+    pub mod chaos;
     pub mod crash;
     pub mod docs;
     pub mod forks;

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use crate::support::{Env, checked, pg_program};
 
 /// Makes a repository of a cluster with page checksums.
-fn with_checksums() -> Env {
+pub fn with_checksums() -> Env {
     let env = Env::new();
     let cluster = env.path().join("cluster");
     let account = zenith::plumbing::postgres::account::Account::detect().unwrap();

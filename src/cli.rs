@@ -13,6 +13,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command as Clap, FromArgMatches};
 
 use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::Repo;
+use crate::plumbing::postgres::alive::close_inherited;
 use crate::plumbing::postgres::find::{self, Binaries, Search};
 use crate::ui::{self, Ui};
 use crate::{plumbing, porcelain};
@@ -79,7 +80,7 @@ macro_rules! command {
 }
 
 /// All commands, in the order of the help.
-pub static COMMANDS: [Command; 39] = [
+pub static COMMANDS: [Command; 41] = [
     command!(Begin, "init", porcelain::init),
     command!(Grow, "branch", porcelain::branch),
     command!(Grow, "tag", porcelain::tag),
@@ -110,6 +111,8 @@ pub static COMMANDS: [Command; 39] = [
     command!(Manipulate, "symbolic-ref", plumbing::symbolic_ref),
     command!(Manipulate, "fork-timeline", plumbing::fork_timeline),
     command!(Manipulate, "mount-datadir", plumbing::mount_datadir),
+    command!(Manipulate, "guard-datadir", plumbing::guard_datadir),
+    command!(Manipulate, "read-ahead", plumbing::read_ahead),
     command!(Interrogate, "cat-object", plumbing::cat_object),
     command!(Interrogate, "cat-timeline", plumbing::cat_timeline),
     command!(Interrogate, "cat-wal", plumbing::cat_wal),
@@ -257,6 +260,7 @@ fn global_args() -> [Arg; 5] {
 
 /// Runs the program. Returns its exit code.
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
+    close_inherited();
     clap_complete::CompleteEnv::with_factory(clap).complete();
     let matches = match clap().try_get_matches_from(words) {
         Ok(matches) => matches,

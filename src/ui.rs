@@ -55,6 +55,11 @@ impl Ui {
         Ok(Ui { quiet, stop, done: AtomicU64::new(0), bar: Mutex::default() })
     }
 
+    /// Goes on although SIGINT or SIGTERM came.
+    pub fn forget_signals(&self) {
+        self.stop.store(false, Ordering::Relaxed);
+    }
+
     /// Tells what happens; not with `--quiet`.
     pub fn status(&self, text: impl Display) {
         if !self.quiet {

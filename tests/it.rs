@@ -4,6 +4,7 @@ mod support;
 
 mod it {
     pub mod account;
+    pub mod alive;
     pub mod bad_input;
     pub mod chaos;
     pub mod crash;

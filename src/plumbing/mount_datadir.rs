@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
@@ -17,9 +18,12 @@ use crate::plumbing::datadir::vfs::ahead::follow_up;
 use crate::plumbing::datadir::vfs::base::Base;
 use crate::plumbing::datadir::wal::complete_below;
 use crate::plumbing::instance::mount;
+use crate::plumbing::instance::pid_lock::PidLock;
 use crate::plumbing::instance::prefetch;
-use crate::plumbing::postgres::server::{self, Status};
-use crate::progress::Progress;
+use crate::plumbing::postgres::alive::Alive;
+use crate::plumbing::postgres::server::{self, Mode, Status};
+use crate::plumbing::read_ahead;
+use crate::progress::{Hidden, Progress};
 
 /// Show a snapshot as a data directory
 ///
@@ -30,9 +34,10 @@ use crate::progress::Progress;
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:\n  zenith mount-datadir 4f2a11c0 /mnt/old\n")]
 pub struct Args {
-    /// Unmount half a minute after the server there has ended
-    #[arg(long)]
-    with_server: bool,
+    /// Unmount half a minute after nobody holds the lock of a server on FILE any more; end the server if this process
+    /// ends first, or is told to
+    #[arg(long, value_name = "FILE")]
+    with_server: Option<PathBuf>,
     /// Fetch all blocks in the background
     #[arg(long)]
     hydrate: bool,
@@ -53,6 +58,13 @@ const TICK: Duration = Duration::from_millis(50);
 const LOOK: Duration = Duration::from_secs(1);
 const TIDY: Duration = Duration::from_secs(5);
 
+/// How long a server may take to shut down, if this process is told to end.
+const STOP_WAIT: Duration = Duration::from_secs(15);
+/// How often the guardian is told that this process moves.
+const BEAT: Duration = Duration::from_secs(1);
+/// Who reads ahead is let go after that time without work.
+const READER_WAIT: Duration = Duration::from_secs(10);
+
 /// How often it is tried to make the WAL durable: files of PostgreSQL's come and go beside it. Without that, the next
 /// start after a crash begins afresh.
 const ATTEMPTS: u32 = 10;
@@ -69,7 +81,8 @@ struct Watch<'a> {
     snapshot: &'a ObjectId,
     dir: &'a Path,
     data: &'a Path,
-    with_server: bool,
+    /// The lock of the server that needs the mount.
+    server: Option<Alive>,
     cx: &'a Cx,
 }
 
@@ -79,10 +92,10 @@ impl Watch<'_> {
         let begun = Instant::now();
         let (mut looked, mut tidied, mut used) = (begun, begun, begun);
         let (mut noted, mut told) = (false, 0);
-        let mut attempts = if !self.with_server || mount::is_prepared(self.dir) { 0 } else { ATTEMPTS };
+        let mut attempts = if self.server.is_none() || mount::is_prepared(self.dir) { 0 } else { ATTEMPTS };
         while !mounted.has_ended() {
             sleep(TICK);
-            if attempts > 0 && server::status(self.data) != Status::Stopped {
+            if attempts > 0 && self.server_runs() {
                 attempts = match self.prepare() {
                     Ok(()) => 0,
                     Err(error) if attempts == 1 => {
@@ -93,14 +106,14 @@ impl Watch<'_> {
                 };
             }
             if self.cx.ui.check().is_err() {
+                self.stop_server();
                 mount::detach(self.data)?;
             }
             if looked.elapsed() < LOOK {
                 continue;
             }
             looked = Instant::now();
-            let runs = self.vfs.is_in_use() || server::status(self.data) != Status::Stopped;
-            if runs || !self.with_server {
+            if self.is_needed() || self.vfs.is_in_use() {
                 used = looked;
             } else if used.elapsed() > GRACE {
                 mount::detach(self.data)?;
@@ -122,6 +135,26 @@ impl Watch<'_> {
             self.note_touched();
         }
         Ok(())
+    }
+
+    /// Returns whether somebody needs the mount: a server, or who is about to start one or looks after what it left.
+    fn is_needed(&self) -> bool {
+        // Where that cannot be found out, somebody might.
+        self.server.as_ref().is_none_or(|server| server.is_held().unwrap_or(true))
+    }
+
+    fn server_runs(&self) -> bool {
+        self.server.as_ref().is_some_and(|server| matches!(server.status(), Ok(Status::Running(_))))
+    }
+
+    /// Ends the server, which could not live without its files: in order, while they are served, if it takes no longer than
+    /// it should.
+    fn stop_server(&self) {
+        let Some(server) = &self.server else { return };
+        let stop = |mode| server::stop(server, mode, STOP_WAIT, self.dir, &Hidden);
+        if let Err(error) = stop(Mode::Fast).or_else(|_| stop(Mode::Immediate)) {
+            self.cx.ui.warning(format!("cannot stop the server: {error}"));
+        }
     }
 
     /// Completes the WAL that the server was started with, and makes it durable: from then on PostgreSQL can go on
@@ -146,29 +179,93 @@ impl Watch<'_> {
 fn serve(cx: &mut Cx, repo: Repo, args: &Args, id: &ObjectId, dir: &Path) -> CmdResult {
     let data = dir.join("data");
     std::fs::create_dir_all(&data)?;
-    let _lock = mount::lock(dir)?;
+    let lock = Arc::new(mount::lock(dir)?);
+    let _lock = lock.clone();
     let repo = Arc::new(repo);
     let base = Base::new(repo.clone(), Some(Instant::now() + START));
     let vfs = Arc::new(Vfs::open(&repo, id, &local::dir(dir), base)?);
     let hydrating = args.hydrate.then(|| vfs.remote_bytes());
     let mounted = Fuse::new(vfs.clone(), hydrating).mount(&data, THREADS).map_err(mount::Error::refused(&data))?;
+    if let Some(alive) = &args.with_server {
+        have_guarded(&repo, dir, alive, lock)?;
+    }
     writeln!(cx.out, "ready")?;
     cx.out.flush()?;
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let reads = vfs.base().ahead();
-        let (vfs_, data_, over_) = (&vfs, &data, &over);
-        scope.spawn(move || follow_up(vfs_, data_, &reads, over_));
+        let mut reader = Reader { data: data.clone(), child: None, used: Instant::now() };
+        let (vfs_, over_) = (&vfs, &over);
+        scope.spawn(move || follow_up(vfs_, &reads, over_, &mut |wanted| reader.ask(wanted)));
         if args.hydrate {
             scope.spawn(|| hydrate(&vfs, &over));
         }
-        let watch = Watch { repo: &repo, vfs: &vfs, snapshot: id, dir, data: &data, with_server: args.with_server, cx };
+        let server = args.with_server.clone().map(Alive::at);
+        let watch = Watch { repo: &repo, vfs: &vfs, snapshot: id, dir, data: &data, server, cx };
         let watched = watch.wait(&mounted);
         over.store(true, Ordering::Relaxed);
         watched
     })?;
     mounted.wait()?;
     vfs.flush().map_err(|error| CommandError::new(Class::Refused, error))
+}
+
+/// Gives this process a guardian, and a new one should that end: it ends the server if this process cannot serve any more.
+/// The thread that tells it that this process moves does nothing else.
+fn have_guarded(repo: &Arc<Repo>, dir: &Path, alive: &Path, lock: Arc<PidLock>) -> CmdResult {
+    let mut guard = mount::guard(repo, dir, alive, &lock)?;
+    let (repo, dir, alive) = (repo.clone(), dir.to_owned(), alive.to_owned());
+    let beat = move || {
+        loop {
+            let told = guard.stdin.as_mut().map_or(Ok(()), |pipe| pipe.write_all(b"."));
+            if told.is_err() {
+                let _ = guard.wait();
+                // What fails now is tried again.
+                if let Ok(next) = mount::guard(&repo, &dir, &alive, &lock) {
+                    guard = next;
+                }
+            }
+            sleep(BEAT);
+        }
+    };
+    std::thread::Builder::new().name("heartbeat".to_owned()).spawn(beat)?;
+    Ok(())
+}
+
+/// The process that reads ahead in this mount, which this one must not do itself. Started when it is needed.
+struct Reader {
+    data: PathBuf,
+    child: Option<Child>,
+    used: Instant,
+}
+
+impl Reader {
+    /// Has a part of a file read; with `None`, there has been no work for a moment. What fails is not read, and only slower
+    /// for it.
+    fn ask(&mut self, wanted: Option<(&[u8], u64)>) {
+        let Some((path, offset)) = wanted else {
+            if self.used.elapsed() > READER_WAIT {
+                self.end();
+            }
+            return;
+        };
+        self.used = Instant::now();
+        if self.child.is_none() {
+            self.child = mount::reader(&self.data).ok();
+        }
+        let pipe = self.child.as_mut().and_then(|child| child.stdin.as_mut());
+        if pipe.is_some_and(|pipe| read_ahead::ask(pipe, path, offset).is_err()) {
+            self.end();
+        }
+    }
+
+    /// Without its pipe it ends when it has done what it was asked.
+    fn end(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            drop(child.stdin.take());
+            let _ = child.wait();
+        }
+    }
 }
 
 /// Makes everything local, when nobody else wants the processor.

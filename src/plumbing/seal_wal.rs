@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::io::Write;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use crate::cli::Cx;
 use crate::error::{Class, CmdResult, CommandError};
@@ -10,7 +12,12 @@ use crate::objects::pg::{Lsn, segment};
 use crate::objects::timeline::TimelineId;
 use crate::plumbing::datadir::wal::{Sealed, Upto, WalFilesError, hold, seal};
 use crate::plumbing::instance::{self, snapshot::snapshot_if_due};
+use crate::plumbing::postgres::alive::{Alive, Held, Status};
 use crate::plumbing::postgres::server;
+
+/// How long another command may have the lock of a server before it starts one, and between two looks.
+const PATIENCE: Duration = Duration::from_secs(25);
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Seal the active WAL of a timeline
 ///
@@ -46,19 +53,38 @@ impl From<WalFilesError> for CommandError {
 }
 
 /// Seals what PostgreSQL has flushed of a timeline's active WAL: asks its server if one runs, and
-/// takes all that is there if none does. Costs the WAL since the last call.
+/// takes all that is there if none does. Waits for a server that is about to start, or whose remains are seen to. Costs the
+/// WAL since the last call.
 pub fn seal_active(repo: &Repo, timeline: TimelineId) -> Result<Option<Sealed>, CommandError> {
-    let wal_dir = repo.timelines().wal_dir(timeline);
-    let mut names =
-        fs::read_dir(&wal_dir).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
-    let size = repo.config().wal_segment_size;
-    let Some((postgres_timeline, _)) = names.find_map(|name| segment::parse_file_name(&name, size)) else {
+    if active_timeline(repo, timeline).is_none() {
         return Ok(None);
-    };
-    let upto = match instance::running(repo, timeline)? {
-        Some(endpoint) => server::flushed_lsn(&endpoint)?,
-        None => Lsn::MAX,
-    };
+    }
+    let alive = Alive::at(repo.timelines().alive_file(timeline));
+    let patience = Instant::now() + PATIENCE;
+    while alive.status()? == Status::Held && Instant::now() < patience {
+        sleep(PAUSE);
+    }
+    if let Some(endpoint) = instance::running(repo, timeline)? {
+        return seal_upto(repo, timeline, server::flushed_lsn(&endpoint)?);
+    }
+    seal_stopped(repo, timeline, &alive.take_from_the_dead()?)
+}
+
+/// Seals all of the active WAL of a timeline on which, as `held` proves, no server runs.
+pub fn seal_stopped(repo: &Repo, timeline: TimelineId, _held: &Held) -> Result<Option<Sealed>, CommandError> {
+    seal_upto(repo, timeline, Lsn::MAX)
+}
+
+/// Returns PostgreSQL's number of the timeline that the active WAL is of, if there is any.
+fn active_timeline(repo: &Repo, timeline: TimelineId) -> Option<u32> {
+    let names = fs::read_dir(repo.timelines().wal_dir(timeline)).into_iter().flatten().flatten();
+    let mut names = names.filter_map(|entry| entry.file_name().into_string().ok());
+    let size = repo.config().wal_segment_size;
+    names.find_map(|name| segment::parse_file_name(&name, size)).map(|(postgres_timeline, _)| postgres_timeline)
+}
+
+fn seal_upto(repo: &Repo, timeline: TimelineId, upto: Lsn) -> Result<Option<Sealed>, CommandError> {
+    let Some(postgres_timeline) = active_timeline(repo, timeline) else { return Ok(None) };
     let active = repo.active_segments(timeline, postgres_timeline);
     Ok(Some(seal(repo, timeline, active, None, Upto::Record(upto))?))
 }

@@ -22,7 +22,7 @@ use crate::plumbing::datadir::scan::{Known, Scan};
 use crate::plumbing::datadir::wal::{Root, Upto, seal};
 use crate::plumbing::datadir::write::{Statistics, TreeWriter};
 use crate::plumbing::datadir::{self, tar};
-use crate::plumbing::postgres::server::{self, Status};
+use crate::plumbing::postgres::server;
 use crate::progress::Progress;
 
 /// Store the files of a cluster as a snapshot
@@ -191,7 +191,7 @@ pub fn write_snapshot(
         Source::Dir(dir) => {
             let cluster = inspect(dir)?;
             check_cluster(repo, &cluster)?;
-            if let Status::Running { .. } = server::status(dir) {
+            if server::runs_on_foreign(dir).is_some() {
                 return Err(Error::Running(cluster.name).into());
             }
             let read = |name| fs::read(dir.join(name)).ok();

@@ -11,6 +11,7 @@ use crate::objects::refs::{Expect, RefName};
 use crate::objects::repo::{self, FOLDER};
 use crate::objects::{Repo, durable};
 use crate::plumbing::postgres::account::Account;
+use crate::plumbing::postgres::alive::keeps_locks;
 use crate::plumbing::postgres::initdb::initdb;
 use crate::plumbing::update_ref::update_branch;
 use crate::plumbing::write_snapshot::{Options, Source, inspect, write_snapshot};
@@ -43,6 +44,13 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     fs::create_dir_all(&parent)?;
     // All is made in a folder of its own and renamed at the end: there is a whole repository or none.
     let workshop = tempfile::Builder::new().prefix(".zenith-init-").tempdir_in(&parent)?;
+    if !keeps_locks(workshop.path())? {
+        let refused = format!(
+            "the file system of '{}' does not keep locks (flock), which prove that a server lives",
+            parent.display()
+        );
+        return Err(CommandError::refused(refused).hint("use a local file system such as ext4, XFS, btrfs or APFS"));
+    }
     let cluster = match &args.from {
         Some(dir) => cx.folder.join(dir),
         None => new_cluster(cx, workshop.path())?,

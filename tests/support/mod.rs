@@ -120,6 +120,25 @@ impl Env {
         ]
     }
 
+    /// Returns the folder of a running branch's data directory, mount point and all.
+    pub fn datadir(&self, branch: &str) -> PathBuf {
+        let rows = self.json(["pg", "list", "--json"]);
+        let row = rows.as_array().unwrap().iter().find(|row| row["branch"] == branch).unwrap().clone();
+        self.repo().join("datadirs").join(row["timeline"].as_str().unwrap())
+    }
+
+    /// Returns the pid of the process that serves a branch's data directory.
+    pub fn file_system(&self, branch: &str) -> i32 {
+        std::fs::read_to_string(self.datadir(branch).join("lock")).unwrap().trim().parse().unwrap()
+    }
+
+    /// Returns what is mounted in this folder.
+    pub fn mounts(&self) -> Vec<String> {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let own = self.path().to_string_lossy().into_owned();
+        mounts.lines().filter(|line| line.contains(&own)).map(str::to_owned).collect()
+    }
+
     /// Returns the pid of the postmaster of a branch.
     pub fn postmaster(&self, branch: &str) -> i32 {
         let rows = self.json(["pg", "list", "--json"]);
@@ -142,6 +161,21 @@ impl Drop for Env {
             let _ = self.command(["pageserver", "stop"]).output();
             let _ = self.command(["stop", "--all", "--mode", "immediate"]).output();
         }
+    }
+}
+
+/// Returns whether a process has not ended.
+pub fn is_alive(pid: i32) -> bool {
+    zenith::plumbing::postgres::process::Process::of(pid).is_alive()
+}
+
+/// Waits until something is so, at most half a minute.
+#[track_caller]
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !is_so() {
+        assert!(std::time::Instant::now() < patience, "not within half a minute: {what}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
     }
 }
 

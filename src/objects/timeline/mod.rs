@@ -97,6 +97,11 @@ impl Timelines {
         self.dir.join(id.to_string())
     }
 
+    /// Returns the file whose lock the server of a timeline holds.
+    pub fn alive_file(&self, id: TimelineId) -> PathBuf {
+        self.path(id).join("alive")
+    }
+
     /// Returns the folder of a timeline's active WAL.
     pub fn wal_dir(&self, id: TimelineId) -> PathBuf {
         self.path(id).join("wal")

@@ -22,6 +22,7 @@ use nix::sys::statvfs::statvfs;
 use nix::unistd::{getegid, geteuid};
 
 use super::control::{self, NAMES, Name};
+use super::mounts::{Device, device_at};
 use super::vfs::{Attributes, Kind, Make, ROOT, Vfs};
 
 /// How long the kernel may keep what it was told: only it changes anything.
@@ -190,11 +191,8 @@ impl Fuse {
 
 /// Raises how far the kernel reads ahead: only root can, and only after mounting.
 fn read_ahead(root: &Path) {
-    use std::os::unix::fs::MetadataExt;
-    if let Ok(metadata) = std::fs::metadata(root) {
-        let device = metadata.dev();
-        let path =
-            format!("/sys/class/bdi/{}:{}/read_ahead_kb", nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    if let Some(Device { major, minor }) = device_at(root) {
+        let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
         let _ = std::fs::write(path, READ_AHEAD_KIB.to_string()); // without it, reading in order is slower
     }
 }

@@ -12,6 +12,7 @@ pub mod control;
 pub mod exclude;
 pub mod fuse;
 pub mod local;
+pub mod mounts;
 pub mod reflink;
 pub mod restore;
 pub mod scan;

@@ -5,7 +5,8 @@
 //! `timeline`. A read-only instance has `at`, the timeline and the LSN that it shows; its `branch` is the
 //! revision as the user wrote it, and its `timeline` only names its data directory. One that the proxy started is
 //! `on_demand`. `instances/<name>/log` is the server's log. Whoever starts or stops an instance holds the lock on
-//! `instances/<name>/lock`.
+//! `instances/<name>/lock`. The lock of a server that writes is `timelines/<timeline>/alive`, that of one that shows the past
+//! `instances/<name>/alive`: see [`alive`](crate::plumbing::postgres::alive).
 //!
 //! An epoch is open from [`start`](start::start) until [`settle`](settle::settle), which a stop runs and,
 //! after a crash, the next start.
@@ -29,7 +30,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Class, CommandError};
 use crate::objects::timeline::TimelineId;
 use crate::objects::{Repo, durable};
-use crate::plumbing::postgres::server::{self, Endpoint, Status};
+use crate::plumbing::postgres::alive::Alive;
+use crate::plumbing::postgres::server::{Endpoint, Status};
 use crate::plumbing::postgres::{self, settings};
 
 /// The port that the first instance gets.
@@ -137,9 +139,19 @@ impl Instance {
         self.timeline().map(|timeline| repo.datadir(timeline).join("data"))
     }
 
-    /// Returns whether its server runs.
+    /// Returns the lock that its server holds.
+    pub fn alive(&self, repo: &Repo) -> Alive {
+        let own = || Instance::dir(repo, &self.name).join("alive");
+        let timeline = self.timeline().filter(|_| !self.is_read_only());
+        Alive::at(timeline.map_or_else(own, |timeline| repo.timelines().alive_file(timeline)))
+    }
+
+    /// Returns whether its server runs. Where that cannot be found out, somebody might be there.
     pub fn status(&self, repo: &Repo) -> Status {
-        self.data_dir(repo).map_or(Status::Stopped, |dir| server::status(&dir))
+        if self.timeline().is_none() {
+            return Status::Stopped;
+        }
+        self.alive(repo).status().unwrap_or(Status::Held)
     }
 
     /// Returns where its server is to be found.
@@ -210,7 +222,7 @@ pub fn of_branch(repo: &Repo, branch: &str) -> Result<Option<Instance>, Error> {
 pub fn running(repo: &Repo, timeline: TimelineId) -> Result<Option<Endpoint>, CommandError> {
     let instance = list(repo)?.into_iter().find(|instance| instance.timeline() == Some(timeline));
     match instance {
-        Some(instance) if instance.status(repo) != Status::Stopped => Ok(Some(instance.endpoint(repo)?)),
+        Some(instance) if matches!(instance.status(repo), Status::Running(_)) => Ok(Some(instance.endpoint(repo)?)),
         _ => Ok(None),
     }
 }

@@ -2,30 +2,37 @@
 //!
 //! # Format
 //! `datadirs/<timeline>/` holds `data`, the mount point; `local/`, the layer (see `datadir::local`);
-//! `lock`, on which the file system's process holds a lock and in which its pid stands; and
+//! `lock`, on which the file system's process holds a lock and its guardian too, and in which the process's pid stands; and
 //! `prepared`, empty, once the directory is one that PostgreSQL can go on from by itself.
+//!
+//! # What may be asked of a mount
+//! Whoever serves a mount, or is waited for by who does, never opens, stats or lists anything below it: killed while it waits
+//! for its own answer it could not die, and would hold up everybody else. Where things are mounted is read from the
+//! kernel's table. All others may wait for a mount as long as its process takes; should that be dead or not move any
+//! more, its guardian (see [`guard_datadir`](crate::plumbing::guard_datadir)) ends it, and the wait with it.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 
 use super::pid_lock::PidLock;
 use crate::error::{Class, CommandError};
 use crate::objects::{ObjectId, Repo, durable};
+use crate::plumbing::datadir::mounts;
 use crate::plumbing::postgres::server;
 
-/// How long a file system's process may take to end once it is unmounted: it writes what is not durable.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a file system's process may take to end once it is unmounted: it writes what is not durable. After that it is
+/// killed, and given as long again.
+const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// A data directory cannot be mounted or unmounted.
@@ -86,14 +93,15 @@ pub fn lock(dir: &Path) -> Result<PidLock, Error> {
     Ok(lock)
 }
 
-/// Returns whether something is mounted at `data`, even if whoever served it is gone.
+/// Returns whether something is mounted at `data`, even if whoever served it is gone. Asks the kernel, and nothing of
+/// what is mounted.
 pub fn is_mounted(data: &Path) -> bool {
-    let device = |path: &Path| fs::symlink_metadata(path).map(|metadata| metadata.dev());
-    match (device(data), data.parent().map(device)) {
-        (Ok(own), Some(Ok(parent))) => own != parent,
-        (Err(error), _) => error.raw_os_error() == Some(Errno::ENOTCONN as i32),
-        _ => false,
-    }
+    mounts::device_at(data).is_some()
+}
+
+/// Returns whether the data directory in `dir` is mounted, and the process that serves it, or its guardian, is there.
+pub fn is_served(dir: &Path) -> bool {
+    is_mounted(&dir.join("data")) && open_lock(dir).is_ok_and(|lock| !lock.try_take())
 }
 
 /// Notes that the data directory in `dir` is one that PostgreSQL can go on from by itself: its files
@@ -124,6 +132,8 @@ pub struct Wanted<'a> {
     pub snapshot: &'a ObjectId,
     /// Make all blocks local in the background.
     pub hydrate: bool,
+    /// The file whose lock is held as long as somebody needs the mount.
+    pub alive: &'a Path,
     /// Where the process writes what it has to say.
     pub log: &'a Path,
 }
@@ -133,7 +143,7 @@ pub fn mount(repo: &Repo, dir: &Path, wanted: &Wanted) -> Result<(), Error> {
     let log_start = fs::metadata(wanted.log).map_or(0, |metadata| metadata.len());
     let program = Path::new("zenith");
     let mut command = background(repo, wanted.log).map_err(Error::io("run", program))?;
-    command.args(["mount-datadir", "--with-server"]).args(wanted.hydrate.then_some("--hydrate"));
+    command.args(["mount-datadir", "--with-server"]).arg(wanted.alive).args(wanted.hydrate.then_some("--hydrate"));
     command.arg(wanted.snapshot.to_string()).arg(dir).stdout(Stdio::piped());
     // It has the lock from its first instant on: should this process die now, the next one finds that one.
     let lock = open_lock(dir)?;
@@ -174,6 +184,14 @@ pub fn detach(data: &Path) -> Result<(), Error> {
     Err(stays(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())))
 }
 
+/// Has the kernel give up the file system that is mounted at `data`: whoever waits for it gets an error, now and later.
+/// (`/sys/fs/fuse/connections`, Documentation/filesystems/fuse.rst of Linux.)
+pub fn abort(data: &Path) -> io::Result<()> {
+    let Some(device) = mounts::device_at(data) else { return Ok(()) };
+    let control = format!("/sys/fs/fuse/connections/{}/abort", device.minor);
+    fs::write(control, "1").or_else(|_| Ok(umount2(data, MntFlags::MNT_FORCE)?))
+}
+
 /// Unmounts `dir/data`, if it is mounted, and waits until its process has made everything durable and
 /// is gone. What a killed process left is cleared away as well.
 pub fn unmount(dir: &Path) -> Result<(), Error> {
@@ -182,7 +200,7 @@ pub fn unmount(dir: &Path) -> Result<(), Error> {
     }
     let data = dir.join("data");
     let begun = Instant::now();
-    let mut lock = open_lock(dir)?;
+    let lock = open_lock(dir)?;
     loop {
         // The process may be about to mount.
         detach(&data)?;
@@ -198,11 +216,36 @@ pub fn unmount(dir: &Path) -> Result<(), Error> {
         return Err(Error::Stays { dir: data, source: io::ErrorKind::ResourceBusy.into() });
     }
     // A reader that holds on keeps it alive; what was acknowledged is durable without its help.
-    if let Some(pid) = lock.pid() {
-        let _ = kill(pid, Signal::SIGKILL);
+    let begun = Instant::now();
+    while !lock.try_take() {
+        for process in lock.holders().map_err(Error::io("look for who serves", &data))? {
+            process.signal(Signal::SIGKILL).map_err(Error::io("end what serves", &data))?;
+        }
+        if begun.elapsed() > PATIENCE {
+            return Err(Error::Stays { dir: data, source: io::ErrorKind::ResourceBusy.into() });
+        }
+        sleep(PAUSE);
     }
-    lock.wait().map_err(Error::io("lock", &dir.join("lock")))?;
     Ok(())
+}
+
+/// Starts the guardian of the data directory in `dir`, which this process serves with `lock`: a process that has none of this
+/// one's other descriptors, and ends the server should this one die or stop moving. Returns it, with the pipe for the signs
+/// of life.
+pub fn guard(repo: &Repo, dir: &Path, alive: &Path, lock: &PidLock) -> io::Result<Child> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.process_group(0).current_dir("/").env("NO_COLOR", "1").arg("--repo").arg(repo.dir());
+    command.args(["guard-datadir", "--with-server"]).arg(alive).arg(dir);
+    // It has the lock as well: who waits for the end of this process waits for what it has to do then.
+    command.stdin(Stdio::piped()).stdout(lock.share()?).spawn()
+}
+
+/// Starts a process that reads what it is told to from the data directory `data`: see
+/// [`read_ahead`](crate::plumbing::read_ahead).
+pub fn reader(data: &Path) -> io::Result<Child> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.process_group(0).current_dir("/").arg("read-ahead").arg(data);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
 }
 
 /// Unmounts and removes a data directory with all that it holds.

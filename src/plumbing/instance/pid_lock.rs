@@ -9,6 +9,8 @@ use std::process::Stdio;
 
 use nix::unistd::Pid;
 
+use crate::plumbing::postgres::process::{Process, inheritors};
+
 /// The file. Dropping it releases the lock, if this process had it.
 #[must_use = "the lock is released when this is dropped"]
 #[derive(Debug)]
@@ -49,6 +51,16 @@ impl PidLock {
         let mut text = String::new();
         self.0.rewind().and_then(|()| self.0.read_to_string(&mut text)).ok()?;
         text.trim().parse().ok().filter(|pid| *pid > 1).map(Pid::from_raw)
+    }
+
+    /// Returns the processes that were handed the lock when they were started, and have it.
+    pub fn holders(&self) -> io::Result<Vec<Process>> {
+        inheritors(&self.0)
+    }
+
+    /// Shares the lock with a process that is to be started: it is released when both have ended.
+    pub fn share(&self) -> io::Result<Stdio> {
+        Ok(self.0.try_clone()?.into())
     }
 
     /// Hands the lock over to a process that is to be started: it has the lock from its first instant on, and as

@@ -43,7 +43,7 @@ pub fn start(
     let mut instance = find_or_create(repo, text, position, port)?;
     let _held = Instance::hold(repo, &instance.name)?;
     let from = position;
-    if let Status::Running { .. } = instance.status(repo) {
+    if let Status::Running(_) = instance.status(repo) {
         instance.claim(repo, wish)?;
         let (snapshot, replayed, resumed, refused) = (None, 0, false, None);
         return Ok(Outcome { instance, already: true, from, snapshot, replayed, resumed, refused });
@@ -51,8 +51,8 @@ pub fn start(
     discard_files(repo, &mut instance)?;
     let started = prepare_and_run(cx, &mut instance, position, wish);
     if started.is_err() {
-        if let Some(data) = instance.data_dir(repo) {
-            let _ = server::stop(&data, Mode::Immediate, STOP_WAIT, &instance.log(repo), cx.progress);
+        if instance.timeline().is_some() {
+            let _ = server::stop(&instance.alive(repo), Mode::Immediate, STOP_WAIT, &instance.log(repo), cx.progress);
         }
         // The error says more than what could go wrong here.
         let _ = discard_files(repo, &mut instance);
@@ -72,9 +72,10 @@ fn prepare_and_run(
     // Noted first: what a crash leaves from here on, the next start or stop finds and removes.
     instance.config.timeline = Some(id.to_string());
     instance.write(repo)?;
+    let held = instance.alive(repo).take()?;
     let dir = repo.datadir(id);
     let (data, wal_dir) = (dir.join("data"), dir.join("wal"));
-    let mut laid_out = lay_out_all(cx, &instance.log(repo), position, (&dir, &wal_dir), wish)?;
+    let mut laid_out = lay_out_all(cx, instance, position, (&dir, &wal_dir), wish)?;
     recovery::write_backup_label(&data, &laid_out.snapshot, Readable::AfterBackup)?;
     recovery::write_standby_signal(&data)?;
     if mount::is_mounted(&data) {
@@ -82,7 +83,7 @@ fn prepare_and_run(
     }
     account.own(repo.dir())?;
     complete(repo, &laid_out.snapshot, position.timeline, &wal_dir)?;
-    run_server(cx, instance, id, wish)?;
+    run_server(cx, instance, id, &held, wish)?;
     // It lets readers in as soon as its files are consistent, before it is there.
     server::wait_for_replay(&instance.endpoint(repo)?, position.lsn, &instance.log(repo), *progress)?;
     instance.write(repo)?;
@@ -93,7 +94,7 @@ fn prepare_and_run(
 fn discard_files(repo: &Repo, instance: &mut Instance) -> Result<(), CommandError> {
     let Some(id) = instance.timeline() else { return Ok(()) };
     let dir = repo.datadir(id);
-    server::end_orphans(&dir.join("data"));
+    let _held = instance.alive(repo).take_from_the_dead()?;
     mount::remove(&dir)?;
     instance.config.timeline = None;
     instance.write(repo)

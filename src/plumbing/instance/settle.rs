@@ -19,8 +19,7 @@ use crate::plumbing::datadir::control::Control;
 use crate::plumbing::datadir::local;
 use crate::plumbing::datadir::vfs::base::MOST_TOUCHED;
 use crate::plumbing::datadir::wal::WalFilesError;
-use crate::plumbing::postgres::server;
-use crate::plumbing::seal_wal::seal_active;
+use crate::plumbing::seal_wal::seal_stopped;
 use crate::plumbing::write_snapshot::{Options, Source, inspect, write_snapshot};
 use crate::progress::Progress;
 
@@ -56,9 +55,10 @@ pub fn settle(
         return close(repo, instance, id).map(|()| Settled::Nothing);
     }
     let data = repo.datadir(id).join("data");
-    server::end_orphans(&data);
-    seal_active(repo, id)?;
-    show(repo, id, &instance.log(repo));
+    // Nobody is alive, and nobody starts meanwhile; the file system's process sees that its files are needed.
+    let held = instance.alive(repo).take_from_the_dead()?;
+    seal_stopped(repo, id, &held)?;
+    show(repo, instance, id);
     let timeline = repo.timelines().read(id)?;
     if let Some(parent) = droppable(repo, instance, &timeline, &data)? {
         let branch = RefName::branch(&instance.config.branch)?;
@@ -80,14 +80,15 @@ pub fn settle(
 
 /// Mounts the data directory of an epoch again, if it is a lazy one whose process has ended. Where that
 /// fails, the epoch is settled without its files: the WAL has what they hold.
-fn show(repo: &Repo, id: TimelineId, log: &Path) {
+fn show(repo: &Repo, instance: &Instance, id: TimelineId) {
     let dir = repo.datadir(id);
-    let alive = fs::symlink_metadata(dir.join("data/PG_VERSION")).is_ok();
-    if alive || !mount::is_prepared(&dir) || mount::unmount(&dir).is_err() {
+    if mount::is_served(&dir) || !mount::is_prepared(&dir) || mount::unmount(&dir).is_err() {
         return;
     }
     if let Ok(Some(snapshot)) = local::snapshot_below(&local::dir(&dir)) {
-        let _ = mount::mount(repo, &dir, &mount::Wanted { snapshot: &snapshot, hydrate: false, log });
+        let (log, alive) = (instance.log(repo), instance.alive(repo));
+        let wanted = mount::Wanted { snapshot: &snapshot, hydrate: false, log: &log, alive: alive.path() };
+        let _ = mount::mount(repo, &dir, &wanted);
     }
 }
 

@@ -43,7 +43,7 @@ pub fn snapshot(
     progress: &dyn Progress,
 ) -> Result<Outcome, CommandError> {
     let not_running = || Error::NotRunning(instance.config.branch.clone());
-    let running = instance.timeline().filter(|_| instance.status(repo) != Status::Stopped);
+    let running = instance.timeline().filter(|_| matches!(instance.status(repo), Status::Running(_)));
     let timeline = running.ok_or_else(not_running)?;
     let data = repo.datadir(timeline).join("data");
     let lock = open_lock(repo, timeline)?;

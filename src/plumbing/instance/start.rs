@@ -17,6 +17,7 @@ use crate::plumbing::datadir::local;
 use crate::plumbing::datadir::reflink::restore_or_clone;
 use crate::plumbing::datadir::wal::{complete, lay_out};
 use crate::plumbing::fork_timeline::fork_timeline_as;
+use crate::plumbing::postgres::alive::Held;
 use crate::plumbing::postgres::find::Binaries;
 use crate::plumbing::postgres::recovery::{self, Readable};
 use crate::plumbing::postgres::server::{self, Status};
@@ -80,7 +81,7 @@ pub fn start(cx: &Context, name: &str, wish: Wish) -> Result<Outcome, CommandErr
     let _held = Instance::hold(repo, name)?;
     let mut instance = Instance::read(repo, name)?;
     let branch = RefName::branch(&instance.config.branch)?;
-    if let (Some(timeline), Status::Running { .. }) = (instance.timeline(), instance.status(repo)) {
+    if let (Some(timeline), Status::Running(_)) = (instance.timeline(), instance.status(repo)) {
         instance.claim(repo, wish)?;
         let from = repo.timelines().read(timeline)?.tip();
         let (snapshot, replayed, resumed, refused) = (None, 0, false, None);
@@ -96,8 +97,8 @@ pub fn start(cx: &Context, name: &str, wish: Wish) -> Result<Outcome, CommandErr
     let from = repo.timelines().read(parent)?.tip();
     let timeline = TimelineId::random();
     let mut epoch = Epoch { cx, branch: &branch, parent, timeline, instance: &mut instance, kept: false };
-    let laid_out = epoch.prepare(from, wish)?;
-    epoch.run(wish)?;
+    let (held, laid_out) = epoch.prepare(from, wish)?;
+    epoch.run(&held, wish)?;
     drop(epoch);
     Ok(Outcome::fresh(instance, from, laid_out))
 }
@@ -125,7 +126,10 @@ fn resume(
     let Context { repo, .. } = cx;
     let Some(timeline) = instance.timeline() else { return Ok(None) };
     let dir = repo.datadir(timeline);
-    server::end_orphans(&dir.join("data"));
+    if !repo.timelines().exists(timeline) {
+        return Ok(None);
+    }
+    let held = instance.alive(repo).take_from_the_dead()?;
     mount::unmount(&dir)?;
     let is_ours = repo.refs().read(branch)? == Some(Value::Branch(timeline));
     if !is_ours || wish.eager || !mount::is_prepared(&dir) {
@@ -133,12 +137,13 @@ fn resume(
     }
     let Ok(Some(snapshot)) = local::snapshot_below(&local::dir(&dir)) else { return Ok(None) };
     let log = instance.log(repo);
-    let wanted = Wanted { snapshot: &snapshot, hydrate: wish.hydrate, log: &log };
+    let alive = instance.alive(repo);
+    let wanted = Wanted { snapshot: &snapshot, hydrate: wish.hydrate, log: &log, alive: alive.path() };
     if mount::mount(repo, &dir, &wanted).is_err() {
         return Ok(None);
     }
     let from = repo.timelines().read(timeline)?.tip();
-    match run_server(cx, instance, timeline, wish) {
+    match run_server(cx, instance, timeline, &held, wish) {
         Ok(()) => {}
         // Files that PostgreSQL does not accept: without them, then.
         Err(postgres::Error::DidNotStart { .. }) => return Ok(None),
@@ -150,11 +155,12 @@ fn resume(
     Ok(Some(Outcome { instance, already: false, from, snapshot, replayed: 0, resumed: true, refused }))
 }
 
-/// Starts the server of an instance on the data directory of `timeline`.
+/// Starts the server of an instance on the data directory of `timeline`, with the lock of [`Instance::alive`].
 pub(super) fn run_server(
     cx: &Context,
     instance: &mut Instance,
     timeline: TimelineId,
+    held: &Held,
     wish: Wish,
 ) -> Result<(), postgres::Error> {
     let Context { repo, binaries, account, progress, .. } = cx;
@@ -177,7 +183,7 @@ pub(super) fn run_server(
     if let Account::Postgres = account {
         account.own(repo.dir())?;
     }
-    server::start(binaries, account, &data, &log, &settings, *progress)?.keep();
+    server::start(binaries, account, &data, &log, &settings, held, *progress)?.keep();
     Ok(())
 }
 
@@ -196,7 +202,7 @@ pub(super) struct LaidOut {
 /// both at the same time.
 pub(super) fn lay_out_all(
     cx: &Context,
-    log: &Path,
+    instance: &Instance,
     upto: Position,
     (dir, wal_dir): (&Path, &Path),
     wish: Wish,
@@ -215,7 +221,7 @@ pub(super) fn lay_out_all(
             let mut visit = |record: &Record| plan.add_record(&snapshot, record);
             lay_out(repo, &snapshot, upto, wal_dir, &mut visit).map(|()| plan)
         });
-        let refused = show_files(cx, log, &line.object, &snapshot, dir, wish);
+        let refused = show_files(cx, instance, &line.object, &snapshot, dir, wish);
         let plan = wal.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         Ok::<_, CommandError>((refused?, plan))
     })?;
@@ -228,7 +234,7 @@ pub(super) fn lay_out_all(
 /// not wished.
 fn show_files(
     cx: &Context,
-    log: &Path,
+    instance: &Instance,
     id: &ObjectId,
     snapshot: &Snapshot,
     dir: &Path,
@@ -250,7 +256,8 @@ fn show_files(
     let mounted = if **account == Account::Postgres {
         Err("PostgreSQL has to run as the user postgres here, who cannot see the mount".to_owned())
     } else {
-        let wanted = Wanted { snapshot: id, hydrate: wish.hydrate, log };
+        let (log, alive) = (instance.log(repo), instance.alive(repo));
+        let wanted = Wanted { snapshot: id, hydrate: wish.hydrate, log: &log, alive: alive.path() };
         mount::mount(repo, dir, &wanted).map_err(|error| CommandError::from(error).text())
     };
     let Err(why) = mounted else { return Ok(None) };
@@ -280,14 +287,15 @@ struct Epoch<'a> {
 
 impl Epoch<'_> {
     /// Forks the timeline, and lays out files and WAL for a start at `from`.
-    fn prepare(&mut self, from: Position, wish: Wish) -> Result<LaidOut, CommandError> {
+    fn prepare(&mut self, from: Position, wish: Wish) -> Result<(Held, LaidOut), CommandError> {
         let Context { repo, account, .. } = self.cx;
         // Noted first: what a crash leaves from here on, the next start finds and removes.
         self.instance.config.timeline = Some(self.timeline.to_string());
         self.instance.write(repo)?;
         fork_timeline_as(repo, self.timeline, from)?;
+        let held = self.instance.alive(repo).take()?;
         let (dir, wal_dir) = (repo.datadir(self.timeline), repo.timelines().wal_dir(self.timeline));
-        let mut laid_out = lay_out_all(self.cx, &self.instance.log(repo), from, (&dir, &wal_dir), wish)?;
+        let mut laid_out = lay_out_all(self.cx, self.instance, from, (&dir, &wal_dir), wish)?;
         let (data, snapshot) = (dir.join("data"), &laid_out.snapshot);
         // Where there is nothing to replay, PostgreSQL goes on as after any other shutdown.
         if !recovery::is_exact(snapshot) || snapshot.consistent != from.lsn {
@@ -302,16 +310,16 @@ impl Epoch<'_> {
         // PostgreSQL syncs the segment that it writes to, but not its name.
         durable::sync_dir(&wal_dir)?;
         account.own(repo.dir())?;
-        Ok(laid_out)
+        Ok((held, laid_out))
     }
 
     /// Moves the branch to the epoch's timeline and starts the server.
-    fn run(&mut self, wish: Wish) -> Result<(), CommandError> {
+    fn run(&mut self, held: &Held, wish: Wish) -> Result<(), CommandError> {
         let Context { repo, signature, .. } = self.cx;
         let (old, new) = (Value::Branch(self.parent), Value::Branch(self.timeline));
         let signature = Signature { why: format!("start: {}", self.instance.name), ..(*signature).clone() };
         repo.refs().update(repo.tmp()?, self.branch, &Expect::Exactly(old), Some(&new), &signature)?;
-        run_server(self.cx, self.instance, self.timeline, wish)?;
+        run_server(self.cx, self.instance, self.timeline, held, wish)?;
         // Clients may have come already.
         self.kept = true;
         self.instance.write(repo)
@@ -337,12 +345,13 @@ impl Drop for Epoch<'_> {
     }
 }
 
-/// Returns the command with which PostgreSQL hands over a completed segment.
+/// Returns the command with which PostgreSQL hands over a completed segment. The shell becomes it, so that nothing is left that
+/// holds the server's lock.
 fn archive_command(repo: &Repo, timeline: TimelineId) -> Result<String, postgres::Error> {
     let program = std::env::current_exe();
     let program = program.map_err(|source| postgres::Error::Io { verb: "find", path: "zenith".into(), source })?;
     let timeline = timeline.to_string();
     let words =
         [program.as_os_str(), "--repo".as_ref(), repo.dir().as_os_str(), "seal-wal".as_ref(), timeline.as_ref()];
-    Ok(shell_command(&words, "--segment %f"))
+    Ok(format!("exec {}", shell_command(&words, "--segment %f")))
 }

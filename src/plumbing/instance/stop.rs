@@ -22,8 +22,8 @@ pub fn stop(
 ) -> Result<Settled, CommandError> {
     let _held = Instance::hold(repo, name)?;
     let mut instance = Instance::read(repo, name)?;
-    if let Some(data) = instance.data_dir(repo) {
-        server::stop(&data, mode, timeout, &instance.log(repo), progress)?;
+    if instance.timeline().is_some() {
+        server::stop(&instance.alive(repo), mode, timeout, &instance.log(repo), progress)?;
     }
     if instance.is_read_only() {
         read_only::discard(repo, instance)?;

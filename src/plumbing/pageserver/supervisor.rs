@@ -158,7 +158,7 @@ impl Supervisor {
             metrics,
         };
         for instance in instance::list(repo)? {
-            if instance.status(repo) == Status::Stopped {
+            if !matches!(instance.status(repo), Status::Running(_)) {
                 continue;
             }
             let name = instance.config.branch.clone();

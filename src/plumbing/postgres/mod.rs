@@ -3,9 +3,11 @@
 //! The only place that runs PostgreSQL's programs.
 
 pub mod account;
+pub mod alive;
 pub mod conninfo;
 pub mod find;
 pub mod initdb;
+pub mod process;
 pub mod recovery;
 pub mod server;
 pub mod settings;
@@ -36,6 +38,9 @@ pub enum Error {
     DidNotStart { log: PathBuf, tail: String },
     #[error("PostgreSQL did not {what} within {seconds} seconds; its log is '{}'", log.display())]
     Timeout { what: &'static str, seconds: u64, log: PathBuf },
+    /// A server runs there, or what it left behind, or another command is about to start it.
+    #[error("{} holds the lock '{}' of a server", holder(process), lock.display())]
+    StillAlive { lock: PathBuf, process: Option<process::Process> },
     #[error("port {port} is taken, in '{}'", dir.display())]
     PortTaken { port: u16, dir: PathBuf },
     #[error("no free port from {from} on")]
@@ -48,6 +53,10 @@ pub enum Error {
     Io { verb: &'static str, path: PathBuf, source: io::Error },
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
+}
+
+fn holder(process: &Option<process::Process>) -> String {
+    process.map_or_else(|| "another command".to_owned(), |process| format!("process {}", process.pid))
 }
 
 fn not_found(major: Option<u32>, searched: &[PathBuf]) -> String {
@@ -81,6 +90,8 @@ impl Error {
             Error::Root => {
                 "use another account, or allow user namespaces: sysctl kernel.unprivileged_userns_clone=1".to_owned()
             }
+            Error::StillAlive { process: Some(process), .. } => format!("see what it is: ps -fp {}", process.pid),
+            Error::StillAlive { process: None, .. } => "wait for it, then look: zenith status".to_owned(),
             Error::PortTaken { .. } => "choose another with --port".to_owned(),
             Error::SocketDir(dir) => format!("remove it: rm -r '{}'", dir.display()),
             _ => return None,

@@ -8,21 +8,24 @@ use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use postgres::{Client, NoTls};
 
 use super::Error;
 use super::account::Account;
+pub use super::alive::Status;
+use super::alive::{self, Alive, Held};
 use super::find::Binaries;
 use super::initdb::SUPERUSER;
+use super::process::Process;
 use super::settings::{Settings, is_free, remove_stale_socket};
 use crate::objects::pg::Lsn;
 use crate::progress::Progress;
 
 /// How long a server may take to answer a connection.
 const CONNECT_WAIT: Duration = Duration::from_secs(10);
+/// How long a server whose start failed may take to react to a signal, before it gets a harder one.
+const UNDO_WAIT: Duration = Duration::from_secs(10);
 /// Between two looks at a server that starts or stops: short at first, longer where it takes its time.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const IMPATIENCE: Duration = Duration::from_millis(500);
@@ -37,13 +40,6 @@ const TAIL_LINES: usize = 10;
 pub struct Endpoint {
     pub socket_dir: PathBuf,
     pub port: u16,
-}
-
-/// What is known of a data directory's server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Status {
-    Stopped,
-    Running { pid: i32 },
 }
 
 /// How to stop, as `pg_ctl` calls it.
@@ -82,26 +78,36 @@ impl Started {
 
 impl Drop for Started {
     fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = kill(Pid::from_raw(child.id() as i32), Mode::Fast.signal()); // pids are i32
-            let _ = child.wait();
+        let Some(mut child) = self.child.take() else { return };
+        let postmaster = Process::of(child.id() as i32); // pids are i32
+        for signal in [Mode::Fast.signal(), Mode::Immediate.signal(), Signal::SIGKILL] {
+            let _ = postmaster.signal(signal);
+            let patience = Instant::now() + UNDO_WAIT;
+            while Instant::now() < patience {
+                if !matches!(child.try_wait(), Ok(None)) {
+                    return;
+                }
+                sleep(FIRST_PAUSE);
+            }
         }
     }
 }
 
-/// Starts a server on `data_dir` and waits until it takes connections. It gets its own process
-/// group, so that Ctrl-C in this terminal does not reach it. Recovery may take as long as it does.
+/// Starts a server on `data_dir`, which inherits the proof of its life, and waits until it takes connections. It gets its own
+/// process group, so that Ctrl-C in this terminal does not reach it. Recovery may take as long as it does.
 pub fn start(
     binaries: &Binaries,
     account: &Account,
     data_dir: &Path,
     log: &Path,
     settings: &Settings,
+    held: &Held,
     progress: &dyn Progress,
 ) -> Result<Started, Error> {
     let program = binaries.program("postgres")?;
     remove_stale_socket(settings.port, &settings.socket_dir);
-    remove_stale_pid_file(data_dir);
+    // Nobody runs there: that is what the lock in hand says. PostgreSQL would take another process with that number for one.
+    let _ = fs::remove_file(data_dir.join("postmaster.pid"));
     if !is_free(settings.port, &settings.socket_dir, settings.tcp) {
         return Err(Error::PortTaken { port: settings.port, dir: settings.socket_dir.clone() });
     }
@@ -111,8 +117,11 @@ pub fn start(
     let mut command = account.command(&program);
     command.arg("-D").arg(data_dir).args(settings.arguments());
     command.stdin(Stdio::null()).stdout(stdout).stderr(file).process_group(0);
+    held.hand_to(&mut command)?;
     let child = command.spawn().map_err(Error::io("run", &program))?;
+    let pid = child.id() as i32; // pids are i32
     let mut started = Started { child: Some(child) };
+    held.note(Process::of(pid))?;
     let (begun, mut pause) = (Instant::now(), FIRST_PAUSE);
     loop {
         progress.check()?;
@@ -121,7 +130,7 @@ pub fn start(
             started.child = None;
             return Err(Error::DidNotStart { log: log.to_owned(), tail: tail(log, log_start) });
         }
-        if is_ready(data_dir) {
+        if is_ready(data_dir, pid) {
             return Ok(started);
         }
         sleep(pause);
@@ -131,17 +140,12 @@ pub fn start(
     }
 }
 
-/// Removes the pid file of a server that is gone, for the same reason as its socket.
-fn remove_stale_pid_file(data_dir: &Path) {
-    if status(data_dir) == Status::Stopped {
-        let _ = fs::remove_file(data_dir.join("postmaster.pid")); // PostgreSQL says so if it minds
-    }
-}
-
-/// Returns whether the server says in its pid file that it takes connections.
-fn is_ready(data_dir: &Path) -> bool {
+/// Returns whether the server with that pid says in its pid file that it takes connections.
+fn is_ready(data_dir: &Path, pid: i32) -> bool {
     let text = fs::read_to_string(data_dir.join("postmaster.pid")).unwrap_or_default();
-    text.lines().nth(7).is_some_and(|status| ["ready", "standby"].contains(&status.trim()))
+    let mut lines = text.lines();
+    lines.next().is_some_and(|line| line.trim().parse() == Ok(pid))
+        && lines.nth(6).is_some_and(|status| ["ready", "standby"].contains(&status.trim()))
 }
 
 /// Returns the last lines of a log, from byte `from` on.
@@ -247,93 +251,46 @@ fn is_before_15(client: &mut Client) -> Result<bool, postgres::Error> {
     Ok(row.get(0))
 }
 
-/// Returns whether a server runs on `data_dir`. A pid file that a crash left behind does not count,
-/// even if another process has its number by now.
-pub fn status(data_dir: &Path) -> Status {
+/// Returns the pid of the server that runs on a data directory that zenith did not make. A pid file that a crash
+/// left behind does not count, even if another process has its number by now.
+pub fn runs_on_foreign(data_dir: &Path) -> Option<i32> {
     let text = fs::read_to_string(data_dir.join("postmaster.pid")).unwrap_or_default();
-    match text.lines().next().and_then(|pid| pid.trim().parse::<i32>().ok()) {
-        Some(pid) if pid > 0 && runs_in(pid, data_dir) => Status::Running { pid },
-        _ => Status::Stopped,
-    }
-}
-
-/// Returns whether `pid` is a process that has not ended.
-pub fn is_alive(pid: i32) -> bool {
-    if !Path::new("/proc/self").exists() {
-        return kill(Pid::from_raw(pid), None).is_ok();
-    }
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with(['Z', 'X']))
-}
-
-/// Returns whether `pid` is a process that works in `data_dir`, as every server does in its own.
-fn runs_in(pid: i32, data_dir: &Path) -> bool {
-    let same = match (fs::read_link(format!("/proc/{pid}/cwd")), fs::canonicalize(data_dir)) {
+    let pid = text.lines().next().and_then(|pid| pid.trim().parse::<i32>().ok()).filter(|pid| *pid > 1)?;
+    let works_there = match (fs::read_link(format!("/proc/{pid}/cwd")), fs::canonicalize(data_dir)) {
         (Ok(cwd), Ok(dir)) => cwd == dir,
         // Another user's process hides where it works; other systems have no such link.
         (Err(error), _) => error.kind() == std::io::ErrorKind::PermissionDenied || !Path::new("/proc/self").exists(),
         _ => false,
     };
-    same && is_alive(pid)
+    (works_there && Process::of(pid).is_alive()).then_some(pid)
 }
 
-/// Returns the path without symbolic links. The folder itself is not looked at: it may be a mount
-/// whose file system does not answer any more.
-fn real_path(data_dir: &Path) -> PathBuf {
-    let parent = data_dir.parent().and_then(|parent| fs::canonicalize(parent).ok());
-    parent.zip(data_dir.file_name()).map_or_else(|| data_dir.to_owned(), |(parent, name)| parent.join(name))
-}
-
-/// Ends what is left of a server whose postmaster is gone. A backend that outlives it goes on until
-/// its statement is done, and would acknowledge commits into WAL that has been sealed already.
-pub fn end_orphans(data_dir: &Path) {
-    let dir = real_path(data_dir);
-    let mut deleted = dir.clone().into_os_string();
-    deleted.push(" (deleted)");
-    let works_there =
-        |pid: &i32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir || cwd.as_os_str() == deleted);
-    let patience = Instant::now() + Duration::from_secs(10);
-    while Instant::now() < patience {
-        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        // Only PostgreSQL's own: a shell may stand in the folder too.
-        let is_postgres = |pid: &i32| {
-            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim().starts_with("postgres"))
-        };
-        let orphans: Vec<i32> = pids.filter(|pid| works_there(pid) && is_postgres(pid)).collect();
-        if orphans.is_empty() {
-            return;
-        }
-        for pid in orphans {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
-        sleep(FIRST_PAUSE);
-    }
-}
-
-/// Stops the server on `data_dir`, if one runs, and waits until it is gone.
-pub fn stop(data_dir: &Path, mode: Mode, timeout: Duration, log: &Path, progress: &dyn Progress) -> Result<(), Error> {
-    let Status::Running { pid } = status(data_dir) else { return Ok(()) };
-    match kill(Pid::from_raw(pid), mode.signal()) {
-        // It may have gone this instant.
-        Ok(()) | Err(Errno::ESRCH) => {}
-        Err(error) => {
-            return Err(Error::Io { verb: "stop the server on", path: data_dir.to_owned(), source: error.into() });
+/// Stops the server that holds the lock of `alive`, if one runs, and waits until it and all that it started are gone; what
+/// outlives the postmaster for more than [`alive::GRACE`] is killed.
+pub fn stop(alive: &Alive, mode: Mode, timeout: Duration, log: &Path, progress: &dyn Progress) -> Result<(), Error> {
+    let mut grace = Duration::ZERO;
+    if let Some(postmaster) = alive.postmaster()? {
+        grace = alive::GRACE;
+        let signalled = postmaster.signal(mode.signal());
+        signalled.map_err(Error::io("stop the server that holds", alive.path()))?;
+        let patience = Instant::now() + timeout;
+        let (begun, mut pause) = (Instant::now(), FIRST_PAUSE);
+        while postmaster.is_alive() {
+            progress.check()?;
+            if Instant::now() > patience {
+                return Err(Error::Timeout { what: "stop", seconds: timeout.as_secs(), log: log.to_owned() });
+            }
+            sleep(pause);
+            if begun.elapsed() > IMPATIENCE {
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
         }
     }
-    let patience = Instant::now() + timeout;
-    let (begun, mut pause) = (Instant::now(), FIRST_PAUSE);
-    while runs_in(pid, data_dir) {
-        progress.check()?;
-        if Instant::now() > patience {
-            return Err(Error::Timeout { what: "stop", seconds: timeout.as_secs(), log: log.to_owned() });
-        }
-        sleep(pause);
-        if begun.elapsed() > IMPATIENCE {
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
+    match alive.status()? {
+        // Another command looks after what was left: it goes on with that.
+        Status::Stopped | Status::Held | Status::Running(_) => Ok(()),
+        Status::Orphaned => alive.end_orphans(Instant::now() + grace),
     }
-    Ok(())
 }
 
 /// Becomes `psql`, connected to a server with the session's `options`; the user's own arguments come last

@@ -12,6 +12,7 @@ use nix::unistd::{User, geteuid};
 use sha2::{Digest, Sha256};
 
 use super::Error;
+use super::process::Process;
 
 /// The longest path of a socket, in bytes, that every system takes (macOS: 104 with the NUL).
 const SOCKET_PATH: usize = 103;
@@ -201,7 +202,7 @@ pub fn remove_stale_socket(port: u16, socket_dir: &Path) {
     let lock = socket_dir.join(format!(".s.PGSQL.{port}.lock"));
     let owner = fs::read_to_string(&lock).unwrap_or_default();
     let owner = owner.lines().next().and_then(|pid| pid.trim().parse().ok());
-    if owner.is_some_and(|pid| !super::server::is_alive(pid)) {
+    if owner.is_some_and(|pid: i32| !Process::of(pid).is_alive()) {
         let _ = fs::remove_file(lock);
         let _ = fs::remove_file(socket_path(socket_dir, port));
     }

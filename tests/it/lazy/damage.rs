@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
-use super::{assert_lazy, client, datadir, mounts};
+use super::{assert_lazy, client};
 use crate::support::{Env, checked};
 
 #[test]
@@ -120,7 +120,7 @@ fn others_may_look_at_the_mount_and_write_to_it() {
     env.run(["start"]).ok();
     env.sql("main", "create table t as select g from generate_series(1, 50000) g");
     env.sql("main", "checkpoint");
-    let data = datadir(&env, "main").join("data");
+    let data = env.datadir("main").join("data");
     let files = checked(Command::new("find").arg(&data).args(["-type", "f"])).lines().count();
     assert!(files > 900, "only {files} files");
     checked(Command::new("tar").args(["-C"]).arg(&data).args(["-cf", "/dev/null", "--warning=none", "base"]));
@@ -138,14 +138,14 @@ fn others_may_look_at_the_mount_and_write_to_it() {
     assert!(!data.join("foreign").exists());
     client(&env, "main", "pg_dump", &["-f", "/dev/null"]);
     env.run(["stop"]).ok();
-    assert_eq!(mounts(&env), Vec::<String>::new());
+    assert_eq!(env.mounts(), Vec::<String>::new());
 }
 
 #[test]
 fn a_verified_workload_of_random_writes_reads_back() {
     let env = Env::init();
     env.run(["start"]).ok();
-    let data = datadir(&env, "main").join("data");
+    let data = env.datadir("main").join("data");
     if Command::new("fio").arg("--version").output().is_err() {
         println!("SKIPPED: fio is not installed");
         return;
@@ -166,7 +166,7 @@ fn a_verified_workload_of_random_writes_reads_back() {
     env.sql("main", "create table t as select 1");
     env.run(["stop"]).ok();
     env.run(["start"]).ok();
-    assert!(fs::read(datadir(&env, "main").join("data/base/v.1.0")).unwrap() == before);
+    assert!(fs::read(env.datadir("main").join("data/base/v.1.0")).unwrap() == before);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::Path;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{assert_lazy, client, datadir, with_checksums};
+use super::{assert_lazy, client, with_checksums};
 use crate::support::{Env, Random};
 
 /// What a running server changes without a transaction, or what is no part of a snapshot.
@@ -140,7 +140,7 @@ fn every_delta_of_a_random_workload_is_what_a_native_copy_is() {
             // One of the running server, while nobody writes.
             env.sql("main", "checkpoint");
             let made = env.json(["snapshot", "--json"]);
-            let native = read_all(&datadir(&env, "main").join("data"));
+            let native = read_all(&env.datadir("main").join("data"));
             let statistics = &made["statistics"];
             let number = |name: &str| statistics[name].as_u64().unwrap();
             let changed = new_blocks(&before, &native);
@@ -156,7 +156,7 @@ fn every_delta_of_a_random_workload_is_what_a_native_copy_is() {
         // The server shuts down by itself; then its files are copied, and then zenith makes the snapshot.
         let pid = env.postmaster("main");
         kill(Pid::from_raw(pid), Signal::SIGINT).unwrap();
-        let data = datadir(&env, "main").join("data");
+        let data = env.datadir("main").join("data");
         while data.join("postmaster.pid").exists() {
             std::thread::sleep(std::time::Duration::from_millis(10));
         }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{assert_lazy, client, file_system, mounts, with_checksums};
-use crate::support::{Env, Random, pg_program};
+use super::{assert_lazy, client, with_checksums};
+use crate::support::{Env, Random, is_alive, pg_program};
 
 /// Kills server and file system under pgbench, again and again; checks every page and index after each.
 fn rounds(count: u64) {
@@ -28,7 +28,7 @@ fn rounds(count: u64) {
             .spawn()
             .unwrap();
         std::thread::sleep(Duration::from_millis(150 + random.below(900)));
-        let (server, files) = (env.postmaster("main"), file_system(&env, "main"));
+        let (server, files) = (env.postmaster("main"), env.file_system("main"));
         let victims: &[i32] = match random.below(4) {
             0 => &[server],
             1 => &[files],
@@ -52,7 +52,7 @@ fn rounds(count: u64) {
         client(&env, "main", "pg_dump", &["-f", "/dev/null"]);
         if random.below(4) == 0 {
             env.run(["stop"]).ok();
-            assert_eq!(mounts(&env), Vec::<String>::new());
+            assert_eq!(env.mounts(), Vec::<String>::new());
             env.run(["start"]).ok();
         }
     }
@@ -89,11 +89,11 @@ fn fifty_kills() {
 fn a_file_system_without_its_server_goes_away() {
     let env = Env::init();
     env.run(["start"]).ok();
-    let files = file_system(&env, "main");
+    let files = env.file_system("main");
     kill(Pid::from_raw(env.postmaster("main")), Signal::SIGTERM).unwrap();
     let patience = std::time::Instant::now() + Duration::from_secs(90);
-    while !mounts(&env).is_empty() || zenith::plumbing::postgres::server::is_alive(files) {
-        assert!(std::time::Instant::now() < patience, "it is still there: {:?}", mounts(&env));
+    while !env.mounts().is_empty() || is_alive(files) {
+        assert!(std::time::Instant::now() < patience, "it is still there: {:?}", env.mounts());
         std::thread::sleep(Duration::from_millis(200));
     }
     // Nothing is lost: the next start goes on with what it left.
@@ -132,10 +132,10 @@ fn a_file_system_whose_start_is_killed_before_it_mounts_does_not_stay() {
         std::thread::sleep(Duration::from_millis(300));
         kill(files, Signal::SIGCONT).unwrap();
         assert!(next.wait_with_output().unwrap().status.success());
-        assert_eq!(mounts(&env).len(), 1);
+        assert_eq!(env.mounts().len(), 1);
         env.run(["stop"]).ok();
-        assert_eq!(mounts(&env), Vec::<String>::new());
+        assert_eq!(env.mounts(), Vec::<String>::new());
         let left = std::fs::read_dir(env.repo().join("datadirs")).unwrap().count();
-        assert_eq!((left, zenith::plumbing::postgres::server::is_alive(files.as_raw())), (0, false));
+        assert_eq!((left, is_alive(files.as_raw())), (0, false));
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use zenith::objects::pg::Lsn;
 
-use super::{assert_lazy, datadir, mounts};
+use super::assert_lazy;
 use crate::support::{Env, checked};
 
 #[test]
@@ -49,7 +49,7 @@ fn read_only_instances_show_the_past_beside_the_present() {
     env.run(["stop", "v1"]).ok();
     env.run(["psql", "v1"]).fails(1, &["not a branch", "--read-only"]);
     env.run(["stop", "--all"]).ok();
-    assert_eq!(mounts(&env), Vec::<String>::new());
+    assert_eq!(env.mounts(), Vec::<String>::new());
     assert_eq!(env.json(["pg", "list", "--json"]).as_array().unwrap().len(), 1, "they leave nothing behind");
     env.run(["start", "--read-only", "nonsense"]).fails(1, &["unknown revision"]);
 }
@@ -59,7 +59,7 @@ fn eager_restores_and_says_nothing_of_it() {
     let env = Env::init();
     let started = env.json(["start", "--eager", "--json"]);
     assert_eq!(started["lazy"], false);
-    assert_eq!(mounts(&env), Vec::<String>::new());
+    assert_eq!(env.mounts(), Vec::<String>::new());
     env.sql("main", "create table t as select 1");
     env.run(["snapshot"]).ok();
     env.sql("main", "insert into t select 2");
@@ -89,7 +89,7 @@ fn without_fuse_all_is_restored_and_the_reason_told() {
     assert!(started.status.success(), "{told}");
     assert!(told.contains("all files were restored first") && told.contains("/dev/fuse"), "{told}");
     env.sql("main", "create table t as select 1");
-    assert_eq!(mounts(&env), Vec::<String>::new());
+    assert_eq!(env.mounts(), Vec::<String>::new());
     env.run(["stop"]).ok();
     env.run(["start"]).ok();
     assert_lazy(&env, "main");
@@ -186,7 +186,7 @@ fn a_start_fetches_what_the_last_one_read() {
     );
     env.run(["start"]).ok();
     // Nobody has asked for the table yet.
-    let file = datadir(&env, "main").join("data").join(&path);
+    let file = env.datadir("main").join("data").join(&path);
     let patience = Instant::now() + Duration::from_secs(20);
     loop {
         let cached = checked(Command::new("fincore").args(["-nbo", "RES,SIZE"]).arg(&file));
@@ -214,11 +214,11 @@ fn a_start_completes_the_segment_that_it_begins_in() {
     let sealed = env.command(["cat-wal", "main"]).output().unwrap().stdout;
     // The server did not wait for it.
     let patience = Instant::now() + Duration::from_secs(20);
-    while !datadir(&env, "main").join("prepared").exists() {
+    while !env.datadir("main").join("prepared").exists() {
         assert!(Instant::now() < patience, "the segment is never completed");
         std::thread::sleep(Duration::from_millis(20));
     }
-    let wal_dir = fs::canonicalize(datadir(&env, "main").join("data/pg_wal")).unwrap();
+    let wal_dir = fs::canonicalize(env.datadir("main").join("data/pg_wal")).unwrap();
     let segment = fs::read(wal_dir.join("000000010000000000000001")).unwrap();
     assert!(sealed.len() > 1 << 20 && segment.len() == 16 << 20);
     assert!(segment.starts_with(&sealed), "what lies before the start is not what was sealed");

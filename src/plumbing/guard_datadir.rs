@@ -1,0 +1,126 @@
+//! `zenith guard-datadir`: ends a server whose file system has gone.
+//!
+//! It is a child of the file system's process, and has none of its descriptors but the lock of the data directory and the
+//! reading end of a pipe. A byte comes through the pipe every second as long as that process moves at all; the pipe's end
+//! says that it is dead. What may follow from that is done here, since the dead cannot do it, and a server without its files
+//! would tell its clients of I/O errors until somebody noticed.
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::thread::{sleep, spawn};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use nix::unistd::getppid;
+
+use crate::cli::Cx;
+use crate::error::CmdResult;
+use crate::plumbing::instance::mount;
+use crate::plumbing::postgres::alive::{Alive, GRACE, Status};
+use crate::plumbing::postgres::process::Process;
+use crate::plumbing::postgres::server::{self, Mode};
+use crate::progress::Hidden;
+
+/// End the server of a data directory when its file system does
+///
+/// Watches the process that serves DIR/data, which must be the one that started this, through a pipe on standard
+/// input, and the server that holds the lock on FILE. Where one of the two dies the rest is ended, so that the next start
+/// begins afresh. mount-datadir runs this for each data directory with a server.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_long_help = "Examples:\n  zenith guard-datadir --with-server .zenith/timelines/$id/alive .zenith/datadirs/$id\n"
+)]
+pub struct Args {
+    /// The file whose lock the server holds
+    #[arg(long, value_name = "FILE")]
+    with_server: PathBuf,
+    /// The folder that holds data, the mount point
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+}
+
+/// Between two signs of life that fail to appear.
+const TICK: Duration = Duration::from_secs(1);
+/// So many ticks without a sign of life are taken for the last. Ticks rather than seconds: while the whole machine
+/// sleeps, they stand still.
+const SILENCE: u32 = 10;
+/// How long the processes may take to go that are ended here.
+const END_WAIT: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Why there is no more to watch.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// The file system's process has ended.
+    Gone,
+    /// It is there, but does not move.
+    Silent,
+}
+
+/// Sends a word for each byte that comes, and closes the channel at the end.
+fn beats() -> Receiver<()> {
+    let (sender, receiver) = sync_channel(1);
+    spawn(move || {
+        let mut byte = [0];
+        while matches!(io::stdin().read(&mut byte), Ok(1)) && sender.send(()).is_ok() {}
+    });
+    receiver
+}
+
+/// Returns when the file system's process is gone or has been silent for too long. What a dead postmaster left is ended meanwhile.
+fn watch(beats: &Receiver<()>, server: &Alive, forget_signals: &dyn Fn()) -> End {
+    let (mut silent, mut orphaned) = (0, None);
+    loop {
+        match beats.recv_timeout(TICK) {
+            Ok(()) => silent = 0,
+            Err(RecvTimeoutError::Timeout) => silent += 1,
+            Err(RecvTimeoutError::Disconnected) => return End::Gone,
+        }
+        if silent >= SILENCE {
+            return End::Silent;
+        }
+        // It goes when the file system goes, which a signal to both ends too.
+        forget_signals();
+        if !matches!(server.status(), Ok(Status::Orphaned)) {
+            orphaned = None;
+        } else if orphaned.get_or_insert_with(Instant::now).elapsed() > GRACE {
+            // Whoever starts a server next would have to; what fails is tried again.
+            let _ = server.end_orphans(Instant::now());
+        }
+    }
+}
+
+/// Ends the process that does not serve any more: with its descriptors the kernel gives up the mount, and with
+/// that everybody who waits for it.
+fn end_file_system(process: Process, data: &Path) -> io::Result<()> {
+    process.signal(Signal::SIGKILL)?;
+    let patience = Instant::now() + END_WAIT;
+    while process.is_alive() && Instant::now() < patience {
+        sleep(PAUSE);
+    }
+    if process.is_alive() { mount::abort(data) } else { Ok(()) }
+}
+
+pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
+    let dir = cx.folder.join(&args.dir);
+    let data = dir.join("data");
+    let server = Alive::at(cx.folder.join(&args.with_server));
+    let parent = Process::of(getppid().as_raw());
+    let end = watch(&beats(), &server, &|| cx.ui.forget_signals());
+    if end == End::Silent {
+        cx.ui.warning(format!("process {} does not serve '{}' any more, and is ended", parent.pid, data.display()));
+        end_file_system(parent, &data)?;
+    }
+    if let Some(postmaster) = server.postmaster()? {
+        cx.ui.warning(format!("the files at '{}' are gone, and server {} is ended", data.display(), postmaster.pid));
+        // Nothing could be written: what it has acknowledged is in the WAL.
+        if server::stop(&server, Mode::Immediate, END_WAIT, &dir, &Hidden).is_err() {
+            postmaster.signal(Signal::SIGKILL)?;
+        }
+    }
+    if server.status()? == Status::Orphaned {
+        server.end_orphans(Instant::now() + GRACE)?;
+    }
+    Ok(mount::detach(&data)?)
+}

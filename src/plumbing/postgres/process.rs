@@ -1,0 +1,155 @@
+//! Processes that are asked for by more than their number, which another one may have by now.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::str::FromStr;
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A process: its number, and when it began, in clock ticks since the machine did (0 where the system does not tell).
+/// Written as both with a space between.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Process {
+    pub pid: i32,
+    began: u64,
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{} {}", self.pid, self.began)
+    }
+}
+
+/// A text that names no process.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NoProcess;
+
+impl FromStr for Process {
+    type Err = NoProcess;
+
+    fn from_str(text: &str) -> Result<Process, NoProcess> {
+        let mut words = text.split_whitespace();
+        let pid = words.next().and_then(|word| word.parse().ok()).filter(|pid| *pid > 1).ok_or(NoProcess)?;
+        let began = words.next().and_then(|word| word.parse().ok()).ok_or(NoProcess)?;
+        Ok(Process { pid, began })
+    }
+}
+
+/// Returns the state of `pid` and when it began (proc(5), `/proc/PID/stat`, fields 3 and 22).
+fn stat(pid: i32) -> Option<(char, u64)> {
+    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    // The name before it may hold anything.
+    let mut fields = text.rsplit_once(") ")?.1.split(' ');
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.nth(18)?.parse().ok()?))
+}
+
+fn has_proc() -> bool {
+    std::path::Path::new("/proc/self/stat").exists()
+}
+
+impl Process {
+    /// Returns the process that has the number `pid` now.
+    pub fn of(pid: i32) -> Process {
+        Process { pid, began: stat(pid).map_or(0, |(_, began)| began) }
+    }
+
+    /// Returns whether it has not ended.
+    pub fn is_alive(&self) -> bool {
+        if !has_proc() {
+            return kill(Pid::from_raw(self.pid), None) != Err(Errno::ESRCH);
+        }
+        stat(self.pid).is_some_and(|(state, began)| began == self.began && !matches!(state, 'Z' | 'X'))
+    }
+
+    /// Sends it a signal; one that has ended is success.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        match self.send(signal) {
+            Err(error) if error.raw_os_error() == Some(Errno::ESRCH as i32) => Ok(()),
+            sent => sent,
+        }
+    }
+
+    /// Between the look and the signal the number cannot become another process's.
+    #[cfg(target_os = "linux")]
+    fn send(&self, signal: Signal) -> io::Result<()> {
+        use rustix::process::{Pid, PidfdFlags, Signal as Raw, pidfd_open, pidfd_send_signal};
+        let pid = Pid::from_raw(self.pid).ok_or(io::ErrorKind::InvalidInput)?;
+        let handle = pidfd_open(pid, PidfdFlags::empty())?;
+        if !self.is_alive() {
+            return Ok(());
+        }
+        let signal = Raw::from_named_raw(signal as i32).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(pidfd_send_signal(handle, signal)?)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn send(&self, signal: Signal) -> io::Result<()> {
+        Ok(kill(Pid::from_raw(self.pid), signal)?)
+    }
+}
+
+/// Returns the processes that were handed `file` by the one that started them, or by an ancestor: their descriptors
+/// outlive an exec, unlike those of whoever opened the file by its name. Empty where the system does not tell.
+pub fn inheritors(file: &File) -> io::Result<Vec<Process>> {
+    let wanted = file.metadata().map(|metadata| (metadata.dev(), metadata.ino()))?;
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    Ok(pids.map(Process::of).filter(|process| has_inherited(process.pid, wanted)).collect())
+}
+
+fn has_inherited(pid: i32, wanted: (u64, u64)) -> bool {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    descriptors.into_iter().any(|descriptor| {
+        let is_wanted =
+            fs::metadata(descriptor.path()).is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == wanted);
+        is_wanted && !closes_on_exec(pid, &descriptor.file_name().to_string_lossy())
+    })
+}
+
+/// Octal flags in `/proc/PID/fdinfo/FD` (proc(5)); O_CLOEXEC is among them.
+fn closes_on_exec(pid: i32, descriptor: &str) -> bool {
+    let text = fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).unwrap_or_default();
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
+    flags.is_none_or(|flags| flags & nix::libc::O_CLOEXEC != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    #[test]
+    fn a_number_that_began_at_another_time_is_another_process() {
+        let own = Process::of(std::process::id() as i32);
+        assert!(own.is_alive());
+        assert_eq!(own.to_string().parse(), Ok(own));
+        let other = Process { began: own.began + 1, ..own };
+        assert!(!other.is_alive());
+        other.signal(Signal::SIGKILL).unwrap();
+        assert_eq!("1 5".parse::<Process>(), Err(NoProcess));
+        assert_eq!("".parse::<Process>(), Err(NoProcess));
+    }
+
+    #[test]
+    fn only_who_was_handed_a_file_has_inherited_it() {
+        let file = tempfile::tempfile().unwrap();
+        let stdin = Stdio::from(file.as_fd().try_clone_to_owned().unwrap());
+        let mut child = Command::new("sleep").arg("60").stdin(stdin).spawn().unwrap();
+        let process = Process::of(child.id() as i32);
+        let found = inheritors(&file).unwrap();
+        process.signal(Signal::SIGKILL).unwrap();
+        child.wait().unwrap();
+        assert_eq!(found, [process]);
+        assert!(!process.is_alive());
+        assert_eq!(inheritors(&file).unwrap(), []);
+    }
+}

@@ -1,0 +1,220 @@
+//! Who is alive: whatever dies, stops or lies, the rest is ended, nothing acknowledged is lost, and the next start works.
+
+use std::fs;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::support::{Env, is_alive, pg_program, wait_until};
+
+fn send(pid: i32, signal: Signal) {
+    kill(Pid::from_raw(pid), signal).unwrap();
+}
+
+/// A repository whose server runs and has acknowledged a row.
+fn with_row() -> Env {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select 1 i");
+    env
+}
+
+/// Returns the children of a process whose command line has a word.
+fn children(pid: i32, word: &str) -> Vec<i32> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let pids: Vec<i32> =
+        lists.flat_map(|list| list.split(' ').filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect();
+    let has = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains(word));
+    pids.into_iter().filter(has).collect()
+}
+
+fn guardian(env: &Env, branch: &str) -> i32 {
+    let files = env.file_system(branch);
+    wait_until("there is a guardian", || !children(files, "guard-datadir").is_empty());
+    children(files, "guard-datadir")[0]
+}
+
+/// Checks that nothing is left of a server, and that the branch goes on with its row.
+#[track_caller]
+fn ends_and_starts_again(env: &Env, server: i32) {
+    wait_until("the server has ended", || !is_alive(server));
+    wait_until("nothing is mounted", || env.mounts().is_empty());
+    let begun = Instant::now();
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "select sum(i) from t"), "1");
+    assert!(begun.elapsed() < Duration::from_secs(30));
+    env.run(["stop"]).ok();
+    assert_eq!(env.mounts(), Vec::<String>::new());
+    env.run(["fsck"]).ok();
+}
+
+/// Runs SQL that takes long, and returns once the server has begun it.
+fn busy(env: &Env, sql: &str) -> Child {
+    let child = pg_program("psql")
+        .args(["-Xqc", sql])
+        .envs(env.server_env("main"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let active = "select count(*) from pg_stat_activity where backend_type = 'client backend' and state = 'active'";
+    wait_until("it is busy", || env.sql("main", active) == "2");
+    child
+}
+
+#[test]
+fn a_server_whose_file_system_is_killed_ends_at_once() {
+    let env = with_row();
+    let server = env.postmaster("main");
+    send(env.file_system("main"), Signal::SIGKILL);
+    ends_and_starts_again(&env, server);
+}
+
+#[test]
+fn a_file_system_that_is_told_to_end_stops_its_server_first() {
+    let env = with_row();
+    let (server, files) = (env.postmaster("main"), env.file_system("main"));
+    send(files, Signal::SIGTERM);
+    wait_until("the file system has ended", || !is_alive(files));
+    let log = fs::read_to_string(env.repo().join("instances/pg1/log")).unwrap();
+    assert!(log.contains("received fast shutdown request") && log.contains("database system is shut down"), "{log}");
+    ends_and_starts_again(&env, server);
+}
+
+#[test]
+fn a_file_system_that_does_not_move_is_ended_with_its_server() {
+    let env = with_row();
+    let (server, files) = (env.postmaster("main"), env.file_system("main"));
+    send(files, Signal::SIGSTOP);
+    // Whoever waits for it gets an answer.
+    let begun = Instant::now();
+    assert!(fs::metadata(env.datadir("main").join("data/base/never-looked-at")).is_err());
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    ends_and_starts_again(&env, server);
+    assert!(!is_alive(files));
+}
+
+#[test]
+fn a_file_system_that_pauses_for_a_moment_goes_on() {
+    let env = with_row();
+    let files = env.file_system("main");
+    send(files, Signal::SIGSTOP);
+    std::thread::sleep(Duration::from_secs(3));
+    send(files, Signal::SIGCONT);
+    assert_eq!(env.sql("main", "select sum(i) from t"), "1");
+    assert!(is_alive(files));
+}
+
+#[test]
+fn a_guardian_that_is_killed_is_replaced() {
+    let env = with_row();
+    let (server, first) = (env.postmaster("main"), guardian(&env, "main"));
+    send(first, Signal::SIGTERM);
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(is_alive(first), "it goes when its file system goes, not before");
+    send(first, Signal::SIGKILL);
+    wait_until("there is another guardian", || guardian(&env, "main") != first);
+    send(env.file_system("main"), Signal::SIGKILL);
+    ends_and_starts_again(&env, server);
+}
+
+#[test]
+fn a_backend_that_outlives_its_postmaster_is_ended_before_the_next_start() {
+    let env = with_row();
+    // One that only notices at the end of its statement.
+    let mut client = busy(&env, "select count(*) from generate_series(1, 1000000000)");
+    let server = env.postmaster("main");
+    let backends: Vec<i32> = children(server, "postgres");
+    send(server, Signal::SIGKILL);
+    assert!(backends.iter().any(|pid| is_alive(*pid)), "it does not outlive it, so this shows nothing");
+    env.run(["start"]).ok();
+    assert!(backends.iter().all(|pid| !is_alive(*pid)), "the old server's process is there beside the new server");
+    assert_eq!(env.sql("main", "select sum(i) from t"), "1");
+    let _ = client.wait();
+}
+
+#[test]
+fn a_backend_that_outlives_its_postmaster_is_ended_without_a_command() {
+    let env = with_row();
+    let mut client = busy(&env, "select count(*) from generate_series(1, 1000000000)");
+    let server = env.postmaster("main");
+    let backends = children(server, "postgres");
+    send(server, Signal::SIGKILL);
+    wait_until("all of them have ended", || backends.iter().all(|pid| !is_alive(*pid)));
+    let _ = client.wait();
+}
+
+#[test]
+fn what_a_program_of_the_server_left_behind_delays_a_stop_but_does_not_prevent_it() {
+    let env = with_row();
+    let marker = env.path().join("left behind");
+    let program = format!("exec sleep 987654 & echo $! > \"{}\"", marker.display());
+    env.sql("main", &format!("copy t to program '{program}'"));
+    let pid = fs::read_to_string(marker).unwrap().trim().parse().unwrap();
+    assert!(is_alive(pid));
+    env.run(["stop"]).ok();
+    assert!(!is_alive(pid));
+    assert_eq!(env.mounts(), Vec::<String>::new());
+}
+
+#[test]
+fn what_stands_in_files_proves_nothing() {
+    let env = with_row();
+    let data = env.datadir("main").join("data");
+    // The server minds after a minute only.
+    fs::remove_file(data.join("postmaster.pid")).unwrap();
+    let alive = env.repo().join("timelines").join(env.datadir("main").file_name().unwrap()).join("alive");
+    assert!(env.run(["start"]).ok().is_empty() || is_alive(env.file_system("main")));
+    assert_eq!(env.json(["pg", "list", "--json"])[0]["running"], true);
+    // A server that was not noted is found and ended rather than overlooked.
+    fs::write(&alive, "").unwrap();
+    let files = env.file_system("main");
+    env.run(["stop"]).ok();
+    assert!(!is_alive(files));
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "select sum(i) from t"), "1");
+}
+
+#[test]
+fn commands_that_a_server_runs_do_not_count_as_its_life() {
+    let env = with_row();
+    let program = assert_cmd::cargo::cargo_bin("zenith");
+    let fifo = env.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let _writer = fs::File::options().read(true).write(true).open(&fifo).unwrap();
+    // It waits for input, and outlives the server that started it.
+    let (program, dir, input) = (program.display(), env.path().display(), fifo.display());
+    env.sql("main", &format!("copy t to program 'exec \"{program}\" read-ahead \"{dir}\" < \"{input}\" & sleep 0.3'"));
+    env.run(["stop"]).ok();
+    let arguments = format!("read-ahead\0{dir}\0");
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let mut pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let is_it =
+        |pid: &i32| fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains(&arguments));
+    let left = pids.find(is_it).expect("it ended with the server, so this shows nothing");
+    send(left, Signal::SIGKILL);
+}
+
+#[test]
+fn who_serves_a_mount_has_nothing_of_it_open() {
+    let env = with_row();
+    env.sql("main", "create table wide as select repeat(md5(i::text), 20) x from generate_series(1, 60000) i");
+    env.run(["stop"]).ok();
+    env.run(["start"]).ok();
+    let (files, data) = (env.file_system("main"), env.datadir("main").join("data"));
+    // Reads at random, so that it reads ahead.
+    let mut client =
+        busy(&env, "select count(*), max(x) from wide tablesample system (20) where x > ''; select pg_sleep(20)");
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        for entry in fs::read_dir(format!("/proc/{files}/fd")).unwrap().flatten() {
+            let target = fs::read_link(entry.path()).unwrap_or_default();
+            assert!(!target.starts_with(&data), "{} is open", target.display());
+        }
+    }
+    let _ = client.kill();
+    let _ = client.wait();
+}

@@ -1,7 +1,6 @@
 //! `zenith guard-datadir`: ends a server whose file system has gone.
 //!
-//! It is a child of the file system's process, and has none of its descriptors but the lock of the data directory and the
-//! reading end of a pipe. A byte comes through the pipe every second as long as that process moves at all; the pipe's end
+//! It is a child of the file system's process, and has none of its descriptors but the reading end of a pipe. A byte comes through the pipe every second as long as that process moves at all; the pipe's end
 //! says that it is dead. What may follow from that is done here, since the dead cannot do it, and a server without its files
 //! would tell its clients of I/O errors until somebody noticed.
 

@@ -18,7 +18,6 @@ use crate::plumbing::datadir::vfs::ahead::follow_up;
 use crate::plumbing::datadir::vfs::base::Base;
 use crate::plumbing::datadir::wal::complete_below;
 use crate::plumbing::instance::mount;
-use crate::plumbing::instance::pid_lock::PidLock;
 use crate::plumbing::instance::prefetch;
 use crate::plumbing::postgres::alive::Alive;
 use crate::plumbing::postgres::server::{self, Mode, Status};
@@ -179,15 +178,14 @@ impl Watch<'_> {
 fn serve(cx: &mut Cx, repo: Repo, args: &Args, id: &ObjectId, dir: &Path) -> CmdResult {
     let data = dir.join("data");
     std::fs::create_dir_all(&data)?;
-    let lock = Arc::new(mount::lock(dir)?);
-    let _lock = lock.clone();
+    let _lock = mount::lock(dir)?;
     let repo = Arc::new(repo);
     let base = Base::new(repo.clone(), Some(Instant::now() + START));
     let vfs = Arc::new(Vfs::open(&repo, id, &local::dir(dir), base)?);
     let hydrating = args.hydrate.then(|| vfs.remote_bytes());
     let mounted = Fuse::new(vfs.clone(), hydrating).mount(&data, THREADS).map_err(mount::Error::refused(&data))?;
     if let Some(alive) = &args.with_server {
-        have_guarded(&repo, dir, alive, lock)?;
+        have_guarded(&repo, dir, alive)?;
     }
     writeln!(cx.out, "ready")?;
     cx.out.flush()?;
@@ -212,8 +210,8 @@ fn serve(cx: &mut Cx, repo: Repo, args: &Args, id: &ObjectId, dir: &Path) -> Cmd
 
 /// Gives this process a guardian, and a new one should that end: it ends the server if this process cannot serve any more.
 /// The thread that tells it that this process moves does nothing else.
-fn have_guarded(repo: &Arc<Repo>, dir: &Path, alive: &Path, lock: Arc<PidLock>) -> CmdResult {
-    let mut guard = mount::guard(repo, dir, alive, &lock)?;
+fn have_guarded(repo: &Arc<Repo>, dir: &Path, alive: &Path) -> CmdResult {
+    let mut guard = mount::guard(repo, dir, alive)?;
     let (repo, dir, alive) = (repo.clone(), dir.to_owned(), alive.to_owned());
     let beat = move || {
         loop {
@@ -221,7 +219,7 @@ fn have_guarded(repo: &Arc<Repo>, dir: &Path, alive: &Path, lock: Arc<PidLock>) 
             if told.is_err() {
                 let _ = guard.wait();
                 // What fails now is tried again.
-                if let Ok(next) = mount::guard(&repo, &dir, &alive, &lock) {
+                if let Ok(next) = mount::guard(&repo, &dir, &alive) {
                     guard = next;
                 }
             }

@@ -2,7 +2,7 @@
 //!
 //! # Format
 //! `datadirs/<timeline>/` holds `data`, the mount point; `local/`, the layer (see `datadir::local`);
-//! `lock`, on which the file system's process holds a lock and its guardian too, and in which the process's pid stands; and
+//! `lock`, on which the file system's process holds a lock, and in which its pid stands; `guard.lock`, the same for its guardian; and
 //! `prepared`, empty, once the directory is one that PostgreSQL can go on from by itself.
 //!
 //! # What may be asked of a mount
@@ -77,15 +77,18 @@ impl Error {
     }
 }
 
-/// Opens the lock that the file system's process of `dir` holds as long as it lives.
-fn open_lock(dir: &Path) -> Result<PidLock, Error> {
-    let path = dir.join("lock");
+/// The lock that the file system's process of a data directory holds as long as it lives, and that of its guardian.
+const LOCK: &str = "lock";
+const GUARD_LOCK: &str = "guard.lock";
+
+fn open_lock(dir: &Path, name: &str) -> Result<PidLock, Error> {
+    let path = dir.join(name);
     PidLock::open(&path).map_err(Error::io("open", &path))
 }
 
 /// Takes the lock of `dir` for this process, unless another one has it that did not hand it over.
 pub fn lock(dir: &Path) -> Result<PidLock, Error> {
-    let mut lock = open_lock(dir)?.or_inherited().map_err(Error::io("open", &dir.join("lock")))?;
+    let mut lock = open_lock(dir, LOCK)?.or_inherited().map_err(Error::io("open", &dir.join("lock")))?;
     if !lock.try_take() {
         return Err(Error::Busy(dir.join("data")));
     }
@@ -99,9 +102,9 @@ pub fn is_mounted(data: &Path) -> bool {
     mounts::device_at(data).is_some()
 }
 
-/// Returns whether the data directory in `dir` is mounted, and the process that serves it, or its guardian, is there.
+/// Returns whether the data directory in `dir` is mounted, and the process that serves it is there.
 pub fn is_served(dir: &Path) -> bool {
-    is_mounted(&dir.join("data")) && open_lock(dir).is_ok_and(|lock| !lock.try_take())
+    is_mounted(&dir.join("data")) && open_lock(dir, LOCK).is_ok_and(|lock| !lock.try_take())
 }
 
 /// Notes that the data directory in `dir` is one that PostgreSQL can go on from by itself: its files
@@ -146,7 +149,7 @@ pub fn mount(repo: &Repo, dir: &Path, wanted: &Wanted) -> Result<(), Error> {
     command.args(["mount-datadir", "--with-server"]).arg(wanted.alive).args(wanted.hydrate.then_some("--hydrate"));
     command.arg(wanted.snapshot.to_string()).arg(dir).stdout(Stdio::piped());
     // It has the lock from its first instant on: should this process die now, the next one finds that one.
-    let lock = open_lock(dir)?;
+    let lock = open_lock(dir, LOCK)?;
     if !lock.try_take() {
         return Err(Error::Busy(dir.join("data")));
     }
@@ -200,11 +203,11 @@ pub fn unmount(dir: &Path) -> Result<(), Error> {
     }
     let data = dir.join("data");
     let begun = Instant::now();
-    let lock = open_lock(dir)?;
+    let locks = [open_lock(dir, LOCK)?, open_lock(dir, GUARD_LOCK)?];
     loop {
         // The process may be about to mount.
         detach(&data)?;
-        if !is_mounted(&data) && lock.try_take() {
+        if !is_mounted(&data) && locks.iter().all(PidLock::try_take) {
             return Ok(());
         }
         if begun.elapsed() > PATIENCE {
@@ -217,8 +220,9 @@ pub fn unmount(dir: &Path) -> Result<(), Error> {
     }
     // A reader that holds on keeps it alive; what was acknowledged is durable without its help.
     let begun = Instant::now();
-    while !lock.try_take() {
-        for process in lock.holders().map_err(Error::io("look for who serves", &data))? {
+    while !locks.iter().all(PidLock::try_take) {
+        let holders = locks.iter().map(PidLock::holders).collect::<Result<Vec<_>, _>>();
+        for process in holders.map_err(Error::io("look for who serves", &data))?.concat() {
             process.signal(Signal::SIGKILL).map_err(Error::io("end what serves", &data))?;
         }
         if begun.elapsed() > PATIENCE {
@@ -229,15 +233,19 @@ pub fn unmount(dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Starts the guardian of the data directory in `dir`, which this process serves with `lock`: a process that has none of this
-/// one's other descriptors, and ends the server should this one die or stop moving. Returns it, with the pipe for the signs
+/// Starts the guardian of the data directory in `dir`, which this process serves: a process that has none of this
+/// one's descriptors, and ends the server should this one die or stop moving. Returns it, with the pipe for the signs
 /// of life.
-pub fn guard(repo: &Repo, dir: &Path, alive: &Path, lock: &PidLock) -> io::Result<Child> {
+pub fn guard(repo: &Repo, dir: &Path, alive: &Path) -> io::Result<Child> {
+    let lock = PidLock::open(&dir.join(GUARD_LOCK))?;
+    if !lock.try_take() {
+        return Err(io::ErrorKind::ResourceBusy.into());
+    }
     let mut command = Command::new(std::env::current_exe()?);
     command.process_group(0).current_dir("/").env("NO_COLOR", "1").arg("--repo").arg(repo.dir());
     command.args(["guard-datadir", "--with-server"]).arg(alive).arg(dir);
-    // It has the lock as well: who waits for the end of this process waits for what it has to do then.
-    command.stdin(Stdio::piped()).stdout(lock.share()?).spawn()
+    // Who unmounts waits for it too, and so for all that it has to do then.
+    command.stdin(Stdio::piped()).stdout(lock.hand_over()).spawn()
 }
 
 /// Starts a process that reads what it is told to from the data directory `data`: see

@@ -58,11 +58,6 @@ impl PidLock {
         inheritors(&self.0)
     }
 
-    /// Shares the lock with a process that is to be started: it is released when both have ended.
-    pub fn share(&self) -> io::Result<Stdio> {
-        Ok(self.0.try_clone()?.into())
-    }
-
     /// Hands the lock over to a process that is to be started: it has the lock from its first instant on, and as
     /// long as one of the two lives.
     pub fn hand_over(self) -> Stdio {

@@ -4,14 +4,14 @@
 //! needs no recovery target: behind the moment there is nothing to replay.
 
 use super::mount;
-use super::start::{Context, LaidOut, Outcome, Wish, lay_out_all, run_server};
+use super::start::{Context, LaidOut, Outcome, Wish, lay_out_all, run_server, runs_already};
 use super::{Instance, create, hold_all, list};
 use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::objects::timeline::{Position, TimelineId};
 use crate::plumbing::datadir::wal::complete;
 use crate::plumbing::postgres::recovery::{self, Readable};
-use crate::plumbing::postgres::server::{self, Mode, Status};
+use crate::plumbing::postgres::server::{self, Mode};
 
 /// How long a server that failed may take to go.
 const STOP_WAIT: std::time::Duration = std::time::Duration::from_secs(10);
@@ -43,7 +43,7 @@ pub fn start(
     let mut instance = find_or_create(repo, text, position, port)?;
     let _held = Instance::hold(repo, &instance.name)?;
     let from = position;
-    if let Status::Running(_) = instance.status(repo) {
+    if runs_already(cx, &instance)? {
         instance.claim(repo, wish)?;
         let (snapshot, replayed, resumed, refused) = (None, 0, false, None);
         return Ok(Outcome { instance, already: true, from, snapshot, replayed, resumed, refused });

@@ -81,7 +81,7 @@ pub fn start(cx: &Context, name: &str, wish: Wish) -> Result<Outcome, CommandErr
     let _held = Instance::hold(repo, name)?;
     let mut instance = Instance::read(repo, name)?;
     let branch = RefName::branch(&instance.config.branch)?;
-    if let (Some(timeline), Status::Running(_)) = (instance.timeline(), instance.status(repo)) {
+    if let (Some(timeline), true) = (instance.timeline(), runs_already(cx, &instance)?) {
         instance.claim(repo, wish)?;
         let from = repo.timelines().read(timeline)?.tip();
         let (snapshot, replayed, resumed, refused) = (None, 0, false, None);
@@ -101,6 +101,12 @@ pub fn start(cx: &Context, name: &str, wish: Wish) -> Result<Outcome, CommandErr
     epoch.run(&held, wish)?;
     drop(epoch);
     Ok(Outcome::fresh(instance, from, laid_out))
+}
+
+/// Returns whether the server of an instance runs, once it takes connections. One that is dying is waited for.
+pub(super) fn runs_already(cx: &Context, instance: &Instance) -> Result<bool, CommandError> {
+    let Status::Running(_) = instance.status(cx.repo) else { return Ok(false) };
+    Ok(server::wait_until_it_answers(&instance.alive(cx.repo), &instance.endpoint(cx.repo)?, cx.progress)?)
 }
 
 impl Instance {

@@ -9,6 +9,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use postgres::error::SqlState;
 use postgres::{Client, NoTls};
 
 use super::Error;
@@ -26,6 +27,8 @@ use crate::progress::Progress;
 const CONNECT_WAIT: Duration = Duration::from_secs(10);
 /// How long a server whose start failed may take to react to a signal, before it gets a harder one.
 const UNDO_WAIT: Duration = Duration::from_secs(10);
+/// How long a server that lives may give no answer before that is an error.
+const DOUBT_WAIT: Duration = Duration::from_secs(20);
 /// Between two looks at a server that starts or stops: short at first, longer where it takes its time.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const IMPATIENCE: Duration = Duration::from_millis(500);
@@ -167,6 +170,31 @@ pub fn connect(endpoint: &Endpoint) -> Result<Client, Error> {
     config.host_path(&endpoint.socket_dir).port(endpoint.port).user(SUPERUSER).dbname("postgres");
     config.application_name("zenith").connect_timeout(CONNECT_WAIT);
     config.connect(NoTls).map_err(|source| Error::Query { port: endpoint.port, source })
+}
+
+/// Waits until the server that holds the lock of `alive` takes connections, however long it recovers. Returns false where it ends
+/// instead, as one does that was killed a moment ago, or whose files are gone.
+pub fn wait_until_it_answers(alive: &Alive, endpoint: &Endpoint, progress: &dyn Progress) -> Result<bool, Error> {
+    let mut doubted = None;
+    while let Status::Running(_) = alive.status()? {
+        progress.check()?;
+        let error = match connect(endpoint) {
+            Ok(_) => return Ok(true),
+            Err(Error::Query { source, .. }) => source,
+            Err(error) => return Err(error),
+        };
+        match error.code() {
+            Some(&SqlState::CANNOT_CONNECT_NOW) => doubted = None,
+            // It cannot read its files; its guardian sees to that.
+            Some(code) if !["58", "XX"].iter().any(|class| code.code().starts_with(class)) => return Ok(true),
+            _ if doubted.get_or_insert_with(Instant::now).elapsed() > DOUBT_WAIT => {
+                return Err(Error::Query { port: endpoint.port, source: error });
+            }
+            _ => {}
+        }
+        sleep(LONGEST_PAUSE);
+    }
+    Ok(false)
 }
 
 /// Asks a server how far its WAL is flushed.

@@ -14,7 +14,7 @@ use crate::objects::{ObjectId, Repo, durable};
 use crate::plumbing::datadir::fuse::{Fuse, Mounted};
 use crate::plumbing::datadir::local;
 use crate::plumbing::datadir::vfs::Vfs;
-use crate::plumbing::datadir::vfs::ahead::follow_up;
+use crate::plumbing::datadir::vfs::ahead::{Wanted, follow_up};
 use crate::plumbing::datadir::vfs::base::Base;
 use crate::plumbing::datadir::wal::complete_below;
 use crate::plumbing::instance::mount;
@@ -238,9 +238,8 @@ struct Reader {
 }
 
 impl Reader {
-    /// Has a part of a file read; with `None`, there has been no work for a moment. What fails is not read, and only slower
-    /// for it.
-    fn ask(&mut self, wanted: Option<(&[u8], u64)>) {
+    /// Has a part of a file read. What fails is not read, and only slower for it.
+    fn ask(&mut self, wanted: Wanted) {
         let Some((path, offset)) = wanted else {
             if self.used.elapsed() > READER_WAIT {
                 self.end();

@@ -15,14 +15,11 @@ pub const PART: u64 = 1 << 20;
 /// How many parts are not read again at once.
 const RECENT: usize = 64;
 
-/// Follows up reads from files of `vfs` until `over`: calls `ask` with the path of each and the offset of the part to read, and
-/// with `None` when there is nothing to read.
-pub fn follow_up(
-    vfs: &Vfs,
-    reads: &Receiver<(u64, u64)>,
-    over: &AtomicBool,
-    ask: &mut dyn FnMut(Option<(&[u8], u64)>),
-) {
+/// A part of a file that should be read: the file's path, and where the part begins, bytes. `None` when there is nothing to read.
+pub type Wanted<'a> = Option<(&'a [u8], u64)>;
+
+/// Follows up reads from files of `vfs` until `over`: tells `ask` what to read.
+pub fn follow_up(vfs: &Vfs, reads: &Receiver<(u64, u64)>, over: &AtomicBool, ask: &mut dyn FnMut(Wanted)) {
     let mut paths = HashMap::new();
     let mut followed = VecDeque::new();
     while !over.load(Ordering::Relaxed) {

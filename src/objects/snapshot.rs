@@ -20,21 +20,26 @@
 //! | each: | |
 //! | varint, bytes | path below the data directory, `/` between names, no leading one |
 //! | 1 | type: 1 folder, 2 file, 3 symbolic link |
-//! | varint | permission bits, at most 07777 |
+//! | varint | permission bits, at most 0777; of a folder at most 07777, of which the lower nine count |
 //! | folder | nothing more |
 //! | file | varint length in bytes; then nothing (empty), 1 byte 1 and the id of a frame, or 1 byte 2 and the id of a map |
 //! | link | varint, bytes: target |
 //!
-//! Entries are sorted by the bytes of their paths, each once. A file of at most 256 KiB is a
-//! frame, a longer one a map.
+//! Entries are sorted by the bytes of their paths, each once, and lie in folders of the same snapshot: see
+//! [`paths`]. There are at most 8,388,608. A file of at most 256 KiB is a frame, a longer one a map, of at
+//! most 32 TiB.
+
+pub mod paths;
 
 use super::codec::{Malformed, Reader, put_varint};
-use super::frame::FRAME_SIZE;
+use super::frame::{FRAME_SIZE, blocks_in};
 use super::id::ObjectId;
 use super::pg::Lsn;
 use super::timeline::TimelineId;
 
 const VERSION: u8 = 1;
+/// The most entries: a tenth of a gigabyte of memory for each million.
+pub const MAX_ENTRIES: usize = 8 << 20;
 
 /// What a file's bytes are made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +78,7 @@ pub enum Node {
 pub struct Entry {
     /// Path below the data directory, as bytes, without a leading `/`.
     pub path: Vec<u8>,
-    /// Permission bits.
+    /// Permission bits, at most 0777.
     pub mode: u32,
     pub node: Node,
 }
@@ -103,7 +108,9 @@ impl Snapshot {
 
     /// Returns the length of all files together, in bytes.
     pub fn total_bytes(&self) -> u64 {
-        self.entries.iter().map(|entry| if let Node::File { length, .. } = entry.node { length } else { 0 }).sum()
+        let lengths =
+            self.entries.iter().map(|entry| if let Node::File { length, .. } = entry.node { length } else { 0 });
+        lengths.fold(0, u64::saturating_add)
     }
 
     /// Returns the objects that the entries name, in their order.
@@ -180,28 +187,7 @@ impl Snapshot {
             1 => Some(ObjectId(reader.array()?)),
             _ => return Err(reader.malformed("neither a parent nor none")),
         };
-        let mut entries: Vec<Entry> = Vec::with_capacity(reader.count(4)?);
-        for _ in 0..entries.capacity() {
-            let at = reader.offset();
-            let wrong = |what| Malformed { offset: at, what };
-            let path = take_bytes(&mut reader)?;
-            if !is_sound_path(&path) {
-                return Err(wrong("a path that leaves the data directory"));
-            }
-            if entries.last().is_some_and(|last| last.path >= path) {
-                return Err(wrong("paths out of order"));
-            }
-            let kind = reader.u8()?;
-            let mode = u32::try_from(reader.varint()?).ok().filter(|mode| *mode <= 0o7777);
-            let mode = mode.ok_or_else(|| wrong("impossible permission bits"))?;
-            let node = match kind {
-                1 => Node::Dir,
-                2 => take_file(&mut reader)?,
-                3 => Node::Symlink { target: take_bytes(&mut reader)? },
-                _ => return Err(wrong("an unknown type of entry")),
-            };
-            entries.push(Entry { path, mode, node });
-        }
+        let entries = take_entries(&mut reader)?;
         reader.end()?;
         Ok(Snapshot {
             timeline,
@@ -220,13 +206,38 @@ impl Snapshot {
     }
 }
 
-/// Returns whether a path stays below the folder that it is joined to.
-fn is_sound_path(path: &[u8]) -> bool {
-    !path.contains(&0) && path.split(|&byte| byte == b'/').all(|name| !matches!(name, b"" | b"." | b".."))
+/// Takes the entries, each checked against those before. The list grows as they come: a count is no more than a claim.
+fn take_entries(reader: &mut Reader) -> Result<Vec<Entry>, Malformed> {
+    let count = reader.count(4)?;
+    if count > MAX_ENTRIES {
+        return Err(reader.malformed("too many entries"));
+    }
+    let mut entries: Vec<Entry> = Vec::new();
+    for _ in 0..count {
+        let at = reader.offset();
+        let wrong = |what| Malformed { offset: at, what };
+        let path = take_bytes(reader)?;
+        let kind = reader.u8()?;
+        let mode = u32::try_from(reader.varint()?).ok().filter(|mode| *mode <= 0o7777);
+        let mode = mode.ok_or_else(|| wrong("impossible permission bits"))?;
+        let entry = match kind {
+            // A folder made in one that passes its group on has a bit for that, which means nothing elsewhere.
+            1 => Entry { path, mode: mode & paths::PERMISSIONS, node: Node::Dir },
+            2 => Entry { path, mode, node: take_file(reader)? },
+            3 => Entry { path, mode, node: Node::Symlink { target: take_bytes(reader)? } },
+            _ => return Err(wrong("an unknown type of entry")),
+        };
+        paths::check(&entries, &entry).map_err(wrong)?;
+        entries.push(entry);
+    }
+    Ok(entries)
 }
 
 fn take_file(reader: &mut Reader) -> Result<Node, Malformed> {
     let length = reader.varint()?;
+    if u32::try_from(blocks_in(length)).is_err() {
+        return Err(reader.malformed("a file beyond 32 TiB"));
+    }
     if length == 0 {
         return Ok(Node::File { length, content: Content::Empty });
     }
@@ -287,18 +298,72 @@ mod tests {
         assert_eq!(Snapshot::decode(&snapshot.encode()), Ok(snapshot));
     }
 
+    fn refused(entries: Vec<Entry>) -> &'static str {
+        Snapshot::decode(&Snapshot { entries, ..sample() }.encode()).unwrap_err().what
+    }
+
+    fn dir(path: &str) -> Entry {
+        Entry { path: path.into(), mode: 0o700, node: Node::Dir }
+    }
+
+    fn empty(path: &str) -> Entry {
+        Entry { node: Node::File { length: 0, content: Content::Empty }, ..dir(path) }
+    }
+
+    fn link(path: &str, target: &str) -> Entry {
+        Entry { node: Node::Symlink { target: target.into() }, ..dir(path) }
+    }
+
     #[test]
     fn refuses_paths_that_leave_the_folder_or_are_out_of_order() {
-        for path in ["../x", "/x", "a//b", "a/..", ".", ""] {
-            let mut snapshot = sample();
-            snapshot.entries.truncate(1);
-            snapshot.entries[0].path = path.into();
-            let error = Snapshot::decode(&snapshot.encode()).unwrap_err();
-            assert_eq!(error.what, "a path that leaves the data directory", "{path}");
+        for path in ["../x", "/x", "a//b", "a/..", ".", "", "a\0b", "a/./b", "a/"] {
+            assert_eq!(refused(vec![empty(path)]), "a path that leaves the data directory", "{path}");
         }
-        let mut snapshot = sample();
-        snapshot.entries.swap(0, 1);
-        assert_eq!(Snapshot::decode(&snapshot.encode()).unwrap_err().what, "paths out of order");
+        assert_eq!(refused(vec![empty("b"), empty("a")]), "paths out of order");
+        assert_eq!(refused(vec![empty("a"), empty("a")]), "a path that is there twice");
+        assert_eq!(refused(vec![empty(&"x".repeat(256))]), "a path that is too long");
+        assert_eq!(refused(vec![empty(".zenith.mark")]), "a name that zenith keeps for itself");
+    }
+
+    #[test]
+    fn refuses_what_lies_in_a_link_a_file_or_nothing() {
+        let what = "a path in what is not a folder of the snapshot";
+        assert_eq!(refused(vec![link("x", "/elsewhere"), empty("x/owned")]), what);
+        assert_eq!(refused(vec![dir("a"), link("a/x", "/elsewhere"), empty("a/x/owned")]), what);
+        assert_eq!(refused(vec![empty("x"), empty("x/y")]), what);
+        assert_eq!(refused(vec![empty("x/y")]), what);
+        // The bytes of these two lie between a folder and what is in it.
+        let fine = vec![dir("a"), empty("a-b"), empty("a.b"), empty("a/b"), dir("a/c"), empty("a/c/d"), empty("a/e")];
+        let snapshot = Snapshot { entries: fine, ..sample() };
+        assert_eq!(Snapshot::decode(&snapshot.encode()), Ok(snapshot));
+    }
+
+    #[test]
+    fn refuses_links_where_a_server_writes_and_bits_that_lend_a_user() {
+        for path in ["pg_wal", "postgresql.auto.conf", "backup_label", "base", "pg_stat_tmp"] {
+            assert_eq!(refused(vec![link(path, "/x")]), "a symbolic link where PostgreSQL or zenith writes", "{path}");
+        }
+        assert_eq!(
+            refused(vec![dir("base"), link("base/1", "/x")]),
+            "a symbolic link where PostgreSQL or zenith writes"
+        );
+        assert_eq!(refused(vec![link("x", "")]), "a symbolic link to nowhere");
+        for mode in [0o4755, 0o2755, 0o1755, 0o10_000] {
+            assert_eq!(refused(vec![Entry { mode, ..empty("x") }]), "impossible permission bits");
+        }
+        let inherited = Snapshot { entries: vec![Entry { mode: 0o2700, ..dir("x") }], ..sample() };
+        assert_eq!(Snapshot::decode(&inherited.encode()).unwrap().entries[0].mode, 0o700);
+    }
+
+    #[test]
+    fn a_count_or_a_length_is_believed_only_once_the_bytes_are_there() {
+        let mut bytes = Snapshot { entries: Vec::new(), ..sample() }.encode();
+        bytes.pop();
+        put_varint(&mut bytes, MAX_ENTRIES as u64 + 1);
+        bytes.resize(bytes.len() + 5 * MAX_ENTRIES, 0);
+        assert_eq!(Snapshot::decode(&bytes).unwrap_err().what, "too many entries");
+        let long = Entry { node: Node::File { length: 1 << 46, content: Content::Map(ObjectId([1; 32])) }, ..dir("x") };
+        assert_eq!(refused(vec![long]), "a file beyond 32 TiB");
     }
 
     proptest! {
@@ -308,7 +373,10 @@ mod tests {
             let mut bytes = snapshot.encode();
             let byte = byte % bytes.len();
             bytes[byte] ^= 1 << bit;
-            prop_assert_ne!(Snapshot::decode(&bytes), Ok(snapshot));
+            // But the upper bits of the folder's mode, which do not count.
+            let folder = bytes.windows(5).position(|bytes| bytes == b"base\x01").map(|at| at + 5);
+            let counts = !folder.is_some_and(|mode| byte == mode + 1 && (2..5).contains(&bit));
+            prop_assert_eq!(Snapshot::decode(&bytes) == Ok(snapshot), !counts);
         }
 
         #[test]

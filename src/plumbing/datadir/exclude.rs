@@ -3,6 +3,8 @@
 
 use std::collections::HashSet;
 
+use crate::objects::snapshot::paths::is_reserved;
+
 /// Folders whose content is left out; they stay, empty.
 const EMPTIED: [&str; 8] =
     ["pg_wal", "pg_dynshmem", "pg_notify", "pg_replslot", "pg_serial", "pg_snapshots", "pg_stat_tmp", "pg_subtrans"];
@@ -31,7 +33,8 @@ pub fn is_excluded(path: &[u8]) -> bool {
     if below && EMPTIED.iter().any(|folder| folder.as_bytes() == top) {
         return true;
     }
-    (!below && TOP_FILES.iter().any(|file| file.as_bytes() == top))
+    is_reserved(path)
+        || (!below && TOP_FILES.iter().any(|file| file.as_bytes() == top))
         || path.split(|&byte| byte == b'/').any(|name| name.starts_with(b"pgsql_tmp"))
         || name.starts_with(b"pg_internal.init")
         || is_temporary_relation(name)
@@ -115,6 +118,8 @@ mod tests {
             "base/5/t3_16384",
             "base/5/t3_16384_fsm.1",
             "backup_label",
+            ".zenith.mark",
+            ".zenith/config",
         ] {
             assert!(is_excluded(path.as_bytes()), "{path}");
         }

@@ -34,6 +34,9 @@ struct Target {
 
 /// Writes all files of `snapshot` below `root`, which must be an empty folder or not exist. Nothing
 /// is synced. The files of tablespaces become folders in `pg_tblspc`.
+///
+/// Nothing is written outside `root`, whoever made the snapshot: every entry lies in a folder that was made
+/// before ([`paths`](crate::objects::snapshot::paths)), and no name is taken that is there already.
 pub fn restore(store: &Store, snapshot: &Snapshot, root: &Path, progress: &dyn Progress) -> Result<(), Error> {
     make_root(root)?;
     progress.start("restoring", snapshot.total_bytes());

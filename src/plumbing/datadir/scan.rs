@@ -13,6 +13,7 @@ use super::control::Changes;
 use super::exclude::{Unlogged, is_excluded};
 use super::write::{Bytes, Item, UNIT_BYTES};
 use crate::objects::frame::{BLOCK_SIZE, FRAME_SIZE, blocks_in};
+use crate::objects::snapshot::paths::is_own;
 use crate::objects::snapshot::{Node, Snapshot};
 
 const CONTROL_FILE: &[u8] = b"global/pg_control";
@@ -35,8 +36,8 @@ pub struct Scan {
 }
 
 impl Scan {
-    /// Walks `root`. Symbolic links in `pg_tblspc` and `pg_wal` itself are followed, since a
-    /// snapshot holds tablespaces as folders; sockets and pipes are passed over.
+    /// Walks `root`. Symbolic links that are or lie in PostgreSQL's own folders are followed, such as those of
+    /// tablespaces: a snapshot holds what they lead to. Sockets and pipes are passed over.
     /// With `live`, a server may write to it meanwhile.
     pub fn new(root: &Path, live: bool) -> Result<Scan, Error> {
         let mut scan = Scan { root: root.to_owned(), paths: Vec::new(), live };
@@ -69,7 +70,7 @@ impl Scan {
 
     fn visit(&mut self, path: Vec<u8>) -> Result<(), Error> {
         let full = self.full(&path);
-        let followed = path == b"pg_wal" || path.starts_with(b"pg_tblspc/");
+        let followed = is_own(&path);
         let read = if followed { fs::metadata(&full) } else { fs::symlink_metadata(&full) };
         let metadata = match read {
             Err(error) if self.is_gone(&error) => return Ok(()),

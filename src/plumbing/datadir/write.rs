@@ -9,6 +9,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -16,7 +17,7 @@ use rayon::prelude::*;
 use super::Error;
 use crate::objects::frame::{self, BLOCK_SIZE, FRAME_BLOCKS, FRAME_SIZE};
 use crate::objects::map::{MAX_DEPTH, MapBuilder};
-use crate::objects::snapshot::{Content, Entry, Node, Snapshot};
+use crate::objects::snapshot::{Content, Entry, Node, Snapshot, paths};
 use crate::objects::store::compress::{self, FASTEST};
 use crate::objects::store::encode::{Encoded, MAX_BASES, Xor};
 use crate::objects::store::file::StoredFile;
@@ -200,8 +201,7 @@ impl<'a> TreeWriter<'a> {
     fn keep_file(&mut self, path: Vec<u8>, mode: u32) -> Result<(), Error> {
         let entry = self.parent.as_ref().and_then(|parent| parent.snapshot.entry(&path));
         let Some(&Node::File { length, content }) = entry.map(|entry| &entry.node) else {
-            use std::os::unix::ffi::OsStrExt;
-            return Err(Error::Changed { path: std::ffi::OsStr::from_bytes(&path).into() });
+            return Err(Error::Changed { path: path_of(&path) });
         };
         self.count_file(length);
         self.progress.advance(length);
@@ -217,8 +217,7 @@ impl<'a> TreeWriter<'a> {
 
     fn begin_file(&mut self, path: Vec<u8>, mode: u32, length: u64) -> Result<(), Error> {
         if u32::try_from(frame::blocks_in(length)).is_err() {
-            use std::os::unix::ffi::OsStrExt;
-            return Err(Error::TooLarge { path: std::ffi::OsStr::from_bytes(&path).into() });
+            return Err(Error::TooLarge { path: path_of(&path) });
         }
         let entry = self.parent.as_ref().and_then(|parent| parent.snapshot.entry(&path));
         let parent = match entry.map(|entry| &entry.node) {
@@ -330,13 +329,23 @@ impl<'a> TreeWriter<'a> {
         Ok(id)
     }
 
-    /// Finishes the files. Returns the entries, sorted, and the pack, which is not published yet:
+    /// Finishes the files. Returns the entries, sorted and fit for a snapshot, and the pack, which is not published yet:
     /// the snapshot that names all this goes into it too.
     pub fn finish(mut self) -> Result<(Vec<Entry>, PackWriter, Statistics), Error> {
         self.flush()?;
         self.entries.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        for number in 0..self.entries.len() {
+            self.entries[number].mode &= paths::PERMISSIONS;
+            let (before, rest) = self.entries.split_at(number);
+            paths::check(before, &rest[0]).map_err(|what| Error::Unfit { path: path_of(&rest[0].path), what })?;
+        }
         Ok((self.entries, self.pack, self.statistics))
     }
+}
+
+fn path_of(bytes: &[u8]) -> PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    std::ffi::OsStr::from_bytes(bytes).into()
 }
 
 /// The parent's version of a block: the frame that it is to be stored against, and its number there.

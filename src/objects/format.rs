@@ -210,6 +210,9 @@ impl Config {
         if !super::pg::segment::is_valid_size(config.wal_segment_size) {
             return Err(Error::Value("wal_segment_size"));
         }
+        if super::pg::version::Version::of_major(config.postgres_major).is_none() {
+            return Err(Error::Value("postgres_major"));
+        }
         if config.system_identifier.parse::<u64>().is_err() {
             return Err(Error::Value("system_identifier"));
         }
@@ -268,5 +271,7 @@ mod tests {
         let extended = Config { extensions: vec!["cold".into()], ..sample() };
         assert!(matches!(Config::parse(&extended.format()), Err(Error::Extension(_))));
         assert!(matches!(Config::parse("hello"), Err(Error::Syntax(_))));
+        let unknown = Config { postgres_major: 13, ..sample() };
+        assert!(matches!(Config::parse(&unknown.format()), Err(Error::Value("postgres_major"))));
     }
 }

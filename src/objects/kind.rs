@@ -1,5 +1,8 @@
 //! The four kinds of object.
 
+use super::frame::FRAME_SIZE;
+use super::wal::MAX_INTERVAL;
+
 /// What an object is. The numbers stand in packs and loose objects and never change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
@@ -25,6 +28,19 @@ impl Kind {
             Kind::Map => "map",
             Kind::Snapshot => "snapshot",
             Kind::Wal => "wal",
+        }
+    }
+
+    /// Returns the most bytes that the content of such an object may have: whoever reads one allocates no more on
+    /// the word of its header, and nobody writes a longer one.
+    pub fn longest(self) -> usize {
+        match self {
+            Kind::Frame => FRAME_SIZE,
+            // A file of 900 GiB, or of 100 GiB whose blocks lie scattered; PostgreSQL's have 1 GiB.
+            Kind::Map => 128 << 20,
+            // As many entries as there may be, with 64 bytes each.
+            Kind::Snapshot => 512 << 20,
+            Kind::Wal => MAX_INTERVAL + 8,
         }
     }
 

@@ -145,9 +145,11 @@ impl Map {
         };
         let frames =
             (0..reader.count(ObjectId::LEN)?).map(|_| reader.array().map(ObjectId)).collect::<Result<Vec<_>, _>>()?;
-        let mut extents: Vec<Extent> = Vec::with_capacity(reader.count(4)?);
+        // It grows as extents come: a count is no more than a claim.
+        let count = reader.count(4)?;
+        let mut extents: Vec<Extent> = Vec::new();
         let (mut end, mut frame, mut used) = (0u32, 0i64, 0i64);
-        for _ in 0..extents.capacity() {
+        for _ in 0..count {
             let at = reader.offset();
             let wrong = |what| Malformed { offset: at, what };
             let gap = u32::try_from(reader.varint()?).map_err(|_| wrong("an extent beyond the end of the file"))?;
@@ -185,6 +187,13 @@ impl Map {
         }
         reader.end()?;
         Ok(Map { length, base, frames, extents })
+    }
+
+    /// Returns whether the extents leave no block of the file out, as those of a whole map do.
+    pub fn is_whole(&self) -> bool {
+        let mut end = 0;
+        let adjoins = |extent: &Extent| extent.block == std::mem::replace(&mut end, extent.end());
+        self.extents.iter().all(adjoins) && u64::from(end) == blocks_in(self.length)
     }
 
     /// Returns the whole map of a file of at most 32 blocks that is all in one frame.
@@ -282,6 +291,16 @@ mod tests {
             assert_eq!((frame, extent.offset), expected, "block {block}");
         }
         assert_eq!(Map::decode(&merged.encode()), Ok(merged));
+    }
+
+    #[test]
+    fn changes_that_leave_blocks_out_make_no_whole_map() {
+        let (mut near, mut far) = (MapBuilder::default(), MapBuilder::default());
+        near.push(100, 1, id(200), 0);
+        far.push(101, 1, id(200), 0);
+        assert!(whole(100).overlay(&near.finish(101 * 8192, Some((id(9), 1)))).is_whole());
+        assert!(!whole(100).overlay(&far.finish(102 * 8192, Some((id(9), 1)))).is_whole());
+        assert!(!whole(100).overlay(&MapBuilder::default().finish(101 * 8192, Some((id(9), 1)))).is_whole());
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //!
 //! No printing, no clap, no child processes here.
 
+pub mod bounded;
 pub mod codec;
 pub mod durable;
 pub mod format;

@@ -7,7 +7,6 @@ use std::sync::OnceLock;
 
 use tempfile::{NamedTempFile, TempDir};
 
-use super::durable;
 use super::format::{self, Config};
 use super::pg::Lsn;
 use super::pg::version::Version;
@@ -16,6 +15,7 @@ use super::refs::Refs;
 use super::store::{self, Store};
 use super::timeline::wal::{Segments, TimelineWal};
 use super::timeline::{self, Timeline, TimelineId, Timelines};
+use super::{bounded, durable};
 
 /// The name of the folder.
 pub const FOLDER: &str = ".zenith";
@@ -95,7 +95,7 @@ impl Repo {
     /// Reads the config of the repository in `dir`, as it is now.
     pub fn read_config(dir: &Path) -> Result<Config, Error> {
         let path = dir.join("config");
-        let text = fs::read_to_string(&path).map_err(io_error("read", &path))?;
+        let text = bounded::read_to_string(&path, bounded::CONFIG).map_err(io_error("read", &path))?;
         Config::parse(&text).map_err(|source| Error::Format { path: dir.to_owned(), source })
     }
 
@@ -103,7 +103,7 @@ impl Repo {
     pub fn open(dir: &Path) -> Result<Repo, Error> {
         let config = Repo::read_config(dir)?;
         Ok(Repo {
-            store: Store::open(&dir.join("objects"))?,
+            store: Store::open(&dir.join("objects"))?.with_segment_size(config.wal_segment_size),
             refs: Refs::open(dir),
             timelines: Timelines::open(&dir.join("timelines")),
             tmp: OnceLock::new(),

@@ -39,6 +39,11 @@ impl Lsn {
         Lsn(self.0.saturating_add(bytes))
     }
 
+    /// Returns this position, or the next where a record can begin; stays rather than wrap.
+    pub fn aligned(self) -> Lsn {
+        Lsn(self.0.checked_next_multiple_of(8).unwrap_or(self.0))
+    }
+
     /// Returns how many bytes lie between `earlier` and this position; 0 where `earlier` is later.
     pub fn since(self, earlier: Lsn) -> u64 {
         self.0.saturating_sub(earlier.0)

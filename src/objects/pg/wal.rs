@@ -36,7 +36,19 @@ const CHUNK: usize = 32 * PAGE;
 
 /// Returns the CRC-32C of `parts`, one after the other.
 pub fn crc32c(parts: &[&[u8]]) -> u32 {
+    crc32c_begin(parts).finalize() as u32 // a 32-bit checksum
+}
+
+/// Begins a CRC-32C with `parts`, to be gone on with more than once.
+pub fn crc32c_begin(parts: &[&[u8]]) -> Digest {
     let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    parts.iter().for_each(|part| digest.update(part));
+    digest
+}
+
+/// Returns the CRC-32C of what was begun and `parts` behind it.
+pub fn crc32c_go_on(begun: &Digest, parts: &[&[u8]]) -> u32 {
+    let mut digest = *begun;
     parts.iter().for_each(|part| digest.update(part));
     digest.finalize() as u32 // a 32-bit checksum
 }
@@ -228,9 +240,9 @@ impl<S: WalSource> WalReader<S> {
         self.check(start)?;
         let record = Record { start, end, bytes: &self.record, version: self.expected.version };
         let segment_size = self.expected.segment_size;
-        let end =
-            if record.is_switch() { end.plus(u64::from(segment_size) - 1).segment_start(segment_size) } else { end };
-        Ok((start, end))
+        // Behind the very last segment there is none to go on with.
+        let next = || end.plus(u64::from(segment_size) - 1).segment_start(segment_size).max(end);
+        Ok((start, if record.is_switch() { next() } else { end }))
     }
 
     /// Puts the bytes of the record at `start` together.
@@ -257,7 +269,7 @@ impl<S: WalSource> WalReader<S> {
             self.record = record;
             at = at.plus(take as u64);
             if take == missing {
-                return Ok(Assembled::Whole(Lsn(at.0.next_multiple_of(8))));
+                return Ok(Assembled::Whole(at.aligned()));
             }
             if self.record.len() >= HEADER {
                 // Before more is read on the word of a length that may be garbage.

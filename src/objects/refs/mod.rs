@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 
 pub use name::{BadName, RefKind, RefName};
 
-use super::durable;
 use super::timeline::{Position, TimelineId};
+use super::{bounded, durable};
 
 /// How long a command waits for another one that changes refs.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -57,7 +57,8 @@ impl Value {
         }
     }
 
-    fn format(&self) -> String {
+    /// Returns the content of the file.
+    pub fn format(&self) -> String {
         match self {
             Value::Branch(timeline) => format!("{timeline}\n"),
             Value::Tag(Tag { position, time_us, message }) => {
@@ -67,7 +68,8 @@ impl Value {
         }
     }
 
-    fn parse(kind: RefKind, text: &str) -> Option<Value> {
+    /// Reads the content of the file of a ref of `kind`.
+    pub fn parse(kind: RefKind, text: &str) -> Option<Value> {
         if kind != RefKind::Tag {
             return text.strip_suffix('\n')?.parse().ok().map(Value::Branch);
         }
@@ -115,6 +117,8 @@ pub enum Error {
     /// A name and one below it cannot both be, as a file and a folder.
     #[error("'{name}' cannot be, since '{other}' is")]
     Conflict { name: RefName, other: String },
+    #[error("the message of '{}' is too long: a ref has at most {} bytes", .0.short(), bounded::REF)]
+    TooLong(RefName),
     #[error("'{}' is corrupt: it does not read like a ref", .0.display())]
     Corrupt(PathBuf),
     #[error("another command has been changing refs for {} seconds", LOCK_WAIT.as_secs())]
@@ -147,19 +151,24 @@ impl Refs {
     /// Reads a ref; `None` where there is none.
     pub fn read(&self, name: &RefName) -> Result<Option<Value>, Error> {
         let path = self.path(name);
-        match fs::read_to_string(&path) {
+        match bounded::read_to_string(&path, bounded::REF) {
             Ok(text) => Value::parse(name.kind(), &text).map(Some).ok_or(Error::Corrupt(path)),
             Err(error) if is_absent(&error) => Ok(None),
             Err(error) => Err(io_error("read", &path)(error)),
         }
     }
 
-    /// Returns all refs of `kind`, sorted by name.
-    pub fn list(&self, kind: RefKind) -> Result<Vec<(RefName, Value)>, Error> {
+    /// Returns what is there under the names of refs of `kind`, sorted; some may be no names of refs.
+    pub fn files(&self, kind: RefKind) -> Result<Vec<String>, Error> {
         let mut names = Vec::new();
         collect(&self.dir.join("refs").join(kind.folder()), "", &mut names)?;
         names.sort_unstable();
-        let names = names.into_iter().filter_map(|short| RefName::new(kind, &short).ok());
+        Ok(names)
+    }
+
+    /// Returns all refs of `kind`, sorted by name.
+    pub fn list(&self, kind: RefKind) -> Result<Vec<(RefName, Value)>, Error> {
+        let names = self.files(kind)?.into_iter().filter_map(|short| RefName::new(kind, &short).ok());
         let read = names.filter_map(|name| match self.read(&name) {
             Ok(value) => value.map(|value| Ok((name, value))),
             Err(error) => Some(Err(error)),
@@ -170,7 +179,7 @@ impl Refs {
     /// Returns the branch that HEAD names; it need not exist.
     pub fn head(&self) -> Result<RefName, Error> {
         let path = self.dir.join("HEAD");
-        let text = fs::read_to_string(&path).map_err(io_error("read", &path))?;
+        let text = bounded::read_to_string(&path, bounded::REF).map_err(io_error("read", &path))?;
         let name = text.strip_prefix("ref: ").map(|name| name.trim_end_matches('\n'));
         name.and_then(|name| RefName::full(name).ok()).ok_or(Error::Corrupt(path))
     }
@@ -198,6 +207,9 @@ impl Refs {
         new: Option<&Value>,
         signature: &Signature,
     ) -> Result<Option<Value>, Error> {
+        if new.is_some_and(|value| value.format().len() as u64 > bounded::REF) {
+            return Err(Error::TooLong(name.clone()));
+        }
         let _lock = self.lock()?;
         let old = self.read(name)?;
         match (expect, &old) {

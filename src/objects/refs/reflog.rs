@@ -25,14 +25,16 @@ pub struct Entry {
 }
 
 impl Entry {
-    fn format(&self) -> String {
+    /// Returns the line.
+    pub fn format(&self) -> String {
         let id = |id: Option<TimelineId>| id.map_or_else(|| ABSENT.to_owned(), |id| id.to_string());
         let who = self.who.replace(char::is_whitespace, "_");
         let why = self.why.replace(['\n', '\r'], " ");
         format!("{} {} {} {who}\t{why}\n", id(self.old), id(self.new), self.time_us)
     }
 
-    fn parse(line: &str) -> Option<Entry> {
+    /// Reads a line, without its end.
+    pub fn parse(line: &str) -> Option<Entry> {
         let (head, why) = line.split_once('\t')?;
         let mut fields = head.split(' ');
         let mut id = || match fields.next()? {

@@ -13,18 +13,21 @@
 //! | 2 each | only for encoding 2, one for each block: number of its base frame, number of the block in that |
 //! | rest | the payload |
 //!
+//! A content is at most as long as its kind permits ([`Kind::longest`]), and a payload at most as long as its content.
+//!
 //! With encoding 2 the payload inflates to the content XORed block by block with its base blocks;
 //! where the base block is shorter, or not there, it counts as zeroes. The id is that of the content.
 
 use std::borrow::Borrow;
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 
-use super::compress;
+use super::{Error, compress};
 use crate::objects::codec::{Malformed, Reader};
-use crate::objects::frame::{self, BLOCK_SIZE, FRAME_BLOCKS, FRAME_SIZE, blocks_in};
+use crate::objects::frame::{self, BLOCK_SIZE, FRAME_BLOCKS, blocks_in};
 use crate::objects::id::ObjectId;
 use crate::objects::kind::Kind;
-use crate::objects::wal::MAX_INTERVAL;
 
 /// The most frames that one frame may be stored against: a lazy read of it inflates at most one more.
 pub const MAX_BASES: usize = 4;
@@ -34,6 +37,11 @@ const XOR_LEVEL: i32 = 9;
 
 /// Length of the header before the bases, in bytes.
 const HEADER: usize = 1 + 1 + 8 + 4 + ObjectId::LEN;
+/// The most bytes before the payload.
+const LONGEST_HEADER: usize = HEADER + 1 + MAX_BASES * ObjectId::LEN + FRAME_BLOCKS * 2;
+/// A stored form of so many bytes, as that of every frame, is read in one go; a longer one only once its header
+/// is known to be sound.
+const ONE_GO: usize = 512 << 10;
 
 /// The blocks that a frame is stored against.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,6 +128,14 @@ impl Encoded {
         (HEADER + delta + self.payload.len()) as u64
     }
 
+    /// Refuses a content that is longer than readers permit.
+    pub fn check_length(&self) -> Result<(), Error> {
+        if self.length <= self.kind.longest() as u64 {
+            return Ok(());
+        }
+        Err(Error::TooLong { kind: self.kind, length: self.length, longest: self.kind.longest() })
+    }
+
     /// Appends the stored form.
     pub fn write(&self, out: &mut Vec<u8>) {
         let encoding = match &self.encoding {
@@ -141,28 +157,25 @@ impl Encoded {
 
     /// Reads a stored form, which must be all of `bytes`. The content is not verified yet.
     pub fn read(bytes: &[u8]) -> Result<Encoded, Malformed> {
-        let mut reader = Reader::new(bytes);
-        let kind = Kind::from_number(reader.u8()?).ok_or(Malformed { offset: 0, what: "an unknown kind of object" })?;
-        let encoding = reader.u8()?;
-        let length = reader.u64()?;
-        let limit = match kind {
-            Kind::Frame => FRAME_SIZE,
-            Kind::Map | Kind::Snapshot | Kind::Wal => MAX_INTERVAL + 8,
-        };
-        if length > limit as u64 {
-            return Err(Malformed { offset: 2, what: "a content longer than its kind may be" });
+        let header = Header::read(bytes, bytes.len() as u64)?;
+        let payload = bytes[bytes.len() - header.payload..].to_vec();
+        Ok(header.with(payload))
+    }
+
+    /// Reads the stored form that takes `stored` bytes of a file from `offset` on.
+    pub fn read_at(file: &File, offset: u64, stored: u64) -> io::Result<Result<Encoded, Malformed>> {
+        let mut start = vec![0; stored.min(ONE_GO as u64) as usize];
+        file.read_exact_at(&mut start, offset)?;
+        if start.len() as u64 == stored {
+            return Ok(Encoded::read(&start));
         }
-        let payload = reader.u32()? as usize;
-        let id = ObjectId(reader.array()?);
-        let encoding = match (encoding, kind) {
-            (0, _) => Encoding::Raw,
-            (1, _) => Encoding::Zstd,
-            (2, Kind::Frame) => Encoding::Xor(read_xor(&mut reader, length)?),
-            _ => return Err(Malformed { offset: 1, what: "an unknown encoding" }),
+        let header = match Header::read(&start, stored) {
+            Ok(header) => header,
+            Err(error) => return Ok(Err(error)),
         };
-        let payload = reader.take(payload)?.to_vec();
-        reader.end()?;
-        Ok(Encoded { id, kind, encoding, length, payload })
+        let mut payload = vec![0; header.payload];
+        file.read_exact_at(&mut payload, offset + stored - header.payload as u64)?;
+        Ok(Ok(header.with(payload)))
     }
 
     /// Returns the inflated payload: the content, or for a delta what is left to XOR.
@@ -175,6 +188,50 @@ impl Encoded {
             }
             Encoding::Zstd | Encoding::Xor(_) => compress::decompress(&self.payload, length),
         }
+    }
+}
+
+/// What stands before a payload.
+struct Header {
+    id: ObjectId,
+    kind: Kind,
+    encoding: Encoding,
+    length: u64,
+    /// Length of the payload in bytes.
+    payload: usize,
+}
+
+impl Header {
+    /// Reads the header at the start of `bytes`, which begin a stored form of `stored` bytes.
+    fn read(bytes: &[u8], stored: u64) -> Result<Header, Malformed> {
+        let mut reader = Reader::new(&bytes[..bytes.len().min(LONGEST_HEADER)]);
+        let kind = Kind::from_number(reader.u8()?).ok_or(Malformed { offset: 0, what: "an unknown kind of object" })?;
+        let encoding = reader.u8()?;
+        let length = reader.u64()?;
+        if length > kind.longest() as u64 {
+            return Err(Malformed { offset: 2, what: "a content longer than its kind may be" });
+        }
+        let payload = reader.u32()?;
+        if u64::from(payload) > length {
+            return Err(Malformed { offset: 10, what: "a payload longer than its content" });
+        }
+        let id = ObjectId(reader.array()?);
+        let encoding = match (encoding, kind) {
+            (0, _) => Encoding::Raw,
+            (1, _) => Encoding::Zstd,
+            (2, Kind::Frame) => Encoding::Xor(read_xor(&mut reader, length)?),
+            _ => return Err(Malformed { offset: 1, what: "an unknown encoding" }),
+        };
+        match (reader.offset() as u64 + u64::from(payload)).cmp(&stored) {
+            std::cmp::Ordering::Equal => Ok(Header { id, kind, encoding, length, payload: payload as usize }),
+            std::cmp::Ordering::Greater => Err(reader.malformed("the content ends early")),
+            std::cmp::Ordering::Less => Err(reader.malformed("bytes after the end")),
+        }
+    }
+
+    fn with(self, payload: Vec<u8>) -> Encoded {
+        let Header { id, kind, encoding, length, .. } = self;
+        Encoded { id, kind, encoding, length, payload }
     }
 }
 
@@ -196,6 +253,7 @@ fn read_xor(reader: &mut Reader, length: u64) -> Result<Xor, Malformed> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::objects::frame::FRAME_SIZE;
     use proptest::prelude::*;
 
     fn delta() -> (Vec<u8>, Vec<u8>, Encoded) {
@@ -239,6 +297,28 @@ mod tests {
         Encoded::compress(ObjectId([0; 32]), Kind::Frame, b"hello", 3).write(&mut bytes);
         bytes[2..10].copy_from_slice(&u64::MAX.to_le_bytes());
         assert_eq!(Encoded::read(&bytes).unwrap_err().what, "a content longer than its kind may be");
+    }
+
+    #[test]
+    fn a_long_payload_is_read_only_after_a_sound_header() {
+        let content: Vec<u8> = (0..20_000u32).flat_map(|n| ObjectId::of(Kind::Frame, &n.to_le_bytes()).0).collect();
+        let encoded = Encoded::compress(ObjectId::of(Kind::Wal, &content), Kind::Wal, &content, 3);
+        let mut bytes = b"before".to_vec();
+        encoded.write(&mut bytes);
+        let stored = encoded.stored_bytes();
+        assert!(stored > ONE_GO as u64);
+        let file = tempfile::tempfile().unwrap();
+        let read = |bytes: &[u8], stored| {
+            file.write_all_at(bytes, 0).unwrap();
+            Encoded::read_at(&file, 6, stored).unwrap()
+        };
+        assert_eq!(read(&bytes, stored), Ok(encoded));
+        assert_eq!(read(&bytes, stored - 1).unwrap_err().what, "the content ends early");
+        bytes[6 + 10..6 + 14].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert_eq!(read(&bytes, stored).unwrap_err().what, "a payload longer than its content");
+        // A hole of eight gigabytes takes no memory.
+        file.set_len(8 << 30).unwrap();
+        assert_eq!(read(&bytes, 7 << 30).unwrap_err().what, "a payload longer than its content");
     }
 
     proptest! {

@@ -4,8 +4,10 @@
 //! The 4 bytes `ZNO1`, then the stored form of the object (see [`super::encode`]), to the end of
 //! the file. The file of id `abcdef…` is `ab/cdef…`.
 
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 
 use super::Error;
 use super::encode::Encoded;
@@ -23,19 +25,30 @@ pub fn path(dir: &Path, id: &ObjectId) -> PathBuf {
 /// Reads the stored form; `None` where there is no such file.
 pub fn read(dir: &Path, id: &ObjectId) -> Result<Option<Encoded>, Error> {
     let path = path(dir, id);
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
+    let file = match File::open(&path) {
+        Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::io("read", &path)(error)),
+        Err(error) => return Err(Error::io("open", &path)(error)),
     };
     let corrupt = |what: String| Error::Corrupt { id: *id, path: path.clone(), what };
-    let stored = bytes.strip_prefix(MAGIC).ok_or_else(|| corrupt("it does not begin like an object".to_owned()))?;
-    let encoded = Encoded::read(stored).map_err(|error| corrupt(error.to_string()))?;
+    let length = file.metadata().map_err(Error::io("read", &path))?.len();
+    let mut magic = [0; MAGIC.len()];
+    if length < magic.len() as u64 {
+        return Err(corrupt("it does not begin like an object".to_owned()));
+    }
+    file.read_exact_at(&mut magic, 0).map_err(Error::io("read", &path))?;
+    if magic != *MAGIC {
+        return Err(corrupt("it does not begin like an object".to_owned()));
+    }
+    let start = magic.len() as u64;
+    let encoded = Encoded::read_at(&file, start, length - start).map_err(Error::io("read", &path))?;
+    let encoded = encoded.map_err(|error| corrupt(error.to_string()))?;
     if encoded.id == *id { Ok(Some(encoded)) } else { Err(corrupt(format!("it says that it is {}", encoded.id))) }
 }
 
 /// Publishes an object.
 pub fn write(dir: &Path, tmp: &Path, object: &Encoded) -> Result<(), Error> {
+    object.check_length()?;
     let path = path(dir, &object.id);
     let mut bytes = MAGIC.to_vec();
     object.write(&mut bytes);

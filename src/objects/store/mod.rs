@@ -47,6 +47,9 @@ pub enum Error {
     /// A pack or its index cannot be used at all.
     #[error("'{}' is corrupt: {what}", path.display())]
     BadPack { path: PathBuf, what: String },
+    /// It could not be read again.
+    #[error("cannot store a {} of {length} bytes: the longest has {longest}", kind.name())]
+    TooLong { kind: Kind, length: u64, longest: usize },
     /// No object's id begins with these digits.
     #[error("no object '{prefix}'")]
     UnknownPrefix { prefix: String },
@@ -105,6 +108,8 @@ pub struct Store {
     /// Packs that cannot be opened: what they hold counts as missing, all else goes on.
     broken: RwLock<Vec<(PathBuf, String)>>,
     frames: Cache<ObjectId, Arc<Vec<u8>>, FrameWeight>,
+    /// The longest content of a WAL object, bytes.
+    longest_wal: u64,
 }
 
 impl Store {
@@ -112,9 +117,16 @@ impl Store {
     pub fn open(dir: &Path) -> Result<Store, Error> {
         let frames =
             Cache::with_weighter(FRAME_CACHE_BYTES as usize / super::frame::FRAME_SIZE, FRAME_CACHE_BYTES, FrameWeight);
-        let store = Store { dir: dir.to_owned(), packs: RwLock::default(), broken: RwLock::default(), frames };
+        let longest_wal = Kind::Wal.longest() as u64;
+        let (packs, broken) = (RwLock::default(), RwLock::default());
+        let store = Store { dir: dir.to_owned(), packs, broken, frames, longest_wal };
         store.rescan()?;
         Ok(store)
+    }
+
+    /// Believes no WAL object that is longer than a segment of so many bytes.
+    pub fn with_segment_size(self, bytes: u32) -> Store {
+        Store { longest_wal: u64::from(bytes) + 8, ..self }
     }
 
     /// Returns the folder of the store.
@@ -174,6 +186,15 @@ impl Store {
 
     /// Reads the stored form of an object, not yet verified.
     fn fetch(&self, id: &ObjectId) -> Result<(Encoded, PathBuf), Error> {
+        let (encoded, path) = self.find(id)?;
+        if encoded.kind == Kind::Wal && encoded.length > self.longest_wal {
+            let what = "an interval longer than a segment".to_owned();
+            return Err(Error::Corrupt { id: *id, path, what });
+        }
+        Ok((encoded, path))
+    }
+
+    fn find(&self, id: &ObjectId) -> Result<(Encoded, PathBuf), Error> {
         for attempt in 0..2 {
             if let Some((pack, position)) = self.locate(id) {
                 return Ok((pack.read(id, position)?, pack.path().to_owned()));
@@ -256,10 +277,15 @@ impl Store {
             }
             changes.push(std::mem::replace(&mut map, below));
         }
-        Ok(changes.iter().rev().fold(map, |whole, changes| whole.overlay(changes)))
+        let whole = changes.iter().rev().fold(map, |whole, changes| whole.overlay(changes));
+        if !whole.is_whole() {
+            return Err(self.malformed(id, &Malformed { offset: 0, what: "a chain of maps that leaves blocks out" }));
+        }
+        Ok(whole)
     }
 
-    fn malformed(&self, id: &ObjectId, error: &Malformed) -> Error {
+    /// Returns the error about an object whose content is not what its place demands.
+    pub fn malformed(&self, id: &ObjectId, error: &Malformed) -> Error {
         let path = self.locate(id).map_or_else(|| loose::path(&self.dir, id), |(pack, _)| pack.path().to_owned());
         Error::Corrupt { id: *id, path, what: error.to_string() }
     }

@@ -24,7 +24,6 @@ use super::encode::Encoded;
 use super::index::{self, Index, Position};
 use crate::objects::durable;
 use crate::objects::id::ObjectId;
-use crate::objects::wal::MAX_INTERVAL;
 
 const MAGIC: &[u8; 4] = b"ZNP1";
 const END: &[u8; 4] = b"ZNPE";
@@ -65,13 +64,12 @@ impl Pack {
     /// Reads the stored form of an object. Its content is not verified yet.
     pub fn read(&self, id: &ObjectId, position: Position) -> Result<Encoded, Error> {
         let corrupt = |what: String| Error::Corrupt { id: *id, path: self.path.clone(), what };
-        let end = position.offset.checked_add(u64::from(position.length)).filter(|&end| end <= self.length);
-        if end.is_none() || position.length as usize > 2 * MAX_INTERVAL {
+        let stored = u64::from(position.length);
+        if position.offset.checked_add(stored).is_none_or(|end| end > self.length) {
             return Err(corrupt("the index points beyond the end of the pack".to_owned()));
         }
-        let mut bytes = vec![0; position.length as usize];
-        self.file.read_exact_at(&mut bytes, position.offset).map_err(Error::io("read", &self.path))?;
-        let encoded = Encoded::read(&bytes).map_err(|error| corrupt(error.to_string()))?;
+        let encoded = Encoded::read_at(&self.file, position.offset, stored).map_err(Error::io("read", &self.path))?;
+        let encoded = encoded.map_err(|error| corrupt(error.to_string()))?;
         if encoded.id == *id { Ok(encoded) } else { Err(corrupt(format!("the index points to object {}", encoded.id))) }
     }
 
@@ -133,6 +131,7 @@ impl PackWriter {
 
     /// Adds an object, unless the pack holds it already. Returns the bytes that it added.
     pub fn append(&mut self, object: &Encoded) -> Result<u64, Error> {
+        object.check_length()?;
         if !self.seen.insert(object.id) {
             return Ok(0);
         }

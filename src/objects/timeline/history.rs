@@ -5,6 +5,8 @@
 //! `<timeline id> <LSN at which the next one forks>`. That of a root timeline is empty. One read
 //! gives the whole chain.
 
+use std::collections::HashSet;
+
 use super::TimelineId;
 use crate::objects::codec::Malformed;
 use crate::objects::pg::Lsn;
@@ -81,11 +83,15 @@ impl History {
     /// Reads the text. The error is the number of the bad line, counted from 1, and what is wrong.
     pub fn parse(text: &str) -> Result<History, (usize, &'static str)> {
         let mut ancestors: Vec<Ancestor> = Vec::new();
+        let mut known = HashSet::new();
         for (number, line) in text.lines().enumerate() {
             let fields = line.split_once(' ').and_then(|(id, lsn)| Some((id.parse().ok()?, lsn.parse().ok()?)));
             let (timeline, fork) = fields.ok_or((number + 1, "expected a timeline id and an LSN"))?;
             if ancestors.last().is_some_and(|last| last.fork > fork) {
                 return Err((number + 1, "forks before its own start"));
+            }
+            if !known.insert(timeline) {
+                return Err((number + 1, "its own ancestor"));
             }
             ancestors.push(Ancestor { timeline, fork });
         }
@@ -140,6 +146,8 @@ mod tests {
         assert_eq!(History::parse("x").unwrap_err().0, 1);
         let text = format!("{} 0/20\n{} 0/10\n", id(1), id(2));
         assert_eq!(History::parse(&text), Err((2, "forks before its own start")));
+        let text = format!("{} 0/10\n{} 0/20\n{} 0/30\n", id(1), id(2), id(1));
+        assert_eq!(History::parse(&text), Err((3, "its own ancestor")));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::fmt;
 
 use crate::objects::id::ObjectId;
 use crate::objects::pg::Lsn;
+use crate::objects::wal::MAX_INTERVAL;
 
 /// A sealed interval of WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -112,7 +113,9 @@ impl Log {
     pub fn push(&mut self, line: Line) -> Result<(), &'static str> {
         match line {
             Line::Wal(interval) => {
-                if interval.start >= interval.end || interval.whole > interval.end {
+                let impossible =
+                    interval.end.since(interval.start) > MAX_INTERVAL as u64 || interval.whole > interval.end;
+                if interval.start >= interval.end || impossible {
                     return Err("an impossible interval");
                 }
                 if self.sealed().is_some_and(|sealed| sealed != interval.start) {
@@ -166,6 +169,9 @@ mod tests {
         let text = format!("{}\n{}\n", wal(8, 16), wal(24, 32));
         assert_eq!(Log::parse(text.as_bytes()), Err((2, "an interval that does not follow the one before")));
         assert_eq!(Log::parse(b"hello\n"), Err((1, "neither a wal nor a snapshot line")));
+        // Longer than any object: nobody is to ask for so much memory.
+        let text = format!("{}\n", wal(8, 9 + MAX_INTERVAL as u64));
+        assert_eq!(Log::parse(text.as_bytes()), Err((1, "an impossible interval")));
     }
 
     proptest! {

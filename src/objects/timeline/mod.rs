@@ -19,8 +19,8 @@ pub use history::{Ancestor, History, Position, merge_base};
 pub use id::TimelineId;
 use log::{Line, Log, SnapshotLine, WalInterval};
 
-use super::durable;
 use super::pg::Lsn;
+use super::{bounded, durable};
 
 /// Digits that an abbreviated id has at least.
 pub const SHORTEST_PREFIX: usize = 4;
@@ -138,14 +138,19 @@ impl Timelines {
     /// Reads a timeline's history alone.
     pub fn history(&self, id: TimelineId) -> Result<History, Error> {
         let path = self.path(id).join("history");
-        let text = match fs::read_to_string(&path) {
+        let text = match bounded::read_to_string(&path, bounded::HISTORY) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.exists(id) => {
                 return Err(Error::Unknown(id));
             }
             Err(error) => return Err(io_error("read", &path)(error)),
         };
-        History::parse(&text).map_err(|(line, what)| Error::Corrupt { path, line, what })
+        let corrupt = |(line, what)| Error::Corrupt { path: path.clone(), line, what };
+        let history = History::parse(&text).map_err(corrupt)?;
+        match history.ancestors.iter().position(|ancestor| ancestor.timeline == id) {
+            Some(number) => Err(corrupt((number + 1, "its own ancestor"))),
+            None => Ok(history),
+        }
     }
 
     /// Reads a timeline.

@@ -1,0 +1,37 @@
+//! Reads small files whole, and no others: what is longer than it can be is damaged, and takes no memory.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+/// The most bytes of a ref: a tag has a message.
+pub const REF: u64 = 1 << 20;
+/// The most bytes of the config.
+pub const CONFIG: u64 = 16 << 20;
+/// The most bytes of a timeline's history: a million ancestors.
+pub const HISTORY: u64 = 64 << 20;
+
+/// Returns the text of a file of at most `most` bytes.
+pub fn read_to_string(path: &Path, most: u64) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(most + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > most {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it has more than {most} bytes")));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_too_long_is_an_error_and_takes_no_memory() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "text").unwrap();
+        assert_eq!(read_to_string(file.path(), 4).unwrap(), "text");
+        file.as_file().set_len(1 << 40).unwrap(); // a hole
+        let error = read_to_string(file.path(), 4).unwrap_err();
+        assert_eq!(error.to_string(), "it has more than 4 bytes");
+    }
+}

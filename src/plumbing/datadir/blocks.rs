@@ -36,7 +36,18 @@ impl Blocks {
 
     /// Adds the blocks from `from` to before `to`.
     pub fn insert_range(&mut self, from: u32, to: u32) {
-        (from..to).for_each(|block| self.insert(block));
+        let (first, last) = (from as usize / 64, to.div_ceil(64) as usize);
+        if from >= to {
+            return;
+        }
+        if last > self.words.len() {
+            self.words.resize(last, 0);
+        }
+        for (at, word) in self.words[first..last].iter_mut().enumerate() {
+            let start = ((first + at) * 64) as u64;
+            let (low, high) = (u64::from(from).max(start) - start, u64::from(to).min(start + 64) - start);
+            *word |= u64::MAX >> (64 - (high - low)) << low; // at least one block
+        }
     }
 
     /// Adds all of `other`.
@@ -119,6 +130,8 @@ mod tests {
             other.iter().for_each(|number| more.insert(u32::from(*number)));
             blocks.insert_all(&more);
             set.extend(other.iter().map(|number| u32::from(*number)));
+            blocks.insert_range(u32::from(end), u32::from(end) + other.len() as u32 * 7);
+            set.extend(u32::from(end)..u32::from(end) + other.len() as u32 * 7);
             prop_assert_eq!(blocks.iter().collect::<Vec<_>>(), set.iter().copied().collect::<Vec<_>>());
             prop_assert_eq!(blocks.count() as usize, set.len());
             prop_assert!(set.iter().all(|number| blocks.contains(*number)));

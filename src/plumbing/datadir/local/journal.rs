@@ -26,7 +26,7 @@
 //! | 8 cut to a length | inode, length in bytes |
 //! | 9 blocks are local | inode, number of runs, and each: blocks skipped since the run before, blocks less one |
 //!
-//! The root is inode 1, the entries of the snapshot follow in their order from 2 on, and numbers are
+//! A name has 1 to 255 bytes and is one part of a path. The root is inode 1, the entries of the snapshot follow in their order from 2 on, and numbers are
 //! not used again.
 //!
 //! A power cut may leave any part of what was appended since the last sync. Reading ends at the first
@@ -35,13 +35,18 @@
 
 use crate::objects::ObjectId;
 use crate::objects::codec::{Malformed, Reader, put_varint};
-use crate::objects::pg::wal::crc32c;
+use crate::objects::pg::wal::{crc32c, crc32c_begin, crc32c_go_on};
 
 const MAGIC: [u8; 8] = *b"ZLOCAL\0\x01";
 /// Length of what comes before the records, bytes.
 pub const HEADER: usize = MAGIC.len() + ObjectId::LEN;
 const RECORD_HEADER: usize = 16;
 const LONGEST: usize = 1 << 20;
+/// The longest name, bytes.
+const LONGEST_NAME: usize = 255;
+/// How many bytes behind the end are looked through for whole records: those of a cut journal that look like some
+/// are few.
+const DOUBTFUL: usize = 64 << 20;
 
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,18 +159,18 @@ impl Record {
         let record = match what {
             1..=3 => {
                 let (parent, ino, mode) = (first, reader.varint()?, take_mode(&mut reader)?);
-                let name = take_text(&mut reader)?;
+                let name = take_name(&mut reader)?;
                 match what {
                     1 => Record::File { parent, name, ino, mode },
                     2 => Record::Folder { parent, name, ino, mode },
                     _ => Record::Symlink { parent, name, ino, mode, target: take_text(&mut reader)? },
                 }
             }
-            4 => Record::Link { parent: first, ino: reader.varint()?, name: take_text(&mut reader)? },
-            5 => Record::Remove { parent: first, name: take_text(&mut reader)? },
+            4 => Record::Link { parent: first, ino: reader.varint()?, name: take_name(&mut reader)? },
+            5 => Record::Remove { parent: first, name: take_name(&mut reader)? },
             6 => {
                 let new_parent = reader.varint()?;
-                let (name, new_name) = (take_text(&mut reader)?, take_text(&mut reader)?);
+                let (name, new_name) = (take_name(&mut reader)?, take_name(&mut reader)?);
                 Record::Rename { parent: first, name, new_parent, new_name }
             }
             7 => Record::Mode { ino: first, mode: take_mode(&mut reader)? },
@@ -188,10 +193,16 @@ fn take_text(reader: &mut Reader) -> Result<Vec<u8>, Malformed> {
     reader.take(length).map(<[u8]>::to_vec)
 }
 
+fn take_name(reader: &mut Reader) -> Result<Vec<u8>, Malformed> {
+    let name = take_text(reader)?;
+    let part = !name.contains(&0) && !name.contains(&b'/') && !matches!(name.as_slice(), b"" | b"." | b"..");
+    if part && name.len() <= LONGEST_NAME { Ok(name) } else { Err(reader.malformed("an impossible name")) }
+}
+
 fn take_runs(reader: &mut Reader) -> Result<Vec<(u32, u32)>, Malformed> {
-    let mut runs = Vec::with_capacity(reader.count(2)?);
+    let (number, mut runs) = (reader.count(2)?, Vec::new());
     let mut end = 0u64;
-    for _ in 0..runs.capacity() {
+    for _ in 0..number {
         let first = end.saturating_add(reader.varint()?);
         let count = reader.varint()?.saturating_add(1);
         end = first.checked_add(count).filter(|end| *end <= u64::from(u32::MAX)).unwrap_or(0);
@@ -220,34 +231,54 @@ pub fn read(bytes: &[u8]) -> Result<Read, Malformed> {
     }
     let snapshot = ObjectId(reader.array()?);
     let (mut records, mut end) = (Vec::new(), HEADER);
-    while let Some((_, payload)) = whole_record(bytes, end, records.len() as u64) {
+    while let Some(Candidate { payload, .. }) =
+        candidate(bytes, end).filter(|candidate| candidate.is_whole([records.len() as u64]))
+    {
         let record = Record::decode(payload);
         records.push(record.map_err(|error| Malformed { offset: end + RECORD_HEADER + error.offset, ..error })?);
         end += RECORD_HEADER + payload.len();
     }
+    let damaged = Malformed { offset: end, what: "a damaged record, with later ones that are whole" };
     // The number of a later record is unknown, but what lies between is not long.
     let later = records.len() as u64 + 1..records.len() as u64 + 64;
-    let tells = |at| {
-        let whole = later.clone().find_map(|number| whole_record(bytes, at, number));
-        whole.is_some_and(|(synced, _)| synced > end as u64)
-    };
-    if (end + 1..bytes.len().min(end + LONGEST)).any(tells) {
-        return Err(Malformed { offset: end, what: "a damaged record, with later ones that are whole" });
+    let mut doubtful = 0;
+    for at in end + 1..bytes.len().min(end + LONGEST) {
+        // Only one that was written when this one was durable tells of it, and none knows more than what lies before it.
+        let tells = |candidate: &Candidate| candidate.synced > end as u64 && candidate.synced <= at as u64;
+        let Some(candidate) = candidate(bytes, at).filter(tells) else { continue };
+        doubtful += candidate.payload.len();
+        if doubtful > DOUBTFUL || candidate.is_whole(later.clone()) {
+            return Err(damaged);
+        }
     }
     Ok(Read { snapshot, records, end })
 }
 
-/// Returns the record at `at`, if it is the `number`th and whole: what was durable when it was written,
-/// and its payload.
-fn whole_record(bytes: &[u8], at: usize, number: u64) -> Option<(u64, &[u8])> {
+/// What may be a record.
+struct Candidate<'a> {
+    crc: u32,
+    /// What was durable when it was written, bytes.
+    synced: u64,
+    payload: &'a [u8],
+}
+
+impl Candidate<'_> {
+    /// Returns whether its checksum is that of a record with one of these numbers.
+    fn is_whole(&self, numbers: impl IntoIterator<Item = u64>) -> bool {
+        let length = (self.payload.len() as u32).to_le_bytes(); // at most LONGEST
+        let begun = crc32c_begin(&[self.payload, &length]);
+        let crc = |number: u64| crc32c_go_on(&begun, &[&number.to_le_bytes(), &self.synced.to_le_bytes()]);
+        numbers.into_iter().any(|number| crc(number) == self.crc)
+    }
+}
+
+/// Returns what may be the record at `at`, if there is room for it.
+fn candidate(bytes: &[u8], at: usize) -> Option<Candidate<'_>> {
     let mut reader = Reader::new(bytes.get(at..)?);
-    let length: [u8; 4] = reader.array().ok()?;
-    let (crc, synced) = (reader.u32().ok()?, reader.array().ok()?);
+    let (length, crc, synced) = (reader.u32().ok()?, reader.u32().ok()?, reader.u64().ok()?);
     // A payload is never empty, so zeros are no record.
-    let wanted = Some(u32::from_le_bytes(length) as usize).filter(|length| (1..=LONGEST).contains(length))?;
-    let payload = reader.take(wanted).ok()?;
-    let whole = crc == crc32c(&[payload, &length, &number.to_le_bytes(), &synced]);
-    whole.then_some((u64::from_le_bytes(synced), payload))
+    let wanted = Some(length as usize).filter(|length| (1..=LONGEST).contains(length))?;
+    Some(Candidate { crc, synced, payload: reader.take(wanted).ok()? })
 }
 
 #[cfg(test)]
@@ -322,6 +353,27 @@ mod tests {
         samples()[2].encode(2, second as u64, &mut bytes);
         bytes[second + 20] ^= 1;
         assert_eq!(read(&bytes).unwrap().records, samples()[..1]);
+    }
+
+    #[test]
+    fn names_that_are_paths_are_refused() {
+        for name in ["", ".", "..", "a/b", "/", "a\0", &"x".repeat(256)] {
+            let mut bytes = header(&ObjectId([7; 32]));
+            Record::Remove { parent: 1, name: name.into() }.encode(0, 0, &mut bytes);
+            assert_eq!(read(&bytes).unwrap_err().what, "an impossible name", "{name:?}");
+        }
+    }
+
+    #[test]
+    fn what_looks_like_many_long_records_is_given_up_soon() {
+        let mut bytes = header(&ObjectId([7; 32]));
+        // In every 16 bytes a length, a checksum and what may have been durable then.
+        for at in (bytes.len()..3 << 20).step_by(16) {
+            bytes.extend((LONGEST as u32).to_le_bytes());
+            bytes.extend(7u32.to_le_bytes());
+            bytes.extend((at as u64).to_le_bytes());
+        }
+        assert_eq!(read(&bytes).unwrap_err().what, "a damaged record, with later ones that are whole");
     }
 
     proptest! {

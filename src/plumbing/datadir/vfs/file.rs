@@ -174,6 +174,11 @@ impl LazyFile {
         self.read_state().length
     }
 
+    /// Returns the length that it has in the snapshot, bytes.
+    pub fn stored_length(&self) -> u64 {
+        self.stored.0
+    }
+
     /// Returns when it was written last.
     pub fn modified(&self) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_micros(self.modified_us.load(Ordering::Relaxed))

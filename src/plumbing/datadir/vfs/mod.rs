@@ -24,6 +24,7 @@ use nix::errno::Errno;
 use super::Error;
 use super::local::journal::Record;
 use super::local::{Layer, Opened};
+use crate::objects::frame::blocks_in;
 use crate::objects::snapshot::Snapshot;
 use crate::objects::{ObjectId, Repo};
 use base::Base;
@@ -105,6 +106,9 @@ impl Vfs {
             tree.apply(record, SystemTime::now()).map_err(impossible)?;
             match record {
                 Record::Cut { ino, length } => {
+                    if *length > tree.file(*ino).map_err(impossible)?.stored_length() {
+                        return Err("its journal cuts a file to more than it had");
+                    }
                     let noted = noted.entry(*ino).or_default();
                     noted.any = true;
                     noted.blocks.truncate(u32::try_from(length.div_ceil(8192)).unwrap_or(u32::MAX));
@@ -115,9 +119,12 @@ impl Vfs {
                     let noted = noted.entry(*ino).or_default();
                     noted.any = true;
                     noted.cut = None;
+                    // Behind the snapshot's file all blocks are local, without a note.
+                    let end = blocks_in(tree.file(*ino).map_err(impossible)?.stored_length());
+                    let end = u32::try_from(end).unwrap_or(u32::MAX);
                     for (first, count) in runs {
                         // The last block of a run is below 2^32.
-                        noted.blocks.insert_range(*first, first + count);
+                        noted.blocks.insert_range(*first, (first + count).min(end));
                     }
                 }
                 _ => {}

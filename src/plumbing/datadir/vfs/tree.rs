@@ -276,12 +276,13 @@ impl Tree {
 
     /// Notes that files are no longer where the snapshot has them.
     fn moved(&mut self, ino: u64) {
-        match self.nodes.get(&ino).map(|node| &node.kind) {
-            Some(Kind::File(file)) => file.set_whole(),
-            Some(Kind::Folder { children, .. }) => {
-                children.values().copied().collect::<Vec<_>>().into_iter().for_each(|child| self.moved(child));
+        let mut below = vec![ino];
+        while let Some(ino) = below.pop() {
+            match self.nodes.get(&ino).map(|node| &node.kind) {
+                Some(Kind::File(file)) => file.set_whole(),
+                Some(Kind::Folder { children, .. }) => below.extend(children.values()),
+                _ => {}
             }
-            _ => {}
         }
     }
 

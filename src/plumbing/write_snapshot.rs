@@ -158,20 +158,39 @@ fn cluster(name: String, version: &[u8], control: &[u8]) -> Result<Cluster, Erro
 struct Label {
     start: Lsn,
     checkpoint: Lsn,
+    /// Whether a record in the WAL ends the backup; without, as behind the files of a server that was shut down,
+    /// all of the WAL belongs to it.
+    is_streamed: bool,
     /// From the manifest.
     end: Option<Lsn>,
 }
 
+impl Label {
+    /// Returns whether the files are those of a server that was shut down: only a shutdown checkpoint is its own redo point.
+    fn is_exact(&self) -> bool {
+        self.start == self.checkpoint
+    }
+}
+
 fn parse_label(label: &[u8], manifest: Option<&[u8]>) -> Option<Label> {
+    /// What is wanted of a manifest; the list of all files in it is not even kept.
+    #[derive(serde::Deserialize)]
+    struct Manifest {
+        #[serde(rename = "WAL-Ranges")]
+        ranges: Vec<Range>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Range {
+        #[serde(rename = "End-LSN")]
+        end: String,
+    }
     let text = String::from_utf8_lossy(label);
-    let field = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split_whitespace().next()?.parse().ok()
-    };
-    let manifest = manifest.and_then(|bytes| serde_json::from_slice::<serde_json::Value>(bytes).ok());
-    let end =
-        manifest.and_then(|manifest| manifest["WAL-Ranges"].as_array()?.last()?["End-LSN"].as_str()?.parse().ok());
-    Some(Label { start: field("START WAL LOCATION: ")?, checkpoint: field("CHECKPOINT LOCATION: ")?, end })
+    let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next();
+    let lsn = |name: &str| field(name)?.parse().ok();
+    let manifest = manifest.and_then(|bytes| serde_json::from_slice::<Manifest>(bytes).ok());
+    let end = manifest.and_then(|manifest| manifest.ranges.last()?.end.parse().ok());
+    let is_streamed = field("BACKUP METHOD: ") != Some("snapshot");
+    Some(Label { start: lsn("START WAL LOCATION: ")?, checkpoint: lsn("CHECKPOINT LOCATION: ")?, is_streamed, end })
 }
 
 /// Stores the files of a cluster, and its WAL where the snapshot begins a timeline. The snapshot is
@@ -309,15 +328,21 @@ fn check_cluster(repo: &Repo, cluster: &Cluster) -> Result<(), Error> {
     Ok(())
 }
 
+/// Refuses files that lack what only their server could add.
 fn check_state(cluster: &Cluster, label: Option<&Label>) -> Result<(), Error> {
-    if label.is_none() && cluster.control.state != State::ShutDown {
-        return Err(Error::NotShutDown(cluster.name.clone()));
-    }
-    Ok(())
+    let state = cluster.control.state;
+    let sound = match label {
+        Some(label) if label.is_streamed => true,
+        // Replay from there has not begun yet: pages would be newer than the label says.
+        Some(label) if label.is_exact() => state == State::ShutDown && cluster.control.checkpoint == label.checkpoint,
+        Some(_) => state == State::InProduction,
+        None => state == State::ShutDown,
+    };
+    if sound { Ok(()) } else { Err(Error::NotShutDown(cluster.name.clone())) }
 }
 
-/// Makes sure that the WAL from `start` to where the files are consistent is sealed (INVARIANT 1).
-/// Returns that LSN.
+/// Makes sure that the WAL from `start` to where the files are consistent is sealed (INVARIANT 1). A timeline of its own
+/// gets all the WAL that its server would replay. Returns the LSN from which on the files can be used.
 fn seal_for(
     repo: &Repo,
     timeline: TimelineId,
@@ -332,28 +357,35 @@ fn seal_for(
     let segments = || Segments::new(wal_dir.to_owned(), control.timeline, size);
     let expected =
         Expected { version: cluster.version, segment_size: size, system_identifier: control.system_identifier };
+    let no_wal = || Error::NoWal(cluster.name.clone(), start);
+    let mut reader = WalReader::new(segments(), expected, start);
     let consistent = match label {
         Some(Label { end: Some(end), .. }) => *end,
-        _ => {
-            let no_wal = |_| Error::NoWal(cluster.name.clone(), start);
-            let mut reader = WalReader::new(segments(), expected, start);
-            match label {
-                // A shutdown checkpoint is the last record of all.
-                None => reader.read().map_err(no_wal)?.end,
-                Some(label) => loop {
-                    let record = reader.read().map_err(|_| Error::NoBackupEnd)?;
-                    if record.backup_end() == Some(label.start) {
-                        break record.end;
-                    }
-                },
+        Some(label) if label.is_streamed => loop {
+            let record = reader.read().map_err(|_| Error::NoBackupEnd)?;
+            if record.backup_end() == Some(label.start) {
+                break record.end;
             }
-        }
+        },
+        Some(label) if !label.is_exact() => loop {
+            match reader.read().map(drop) {
+                Ok(()) => {}
+                Err(error) if error.may_be_end() && reader.position_lsn() > label.checkpoint => {
+                    break reader.position_lsn();
+                }
+                Err(_) => return Err(no_wal().into()),
+            }
+        },
+        // A shutdown checkpoint is all that its files need.
+        _ => reader.read().map_err(|_| no_wal())?.end,
     };
     if is_root {
         let first = start.segment_start(size);
         let before_page = last_end(segments(), expected, first, start.page_start());
         let root = Root { first, record: start, before_page };
-        let sealed = seal(repo, timeline, segments(), Some(root), Upto::Record(consistent))?;
+        // Behind a shutdown without a label may lie what nobody is to replay.
+        let upto = if label.is_some() { Lsn::MAX } else { consistent };
+        let sealed = seal(repo, timeline, segments(), Some(root), Upto::Record(upto))?;
         if sealed.tip < consistent {
             return Err(Error::NoWal(cluster.name.clone(), sealed.tip).into());
         }

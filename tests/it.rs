@@ -10,11 +10,13 @@ mod it {
     pub mod crash;
     pub mod docs;
     pub mod forks;
+    pub mod hostile;
     pub mod layers;
     pub mod lazy;
     pub mod objects_store;
     pub mod pageserver;
     pub mod plumbing;
+    pub mod restored;
     pub mod versions;
     pub mod wal_oracle;
     pub mod walkthrough;

@@ -1,15 +1,21 @@
 //! `zenith fsck`: checks everything.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
+use std::sync::Mutex;
 
 use rayon::prelude::*;
 
-use super::rev_list::{Reachable, all_positions, rev_list, walk_objects};
+use super::rev_list::{Reachable, rev_list, walk_damaged};
 use crate::cli::Cx;
 use crate::error::{Class, CmdResult, CommandError};
+use crate::objects::codec::Malformed;
+use crate::objects::pg::Lsn;
+use crate::objects::refs::{RefKind, RefName, Value};
+use crate::objects::snapshot::{Content, Node};
 use crate::objects::store::file::StoredFile;
-use crate::objects::{Kind, ObjectId, Repo};
+use crate::objects::timeline::{Position, Timeline, TimelineId};
+use crate::objects::{Kind, ObjectId, Repo, store, wal};
 use crate::progress::Progress;
 
 /// Check every object, every timeline and every ref
@@ -35,22 +41,23 @@ pub struct Outcome {
     pub faults: Vec<String>,
 }
 
+/// Objects whose content is longer are checked one at a time, for they take much memory: that of a snapshot or a
+/// map many times its length.
+const LONG: u64 = 4 << 20;
+const LONG_WAL: u64 = 64 << 20;
+
 /// Checks a repository. Faults are part of the outcome; errors are what keeps it from being checked.
 pub fn fsck(repo: &Repo, progress: &dyn Progress) -> Result<Outcome, CommandError> {
     let mut faults = Vec::new();
     let packs = repo.store().packs();
     faults.extend(packs.iter().filter_map(|pack| pack.verify().err()).map(|error| CommandError::from(error).text()));
-    faults.extend(repo.store().broken_packs().into_iter().map(|(_, why)| why));
     let ids = repo.store().ids()?;
+    faults.extend(repo.store().broken_packs().into_iter().map(|(_, why)| why));
     progress.start("checking", ids.len() as u64);
+    let (intervals, alone) = (Mutex::default(), Mutex::new(()));
     let check = |id: &ObjectId| {
         progress.advance(1);
-        let read = repo.store().read(id).and_then(|object| match object.kind {
-            Kind::Map => repo.store().map(id).map(drop),
-            Kind::Snapshot => repo.store().snapshot(id).map(drop),
-            Kind::Frame | Kind::Wal => Ok(()),
-        });
-        read.err().map(|error| CommandError::from(error).text())
+        check_object(repo, id, &intervals, &alone).err().map(|error| CommandError::from(error).text())
     };
     // In chunks, so that Ctrl-C is heard.
     for chunk in ids.chunks(4096) {
@@ -58,58 +65,171 @@ pub fn fsck(repo: &Repo, progress: &dyn Progress) -> Result<Outcome, CommandErro
         faults.extend(chunk.par_iter().filter_map(check).collect::<Vec<_>>());
     }
     progress.finish();
-    let unreachable = match check_reachable(repo, &mut faults) {
-        Ok(reachable) => ids.iter().filter(|id| !reachable.contains(id)).count(),
-        Err(error) => {
-            faults.push(error.text());
-            0
-        }
-    };
+    let intervals = intervals.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let positions = check_names(repo, &intervals, &mut faults);
+    let reachable = check_reachable(repo, &positions, &mut faults, progress)?;
+    let unreachable = ids.iter().filter(|id| !reachable.contains(id)).count();
     faults.sort_unstable();
     faults.dedup();
     Ok(Outcome { objects: ids.len(), unreachable, faults })
 }
 
-/// Checks that all that refs and timelines name is there. Returns the objects.
-fn check_reachable(repo: &Repo, faults: &mut Vec<String>) -> Result<HashSet<ObjectId>, CommandError> {
-    repo.refs().head()?;
-    for id in repo.timelines().list()? {
-        match repo.timelines().read(id) {
-            Ok(timeline) => {
-                let missing = timeline.log.wal.iter().filter(|interval| !repo.store().contains(&interval.object));
-                faults.extend(
-                    missing.map(|interval| format!("object {} is missing: WAL of timeline {id}", interval.object)),
-                );
-            }
-            Err(error) => faults.push(CommandError::from(error).text()),
+/// Where the WAL of an object begins, and its length in bytes.
+type Intervals = HashMap<ObjectId, (Lsn, u64)>;
+
+/// Reads an object and all that can be known from it alone.
+fn check_object(
+    repo: &Repo,
+    id: &ObjectId,
+    intervals: &Mutex<Intervals>,
+    alone: &Mutex<()>,
+) -> Result<(), store::Error> {
+    let store = repo.store();
+    let stored = store.stored(id)?;
+    let long = if stored.kind == Kind::Wal { LONG_WAL } else { LONG };
+    let _alone = (stored.length > long).then(|| alone.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+    match stored.kind {
+        Kind::Map => store.map(id).map(drop),
+        Kind::Snapshot => store.snapshot(id).map(drop),
+        Kind::Frame => store.read(id).map(drop),
+        Kind::Wal => {
+            let content = store.read(id)?.content;
+            let (start, bytes) = wal::decode(&content).map_err(|error| store.malformed(id, &error))?;
+            let mut intervals = intervals.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            intervals.insert(*id, (start, bytes.len() as u64));
+            Ok(())
         }
     }
-    let reachable = rev_list(repo, &all_positions(repo)?)?;
-    let mut objects = HashSet::new();
-    for item in &reachable {
-        let walked = walk_objects(repo, std::slice::from_ref(item), &mut |_, id| {
-            objects.insert(id);
-            if repo.store().contains(&id) {
-                Ok(())
-            } else {
-                Err(CommandError::refused(format!("object {id} is missing")))
-            }
-        });
-        if let Err(error) = walked {
-            faults.push(error.text());
+}
+
+/// Checks HEAD, the refs, and the timelines. Returns the positions of the refs that lead somewhere.
+fn check_names(repo: &Repo, intervals: &Intervals, faults: &mut Vec<String>) -> Vec<Position> {
+    let mut fault = |error: CommandError| faults.push(error.text());
+    if let Err(error) = repo.refs().head() {
+        fault(error.into());
+    }
+    let mut timelines = HashMap::new();
+    for id in repo.timelines().list().map_err(|error| fault(error.into())).unwrap_or_default() {
+        match repo.timelines().read(id) {
+            Ok(timeline) => drop(timelines.insert(id, timeline)),
+            Err(error) => fault(error.into()),
         }
+    }
+    for timeline in timelines.values() {
+        let wrong = wrong_intervals(timeline, intervals);
+        wrong.chain(wrong_ancestors(timeline, &timelines)).for_each(|text| fault(CommandError::refused(text)));
+    }
+    let mut positions = Vec::new();
+    for kind in [RefKind::Branch, RefKind::Remote, RefKind::Tag] {
+        for short in repo.refs().files(kind).map_err(|error| fault(error.into())).unwrap_or_default() {
+            let read = RefName::new(kind, &short).map_err(CommandError::from);
+            let read = read.and_then(|name| Ok(repo.refs().read(&name)?.map(|value| (name, value))));
+            let (name, value) = match read {
+                Ok(Some(read)) => read,
+                Ok(None) => continue,
+                Err(error) => {
+                    fault(error);
+                    continue;
+                }
+            };
+            let timeline = timelines.get(&value.timeline());
+            let whole = |timeline: &&Timeline| {
+                timeline.history.ancestors.iter().all(|ancestor| timelines.contains_key(&ancestor.timeline))
+            };
+            match (timeline.filter(whole), value) {
+                (Some(_), Value::Tag(tag)) => positions.push(tag.position),
+                (Some(timeline), Value::Branch(_)) => positions.push(timeline.tip()),
+                (None, value) => {
+                    let text = format!("'{name}' names timeline {}, which cannot be read", value.timeline());
+                    fault(CommandError::refused(text));
+                }
+            }
+        }
+    }
+    positions
+}
+
+/// Returns what is wrong with the WAL objects that a timeline's log names.
+fn wrong_intervals<'a>(timeline: &'a Timeline, intervals: &'a Intervals) -> impl Iterator<Item = String> + 'a {
+    timeline.log.wal.iter().filter_map(|line| match intervals.get(&line.object) {
+        None => Some(format!("object {} is missing or damaged: WAL of timeline {}", line.object, timeline.id)),
+        Some((start, length)) if *start != line.start || line.end.since(*start) != *length => Some(format!(
+            "object {} is not the WAL from {} to {} of timeline {}",
+            line.object, line.start, line.end, timeline.id
+        )),
+        Some(_) => None,
+    })
+}
+
+/// Returns what is wrong with the places where a timeline's chain goes from one timeline to the next.
+fn wrong_ancestors<'a>(
+    timeline: &'a Timeline,
+    timelines: &'a HashMap<TimelineId, Timeline>,
+) -> impl Iterator<Item = String> + 'a {
+    let ancestors = &timeline.history.ancestors;
+    ancestors.iter().enumerate().filter_map(move |(number, ancestor)| match timelines.get(&ancestor.timeline) {
+        None => Some(format!("timeline {} forks from {}, which cannot be read", timeline.id, ancestor.timeline)),
+        Some(parent) if parent.history.ancestors != ancestors[..number] => {
+            Some(format!("timeline {} has another history than its ancestor {}", timeline.id, parent.id))
+        }
+        Some(parent) if parent.sealed() < ancestor.fork => Some(format!(
+            "timeline {} forks from {} at {}, but that ends at {}",
+            timeline.id,
+            parent.id,
+            ancestor.fork,
+            parent.sealed()
+        )),
+        Some(_) => None,
+    })
+}
+
+/// Checks that all that positions need is there, and fits. Returns the objects.
+fn check_reachable(
+    repo: &Repo,
+    positions: &[Position],
+    faults: &mut Vec<String>,
+    progress: &dyn Progress,
+) -> Result<HashSet<ObjectId>, CommandError> {
+    let reachable = rev_list(repo, positions)?;
+    let mut objects = HashSet::new();
+    let mut each = |_, id| {
+        objects.insert(id);
+        let missing = || CommandError::refused(format!("object {id} is missing"));
+        if repo.store().contains(&id) { Ok(()) } else { Err(missing()) }
+    };
+    let mut fault = |error: CommandError| {
+        faults.push(error.text());
+        Ok(())
+    };
+    walk_damaged(repo, &reachable, &mut each, &mut fault)?;
+    let mut files = HashSet::new();
+    for item in &reachable {
+        progress.check()?;
         if let Reachable::Snapshot { id, .. } = item {
-            check_lengths(repo, *id, faults);
+            check_files(repo, *id, &mut files, faults);
         }
     }
     Ok(objects)
 }
 
-/// Checks that the maps of a snapshot cover its files.
-fn check_lengths(repo: &Repo, id: ObjectId, faults: &mut Vec<String>) {
+/// Checks that the frames and maps of a snapshot fit its files, but those that are `known` already.
+fn check_files(repo: &Repo, id: ObjectId, known: &mut HashSet<(ObjectId, u64)>, faults: &mut Vec<String>) {
+    // One that cannot be read was a fault before.
     let Ok(snapshot) = repo.store().snapshot(&id) else { return };
     for entry in &snapshot.entries {
-        if let Err(error) = StoredFile::of_entry(repo.store(), entry) {
+        let Node::File { length, content } = entry.node else { continue };
+        if content.object().is_none_or(|object| !known.insert((object, length))) {
+            continue;
+        }
+        let fits = match content {
+            Content::Frame(frame) => repo.store().stored(&frame).and_then(|stored| {
+                let what = "a frame for a file of another length";
+                let malformed = || repo.store().malformed(&frame, &Malformed { offset: 0, what });
+                if stored.length == length { Ok(()) } else { Err(malformed()) }
+            }),
+            _ => StoredFile::open(repo.store(), length, content).map(drop),
+        };
+        if let Err(error) = fits {
             let path = String::from_utf8_lossy(&entry.path);
             faults.push(format!("snapshot {id}: '{path}': {}", CommandError::from(error).text()));
         }

@@ -1,6 +1,6 @@
 //! `zenith rev-list`: lists what is reachable from revisions.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 
 use crate::cli::Cx;
@@ -9,7 +9,7 @@ use crate::objects::pg::Lsn;
 use crate::objects::refs::{RefKind, Value, revision};
 use crate::objects::snapshot::Content;
 use crate::objects::timeline::{Position, TimelineId};
-use crate::objects::{Kind, ObjectId, Repo};
+use crate::objects::{Kind, ObjectId, Repo, store};
 
 /// List the timelines and snapshots reachable from revisions, newest first
 ///
@@ -43,13 +43,15 @@ pub enum Reachable {
 /// Returns the timelines, each as far as any of the positions reaches, and their snapshots, newest first.
 pub fn rev_list(repo: &Repo, positions: &[Position]) -> Result<Vec<Reachable>, CommandError> {
     let mut ends: Vec<Position> = Vec::new();
+    let mut numbers = HashMap::new();
     for position in positions {
         let mut upto = position.lsn;
         let history = repo.timelines().history(position.timeline)?;
         let ancestors = history.ancestors.iter().rev().map(|ancestor| (ancestor.timeline, ancestor.fork));
         for (timeline, lsn) in std::iter::once((position.timeline, upto)).chain(ancestors) {
             upto = upto.min(lsn);
-            match ends.iter_mut().find(|end| end.timeline == timeline) {
+            let number = *numbers.entry(timeline).or_insert(ends.len());
+            match ends.get_mut(number) {
                 Some(end) => end.lsn = end.lsn.max(upto),
                 None => ends.push(Position { timeline, lsn: upto }),
             }
@@ -81,7 +83,17 @@ pub fn walk_objects(
     reachable: &[Reachable],
     each: &mut dyn FnMut(Kind, ObjectId) -> CmdResult,
 ) -> CmdResult {
-    let mut walk = Walk { repo, seen: HashSet::new(), each };
+    walk_damaged(repo, reachable, each, &mut Err)
+}
+
+/// Does so, and asks `fault` what to do about an object that cannot be read, or that `each` refuses.
+pub fn walk_damaged(
+    repo: &Repo,
+    reachable: &[Reachable],
+    each: &mut dyn FnMut(Kind, ObjectId) -> CmdResult,
+    fault: &mut dyn FnMut(CommandError) -> CmdResult,
+) -> CmdResult {
+    let mut walk = Walk { repo, seen: HashSet::new(), each, fault };
     for item in reachable {
         match *item {
             Reachable::Timeline(end) => {
@@ -100,23 +112,35 @@ struct Walk<'a> {
     repo: &'a Repo,
     seen: HashSet<ObjectId>,
     each: &'a mut dyn FnMut(Kind, ObjectId) -> CmdResult,
+    fault: &'a mut dyn FnMut(CommandError) -> CmdResult,
 }
 
 impl Walk<'_> {
-    /// Returns whether the object was not known before.
+    /// Returns whether the object was not known before, and is as it should be.
     fn visit(&mut self, kind: Kind, id: ObjectId) -> Result<bool, CommandError> {
-        let new = self.seen.insert(id);
-        if new {
-            (self.each)(kind, id)?;
+        if !self.seen.insert(id) {
+            return Ok(false);
         }
-        Ok(new)
+        match (self.each)(kind, id) {
+            Ok(()) => Ok(true),
+            Err(error) => (self.fault)(error).map(|()| false),
+        }
+    }
+
+    /// Returns what was read; `None` where it is damaged and the walk goes on.
+    fn sound<T>(&mut self, read: Result<T, store::Error>) -> Result<Option<T>, CommandError> {
+        match read {
+            Ok(read) => Ok(Some(read)),
+            Err(error) => (self.fault)(error.into()).map(|()| None),
+        }
     }
 
     fn snapshot(&mut self, id: ObjectId) -> CmdResult {
         if !self.visit(Kind::Snapshot, id)? {
             return Ok(());
         }
-        for content in self.repo.store().snapshot(&id)?.objects() {
+        let Some(snapshot) = self.sound(self.repo.store().snapshot(&id))? else { return Ok(()) };
+        for content in snapshot.objects() {
             match content {
                 Content::Empty => {}
                 Content::Frame(id) => self.frame(id)?,
@@ -132,7 +156,7 @@ impl Walk<'_> {
             if !self.visit(Kind::Map, id)? {
                 return Ok(());
             }
-            let map = self.repo.store().map(&id)?;
+            let Some(map) = self.sound(self.repo.store().map(&id))? else { return Ok(()) };
             map.frames.iter().try_for_each(|frame| self.frame(*frame))?;
             next = map.base.map(|(base, _)| base);
         }
@@ -140,8 +164,10 @@ impl Walk<'_> {
     }
 
     fn frame(&mut self, id: ObjectId) -> CmdResult {
-        if self.visit(Kind::Frame, id)? {
-            for base in self.repo.store().stored(&id)?.bases {
+        if self.visit(Kind::Frame, id)?
+            && let Some(stored) = self.sound(self.repo.store().stored(&id))?
+        {
+            for base in stored.bases {
                 self.visit(Kind::Frame, base)?;
             }
         }

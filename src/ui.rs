@@ -1,5 +1,7 @@
 //! Streams by purpose: standard output is data, standard error is conversation.
 
+mod tame;
+
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +12,7 @@ use anstyle::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::progress::{Interrupted, Progress, StopFlag};
+use tame::{Tame, tamed};
 
 /// A bar appears when its work has taken this long.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -63,29 +66,30 @@ impl Ui {
     /// Tells what happens; not with `--quiet`.
     pub fn status(&self, text: impl Display) {
         if !self.quiet {
-            anstream::eprintln!("{text}");
+            anstream::eprintln!("{}", tamed(&text.to_string()));
         }
     }
 
     /// Tells what may surprise.
     pub fn warning(&self, text: impl Display) {
-        anstream::eprintln!("{HINT}warning:{HINT:#} {text}");
+        anstream::eprintln!("{HINT}warning:{HINT:#} {}", tamed(&text.to_string()));
     }
 }
 
 /// Tells what went wrong.
 pub fn error(text: impl Display) {
-    anstream::eprintln!("{ERROR}error:{ERROR:#} {text}");
+    anstream::eprintln!("{ERROR}error:{ERROR:#} {}", tamed(&text.to_string()));
 }
 
 /// Tells what to do about it.
 pub fn hint(text: impl Display) {
-    anstream::eprintln!("{HINT}hint:{HINT:#} {text}");
+    anstream::eprintln!("{HINT}hint:{HINT:#} {}", tamed(&text.to_string()));
 }
 
-/// Returns standard output, buffered; colours go through only where they are wanted.
+/// Returns standard output for text, buffered; colours go through only where they are wanted, and nothing else that
+/// steers a terminal does.
 pub fn stdout() -> Box<dyn Write> {
-    Box::new(io::BufWriter::new(anstream::AutoStream::auto(io::stdout())))
+    Box::new(io::BufWriter::new(Tame::new(anstream::AutoStream::auto(io::stdout()))))
 }
 
 /// Returns standard output, buffered, for bytes that are no text: nothing in them is a colour.

@@ -1,5 +1,6 @@
 //! `zenith cat-object`: prints objects.
 
+use std::borrow::Cow;
 use std::io::Write;
 
 use crate::cli::Cx;
@@ -98,15 +99,34 @@ fn print_snapshot(cx: &mut Cx, snapshot: &Snapshot) -> CmdResult {
     list_entries(cx, snapshot)
 }
 
+/// Returns a path as git prints it on a line: between double quotes and with backslashes where it has control
+/// characters, quotes, backslashes, or bytes that are no UTF-8.
+fn quoted(path: &[u8]) -> Cow<'_, str> {
+    let is_plain = |text: &&str| !text.contains(|c: char| c.is_control() || matches!(c, '"' | '\\'));
+    match std::str::from_utf8(path) {
+        Ok(text) if is_plain(&text) => Cow::Borrowed(text),
+        _ => {
+            let escape = |byte: &u8| match byte {
+                b'\n' => "\\n".to_owned(),
+                b'\t' => "\\t".to_owned(),
+                b'"' | b'\\' => format!("\\{}", char::from(*byte)),
+                b' '..=b'~' => char::from(*byte).to_string(),
+                _ => format!("\\{byte:03o}"),
+            };
+            Cow::Owned(format!("\"{}\"", path.iter().map(escape).collect::<String>()))
+        }
+    }
+}
+
 /// Prints a line for each path: mode, length, object, path.
 pub fn list_entries(cx: &mut Cx, snapshot: &Snapshot) -> CmdResult {
     for entry in &snapshot.entries {
-        let path = String::from_utf8_lossy(&entry.path);
+        let path = quoted(&entry.path);
         let mode = entry.mode;
         match &entry.node {
             Node::Dir => writeln!(cx.out, "04{mode:04o} {:>12} {:<64} {path}", "-", "-")?,
             Node::Symlink { target } => {
-                writeln!(cx.out, "12{mode:04o} {:>12} {:<64} {path} -> {}", "-", "-", String::from_utf8_lossy(target))?;
+                writeln!(cx.out, "12{mode:04o} {:>12} {:<64} {path} -> {}", "-", "-", quoted(target))?;
             }
             Node::File { length, content } => {
                 let object = match content {
@@ -118,4 +138,21 @@ pub fn list_entries(cx: &mut Cx, snapshot: &Snapshot) -> CmdResult {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quoted;
+
+    #[test]
+    fn a_path_is_one_line_whatever_is_in_it() {
+        for (path, printed) in [
+            (&b"base/1"[..], "base/1"),
+            ("b\u{fc}cher x".as_bytes(), "b\u{fc}cher x"),
+            (b"a\nb", "\"a\\nb\""),
+            (b"\x1B[2J\xFF\"\\", "\"\\033[2J\\377\\\"\\\\\""),
+        ] {
+            assert_eq!(quoted(path), printed);
+        }
+    }
 }

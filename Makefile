@@ -11,7 +11,7 @@ help:
 	@echo "make chaos    kill anything at random for SECONDS=600, as SEED=1 has it, and look for what was lost"
 	@echo "make kills    kill servers and file systems 50 times under load, and look for what was lost"
 	@echo "make races    connect just when a server is being stopped, hundreds of times"
-	@echo "make fuzz     feed the proxy's parser with 10 million inputs"
+	@echo "make fuzz     feed each reader of foreign bytes with 10 million inputs"
 	@echo "make regress  run PostgreSQL's own regression suite on a lazy data directory"
 	@echo "make man      write the man pages from the command definitions"
 	@echo "make install  install the program, man pages and completions (PREFIX=$(PREFIX))"
@@ -51,7 +51,7 @@ races:
 
 fuzz:
 	scripts/install-deps test
-	scripts/fuzz startup -runs=10000000
+	scripts/fuzz all -runs=10000000 -verbosity=0
 
 regress: build
 	scripts/install-deps

@@ -1,12 +1,8 @@
 //! Feeds the parser of startup packets with whatever libFuzzer thinks of.
 #![no_main]
 
-#[path = "../src/plumbing/pageserver/startup.rs"]
-#[allow(dead_code)]
-mod startup;
-
 use libfuzzer_sys::fuzz_target;
-use startup::{First, LONGEST, parse};
+use zenith::plumbing::pageserver::startup::{self, First, LONGEST, parse};
 
 fuzz_target!(|bytes: &[u8]| {
     // The length is right, so that what follows is looked at.

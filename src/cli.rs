@@ -10,9 +10,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command as Clap, FromArgMatches};
+use nix::sys::stat::{Mode, umask};
 
 use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::Repo;
+use crate::objects::format::Shared;
 use crate::plumbing::postgres::alive::close_inherited;
 use crate::plumbing::postgres::find::{self, Binaries, Search};
 use crate::ui::{self, Ui};
@@ -137,16 +139,36 @@ pub struct Cx {
     pub pg_bin: Option<PathBuf>,
     /// The time at which the command began, in the user's zone.
     pub now: jiff::Zoned,
+    /// The user's umask; see [`Cx::as_the_user`].
+    umask: Mode,
     repo: Option<Repo>,
 }
+
+/// Until the repository says otherwise, what is written is its user's alone.
+const PRIVATE: Mode = Mode::from_bits_truncate(0o077);
 
 impl Cx {
     /// Returns the repository, found and opened at the first call.
     pub fn repo(&mut self) -> Result<&Repo, CommandError> {
         if self.repo.is_none() {
-            self.repo = Some(Repo::find(self.repo_dir.as_ref().unwrap_or(&self.folder))?);
+            let repo = Repo::find(self.repo_dir.as_ref().unwrap_or(&self.folder))?;
+            self.share(repo.config().core.shared);
+            self.repo = Some(repo);
         }
         Ok(self.repo.as_ref().expect("set above"))
+    }
+
+    /// Has files made with the modes that they have in a repository that is shared so.
+    pub fn share(&self, shared: Shared) {
+        umask(Mode::from_bits_truncate(shared.umask().into()));
+    }
+
+    /// Does what the user could have done without zenith: with the user's umask.
+    pub fn as_the_user<T>(&self, work: impl FnOnce() -> T) -> T {
+        let own = umask(self.umask);
+        let done = work();
+        umask(own);
+        done
     }
 
     /// Opens the repository, for commands that print while they use it.
@@ -300,6 +322,7 @@ fn run(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
         folder,
         pg_bin: matches.get_one::<PathBuf>("pg-bin").cloned(),
         now: jiff::Zoned::now(),
+        umask: umask(PRIVATE),
         repo: None,
     };
     let Some((name, arguments)) = matches.subcommand() else {

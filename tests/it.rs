@@ -16,6 +16,7 @@ mod it {
     pub mod objects_store;
     pub mod pageserver;
     pub mod plumbing;
+    pub mod private;
     pub mod restored;
     pub mod versions;
     pub mod wal_oracle;

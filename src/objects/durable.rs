@@ -4,8 +4,9 @@
 //! written, synced, renamed, and then the folder that received the name is synced: a crash at
 //! any instant leaves the old state or the new one under a name, never a mixture.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -20,7 +21,12 @@ pub enum Put {
 
 /// Returns a new file with a unique name in `tmp`, removed again unless it is published.
 pub fn temp_file(tmp: &Path) -> io::Result<NamedTempFile> {
-    tempfile::Builder::new().prefix("z-").tempfile_in(tmp)
+    tempfile::Builder::new().prefix("z-").permissions(by_umask()).tempfile_in(tmp)
+}
+
+/// Returns the mode of a new file of which the umask takes what it takes, see [`mode`](super::mode).
+pub fn by_umask() -> Permissions {
+    Permissions::from_mode(0o666)
 }
 
 /// Syncs a folder: the names created, renamed or removed in it survive a crash.

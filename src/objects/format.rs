@@ -51,6 +51,11 @@ pub struct Proxy {
     pub idle_timeout: Timeout,
     /// So many servers run at a time; 0 for any number.
     pub max_instances: usize,
+    /// What becomes of users of the machine other than the owner, and of other machines.
+    pub others: Others,
+    /// So many sessions may they have at a time, and so many servers may run for them beside the owner's.
+    pub others_sessions: usize,
+    pub others_instances: usize,
     /// The user's own certificate and its key, PEM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_certificate: Option<PathBuf>,
@@ -65,10 +70,24 @@ impl Default for Proxy {
             http: SocketAddr::from(([127, 0, 0, 1], 64000)),
             idle_timeout: Timeout(Some(Duration::from_secs(5 * 60))),
             max_instances: 0,
+            others: Others::Refuse,
+            others_sessions: 32,
+            others_instances: 4,
             tls_certificate: None,
             tls_key: None,
         }
     }
+}
+
+/// What becomes of clients that are not the owner's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Others {
+    /// They are sent away.
+    #[default]
+    Refuse,
+    /// PostgreSQL asks them for the password of a role.
+    Scram,
 }
 
 /// `[branch.<name>]`
@@ -161,11 +180,24 @@ impl Default for Snapshot {
 pub struct Core {
     /// zstd level of what is stored whole, 1 to 22.
     pub compression_level: i32,
+    /// Who may use the repository, beside its owner.
+    pub shared: Shared,
+}
+
+/// Who may read and write a repository's files: see [`mode`](super::mode).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shared {
+    /// Nobody else.
+    #[default]
+    No,
+    /// Its group.
+    Group,
 }
 
 impl Default for Core {
     fn default() -> Core {
-        Core { compression_level: 3 }
+        Core { compression_level: 3, shared: Shared::No }
     }
 }
 

@@ -19,6 +19,7 @@ pub mod frame;
 pub mod id;
 pub mod kind;
 pub mod map;
+pub mod mode;
 pub mod pg;
 pub mod refs;
 pub mod repo;

@@ -15,7 +15,7 @@ use super::refs::Refs;
 use super::store::{self, Store};
 use super::timeline::wal::{Segments, TimelineWal};
 use super::timeline::{self, Timeline, TimelineId, Timelines};
-use super::{bounded, durable};
+use super::{bounded, durable, mode};
 
 /// The name of the folder.
 pub const FOLDER: &str = ".zenith";
@@ -63,7 +63,11 @@ impl Tmp {
     /// Makes them in `tmp`.
     fn make(tmp: &Path) -> io::Result<Tmp> {
         loop {
-            let lock = tempfile::Builder::new().prefix("z-").suffix(".lock").tempfile_in(tmp)?;
+            let lock = tempfile::Builder::new()
+                .prefix("z-")
+                .suffix(".lock")
+                .permissions(durable::by_umask())
+                .tempfile_in(tmp)?;
             lock.as_file().lock()?;
             // Before it was locked, another process may have taken it for an orphan.
             let name = lock.path().file_stem().filter(|_| lock.path().exists());
@@ -102,6 +106,7 @@ impl Repo {
     /// Opens the repository in `dir`, the folder `.zenith` itself.
     pub fn open(dir: &Path) -> Result<Repo, Error> {
         let config = Repo::read_config(dir)?;
+        mode::repair(dir, config.core.shared).map_err(io_error("change the modes of", dir))?;
         Ok(Repo {
             store: Store::open(&dir.join("objects"))?.with_segment_size(config.wal_segment_size),
             refs: Refs::open(dir),
@@ -123,6 +128,7 @@ impl Repo {
             fs::create_dir_all(parent)?;
             let prepared = tempfile::Builder::new().prefix(".zenith-").tempdir_in(parent)?;
             let path = prepared.path();
+            mode::close(path, config.core.shared)?;
             for folder in ["objects/pack", "refs/branches", "refs/tags", "timelines", "datadirs", "instances", "tmp"] {
                 durable::create_dir_all(&path.join(folder))?;
             }

@@ -12,8 +12,10 @@ use crate::objects::format::Config;
 
 /// Get and set settings of the repository
 ///
-/// core.compression_level, snapshot.wal_threshold (bytes), postgres.bin, proxy.listen, proxy.http,
+/// core.compression_level, core.shared (no, or group to let the group use the repository), snapshot.wal_threshold (bytes), postgres.bin, proxy.listen, proxy.http,
 /// proxy.idle_timeout (5min, 1h; 0 for never), proxy.max_instances (0 for any number),
+/// proxy.others (refuse, or scram to let in other users who know a role's password; they get no more than
+/// proxy.others_sessions and proxy.others_instances),
 /// proxy.tls_certificate, proxy.tls_key; of one branch branch.NAME.idle_timeout and PostgreSQL's own
 /// settings, as in branch.NAME.postgres.shared_buffers, which count from its next start.
 #[derive(Debug, clap::Args)]
@@ -36,14 +38,18 @@ pub struct Args {
 }
 
 /// Settings that may be changed; those of branches come on top.
-const KEYS: [&str; 9] = [
+const KEYS: [&str; 13] = [
     "core.compression_level",
+    "core.shared",
     "snapshot.wal_threshold",
     "postgres.bin",
     "proxy.listen",
     "proxy.http",
     "proxy.idle_timeout",
     "proxy.max_instances",
+    "proxy.others",
+    "proxy.others_sessions",
+    "proxy.others_instances",
     "proxy.tls_certificate",
     "proxy.tls_key",
 ];

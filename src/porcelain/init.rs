@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cli::{Cx, os_user};
 use crate::error::{CmdResult, CommandError};
-use crate::objects::format::{Config, Core, FORMAT_VERSION, Postgres};
+use crate::objects::format::{Config, Core, FORMAT_VERSION, Postgres, Shared};
 use crate::objects::refs::{Expect, RefName};
 use crate::objects::repo::{self, FOLDER};
 use crate::objects::{Repo, durable};
@@ -29,6 +29,9 @@ pub struct Args {
     /// Name of the first branch
     #[arg(short = 'b', long, value_name = "NAME", default_value = "main")]
     initial_branch: String,
+    /// Let the group of the folder use the repository, too; otherwise nobody but its owner can read it
+    #[arg(long)]
+    shared: bool,
     /// The folder in which .zenith is made; otherwise the current one
     #[arg(value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -41,7 +44,9 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     if target.exists() {
         return Err(repo::Error::Exists(target).into());
     }
-    fs::create_dir_all(&parent)?;
+    cx.as_the_user(|| fs::create_dir_all(&parent))?;
+    let shared = if args.shared { Shared::Group } else { Shared::No };
+    cx.share(shared);
     // All is made in a folder of its own and renamed at the end: there is a whole repository or none.
     let workshop = tempfile::Builder::new().prefix(".zenith-init-").tempdir_in(&parent)?;
     if !keeps_locks(workshop.path())? {
@@ -55,7 +60,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         Some(dir) => cx.folder.join(dir),
         None => new_cluster(cx, workshop.path())?,
     };
-    fill(cx, workshop.path(), &cluster, &branch)?;
+    fill(cx, workshop.path(), &cluster, &branch, shared)?;
     durable::publish_dir(&workshop.path().join(FOLDER), &target)?;
     writeln!(cx.out, "created {} branch", branch.short())?;
     let shown = if args.dir.is_some() { target.display().to_string() } else { FOLDER.to_owned() };
@@ -66,13 +71,14 @@ fn new_cluster(cx: &Cx, workshop: &Path) -> Result<PathBuf, CommandError> {
     let cluster = workshop.join("cluster");
     fs::create_dir(&cluster)?;
     let account = Account::detect()?;
-    account.own(&cluster)?;
+    // Also the way there.
+    account.own(workshop)?;
     initdb(&cx.binaries(None)?, &account, &cluster, &os_user())?;
     Ok(cluster)
 }
 
 /// Makes the repository `parent/.zenith` of a cluster.
-fn fill(cx: &Cx, parent: &Path, cluster: &Path, branch: &RefName) -> CmdResult {
+fn fill(cx: &Cx, parent: &Path, cluster: &Path, branch: &RefName, shared: Shared) -> CmdResult {
     let known = inspect(cluster)?;
     let config = Config {
         format_version: FORMAT_VERSION,
@@ -80,7 +86,7 @@ fn fill(cx: &Cx, parent: &Path, cluster: &Path, branch: &RefName) -> CmdResult {
         wal_segment_size: known.control.wal_segment_size,
         system_identifier: known.control.system_identifier.to_string(),
         extensions: Vec::new(),
-        core: Core::default(),
+        core: Core { shared, ..Core::default() },
         postgres: Postgres { bin: cx.pg_bin.clone() },
         snapshot: Default::default(),
         proxy: Default::default(),

@@ -40,5 +40,5 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let (endpoint, options) = reach(&repo, branch.as_deref())?;
     let psql = cx.binaries(Some(&repo))?.psql(std::env::var_os("PATH").as_ref())?;
     cx.out.flush()?;
-    Err(become_psql(&psql, &endpoint, &options, &arguments).into())
+    Err(cx.as_the_user(|| become_psql(&psql, &endpoint, &options, &arguments)).into())
 }

@@ -11,6 +11,30 @@ use tempfile::TempDir;
 pub struct Env {
     dir: TempDir,
     pg_bin: Option<PathBuf>,
+    /// The OS user who runs the commands, where it is not who runs the tests.
+    user: Option<u32>,
+}
+
+/// The OS user `nobody`.
+pub const NOBODY: u32 = 65534;
+
+/// Returns whether the tests can act as somebody else; says SKIPPED where they cannot.
+pub fn is_root() -> bool {
+    let is_root = nix::unistd::geteuid().is_root();
+    if !is_root {
+        println!("SKIPPED: only root can act as another user");
+    }
+    is_root
+}
+
+/// Does something as another OS user: whose the sockets and files are that it makes.
+pub fn of_user<T: Send>(user: u32, work: impl FnOnce() -> T + Send) -> T {
+    let as_user = || {
+        // Of this thread alone.
+        nix::unistd::setfsuid(nix::unistd::Uid::from_raw(user));
+        work()
+    };
+    std::thread::scope(|scope| scope.spawn(as_user).join().unwrap())
 }
 
 /// What a command printed.
@@ -51,7 +75,16 @@ impl Ran {
 impl Env {
     /// An empty folder.
     pub fn new() -> Env {
-        Env { dir: tempfile::Builder::new().prefix("zenith-it-").tempdir().unwrap(), pg_bin: None }
+        Env { dir: tempfile::Builder::new().prefix("zenith-it-").tempdir().unwrap(), pg_bin: None, user: None }
+    }
+
+    /// A folder with a fresh repository, both of another OS user.
+    pub fn of_user(user: u32) -> Env {
+        let mut env = Env::new();
+        std::os::unix::fs::chown(env.path(), Some(user), Some(user)).unwrap();
+        env.user = Some(user);
+        env.run(["init"]).ok();
+        env
     }
 
     /// A folder with a fresh repository.
@@ -78,7 +111,16 @@ impl Env {
 
     /// Returns the program with arguments, not run yet.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new(cargo_bin("zenith"));
+        let program = cargo_bin("zenith");
+        let mut command = match self.user {
+            None => Command::new(program),
+            Some(user) => {
+                let mut command = Command::new("setpriv");
+                command.args([format!("--reuid={user}"), format!("--regid={user}")]);
+                command.args(["--clear-groups", "--"]).arg(program);
+                command
+            }
+        };
         command.args(args).current_dir(self.path()).env_clear();
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.env("HOME", self.path()).env("TZ", "UTC").env("LC_ALL", "C.UTF-8").env("RUST_BACKTRACE", "1");

@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::mount::{self, Wanted};
 use super::prefetch::{self, Plan};
 use super::{Instance, settle::settle, socket_dir};
 use crate::error::{CmdResult, CommandError};
+use crate::objects::format::Shared;
 use crate::objects::pg::record::Record;
 use crate::objects::refs::{Expect, RefName, Signature, Value};
 use crate::objects::snapshot::Snapshot;
@@ -186,6 +188,11 @@ pub(super) fn run_server(
         },
     };
     let (data, log) = (repo.datadir(timeline).join("data"), instance.log(repo));
+    if repo.config().core.shared == Shared::Group {
+        // PostgreSQL lets its group read its files then, as far as it ever does.
+        let mode = fs::Permissions::from_mode(0o750);
+        fs::set_permissions(&data, mode).map_err(postgres::Error::io("change the mode of", &data))?;
+    }
     if let Account::Postgres = account {
         account.own(repo.dir())?;
     }

@@ -67,7 +67,7 @@ fn not_found(major: Option<u32>, searched: &[PathBuf]) -> String {
 }
 
 impl Error {
-    fn io(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
+    pub(super) fn io(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
         let path = path.to_owned();
         move |source| Error::Io { verb, path, source }
     }

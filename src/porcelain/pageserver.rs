@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::cli::{Cx, os_user};
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
+use crate::objects::format::Others;
 use crate::plumbing::instance;
 use crate::plumbing::instance::mount::background;
 use crate::plumbing::pageserver::{self, Addresses, Error, Options, PageServer, log_file};
@@ -23,8 +24,8 @@ use crate::plumbing::postgres::server::{Status, tail};
 /// try.localhost; the database NAME@try. Without any it is HEAD. Any revision will do: main@0/15ECF68,
 /// a tag or main@{1 hour ago} is shown read-only.
 ///
-/// Connections of the user who owns the repository need no password. All others are passed on to
-/// PostgreSQL's own demand for one.
+/// Connections of the user who owns the repository need no password. All others are sent away, unless
+/// proxy.others is scram: then PostgreSQL asks them for the password of a role.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:\n  zenith pageserver start\n  \
     psql -h 127.0.0.1 'dbname=postgres user=postgres options=-czenith.branch=try'\n  \
@@ -44,7 +45,7 @@ enum Action {
     Restart(StartArgs),
     /// Say where it listens and what runs
     Status {
-        /// Print one line of JSON: running, pid, listen, http, socket_dir and log
+        /// Print one line of JSON: running, pid, listen, http, page, socket_dir and log
         #[arg(long)]
         json: bool,
     },
@@ -165,11 +166,16 @@ fn example(addresses: &Addresses) -> String {
 }
 
 fn start(cx: &mut Cx, repo: Repo, args: &StartArgs) -> CmdResult {
-    let listen = args.options(&repo).listen;
-    if !listen.ip().is_loopback() && args.allow_remote && !args.daemon {
+    let options = args.options(&repo);
+    options.check()?;
+    let listen = options.listen;
+    if !listen.ip().is_loopback() && !args.daemon {
         cx.ui.warning(format!(
             "{listen} can be reached from other machines; whoever connects without TLS sends what they ask for the world to read"
         ));
+        if repo.config().proxy.others == Others::Refuse {
+            cx.ui.warning("other machines are sent away as long as proxy.others is refuse".to_owned());
+        }
     }
     if args.foreground || args.daemon {
         return run_here(cx, repo, args);
@@ -195,6 +201,8 @@ struct Row {
     pid: Option<i32>,
     listen: Option<String>,
     http: Option<String>,
+    /// The page's address, with the token.
+    page: Option<String>,
     socket_dir: Option<String>,
     log: String,
 }
@@ -209,6 +217,7 @@ fn status(cx: &mut Cx, repo: &Repo, json: bool) -> CmdResult {
             pid,
             listen: addresses.as_ref().map(|addresses| addresses.listen.to_string()),
             http: addresses.as_ref().map(|addresses| addresses.http.to_string()),
+            page: addresses.as_ref().map(Addresses::page),
             socket_dir: addresses.map(|addresses| addresses.socket_dir.display().to_string()),
             log,
         });
@@ -220,7 +229,7 @@ fn status(cx: &mut Cx, repo: &Repo, json: bool) -> CmdResult {
     };
     writeln!(cx.out, "pageserver runs as process {pid}")?;
     writeln!(cx.out, "PostgreSQL on {}, and as a unix socket in {}", addresses.listen, addresses.socket_dir.display())?;
-    writeln!(cx.out, "status, metrics and a page on http://{}/", addresses.http)?;
+    writeln!(cx.out, "status, metrics and a page on {}", addresses.page())?;
     writeln!(cx.out, "  {}", example(&addresses))?;
     Ok(())
 }
@@ -301,6 +310,8 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
             false => Err(Error::Stopped.into()),
         },
         Action::Restart(args) => {
+            // What would be refused must not cost the one that runs.
+            args.options(&repo).check()?;
             stop(cx, &repo)?;
             start(cx, repo, &args)
         }

@@ -1,19 +1,22 @@
-//! Status, metrics and a page over HTTP, on an address of this machine.
+//! Status, metrics and a page over HTTP, for the owner, and for who has the token that the owner gave away.
 
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{Html, IntoResponse, Json, Response};
 use axum::routing::get;
+use sha2::{Digest, Sha256};
 use tokio::net::TcpListener;
 use tokio::task::spawn_blocking;
 
 use super::Addresses;
+use super::peer::Peer;
 use super::session::Proxy;
 use super::status::{measure, status};
+use super::visitors::Visitors;
 use crate::error::CommandError;
 
 const PAGE: &str = include_str!("page.html");
@@ -35,9 +38,11 @@ pub async fn serve(listener: TcpListener, proxy: Arc<Proxy>, addresses: Addresse
         .route("/", get(async || ([(header::CONTENT_SECURITY_POLICY, POLICY)], Html(PAGE))))
         .route("/status", get(send_status))
         .route("/metrics", get(send_metrics))
+        .layer(from_fn_with_state(shared.clone(), only_for_the_owner))
         .layer(from_fn(only_by_own_name))
-        .with_state(shared);
-    if let Err(error) = axum::serve(listener, pages).await {
+        .with_state(shared)
+        .into_make_service_with_connect_info::<Peer>();
+    if let Err(error) = axum::serve(Visitors::new(listener), pages).await {
         tracing::error!("HTTP ended: {error}");
     }
 }
@@ -53,7 +58,31 @@ async fn only_by_own_name(request: Request, next: Next) -> Response {
     }
     let mut response = next.run(request).await;
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    // A visitor has only so long, which the next question would not have.
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
+}
+
+/// Turns away other users, who are not to know of branches and paths, unless they have the token: in the address, or as a
+/// bearer's (RFC 6750), which Prometheus can send.
+async fn only_for_the_owner(
+    State(shared): State<Arc<Shared>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let bearer =
+        request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+    let query = request.uri().query().unwrap_or_default().split('&').find_map(|part| part.strip_prefix("token="));
+    // How long it takes to compare digests says nothing of the token.
+    let digest = |token: &str| Sha256::digest(token.as_bytes());
+    let own = Some(&shared.addresses.token).filter(|token| !token.is_empty()).map(|token| digest(token));
+    if peer.is_owner() || bearer.or(query).is_some_and(|token| Some(digest(token)) == own) {
+        return next.run(request).await;
+    }
+    let text =
+        "only for the owner of the repository, whom this tells an address with a token: zenith pageserver status\n";
+    (StatusCode::FORBIDDEN, text).into_response()
 }
 
 /// Runs on a thread of its own what looks into the repository.

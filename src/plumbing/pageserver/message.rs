@@ -11,6 +11,8 @@ pub struct Refusal {
     pub sqlstate: &'static str,
     pub message: String,
     pub hint: Option<String>,
+    /// It says something of the repository, which is only the owner's to know.
+    is_private: bool,
 }
 
 /// Names no database that there is.
@@ -22,10 +24,29 @@ pub const SYSTEM_ERROR: &str = "58000";
 pub const TOO_MANY_CONNECTIONS: &str = "53300";
 pub const PROTOCOL_VIOLATION: &str = "08P01";
 pub const NOT_AUTHORIZED: &str = "28000";
+/// Somebody ends the page server.
+pub const ADMIN_SHUTDOWN: &str = "57P01";
 
 impl Refusal {
     pub fn new(sqlstate: &'static str, message: impl Into<String>) -> Refusal {
-        Refusal { sqlstate, message: message.into(), hint: None }
+        Refusal { sqlstate, message: message.into(), hint: None, is_private: false }
+    }
+
+    /// Keeps what it says from all but the owner.
+    pub fn private(self) -> Refusal {
+        Refusal { is_private: true, ..self }
+    }
+
+    /// Returns what others than the owner are told.
+    pub fn for_others(self) -> Refusal {
+        if !self.is_private {
+            return self;
+        }
+        let message = match self.sqlstate {
+            UNKNOWN_BRANCH => "there is no such branch or revision",
+            _ => "the branch's server cannot be had; its owner finds the reason in the page server's log",
+        };
+        Refusal::new(self.sqlstate, message)
     }
 
     pub fn hint(self, hint: impl Into<String>) -> Refusal {
@@ -129,6 +150,7 @@ mod tests {
     #[test]
     fn an_error_is_one_that_clients_read() {
         let packet = Refusal::new("3D000", "no\0pe").hint("try").packet();
+        assert_eq!(Refusal::new("3D000", "near main").hint("main").private().for_others().hint, None);
         assert_eq!(packet, b"E\0\0\0\x25SFATAL\0VFATAL\0C3D000\0Mnope\0Htry\0\0");
     }
 

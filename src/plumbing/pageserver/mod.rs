@@ -4,13 +4,15 @@
 //! ```text
 //! startup     what a client sends first        peer      who it is
 //! session     the life of a connection         tls       the certificate
-//! supervisor  starts and stops servers         relay     bytes both ways
-//! http        status, metrics, a page          message   errors, the end of a login
+//! supervisor  starts and stops servers         upstream  the way to a server
+//! socket      the client's connection          relay     bytes both ways
+//! http        status, metrics, a page          visitors  who asks for them
+//! log         its lines                        message   errors, the end of a login
 //! ```
 //!
 //! # Format
 //! `pageserver/lock` holds the daemon's pid, in decimal, and the daemon an exclusive `flock(2)` on it; `pageserver/log` is its
-//! log; `pageserver/address` is JSON, see [`Addresses`]; `server.crt` and `server.key` are the certificate that it made.
+//! log; `pageserver/address` is JSON, see [`Addresses`]; `pageserver/token` is 32 hex digits; `server.crt` and `server.key` are the certificate that it made.
 //!
 //! The only part of the program that is asynchronous. What blocks (starts, stops, the repository) runs on threads
 //! of its own.
@@ -27,6 +29,8 @@ pub mod startup;
 mod status;
 mod supervisor;
 mod tls;
+mod upstream;
+mod visitors;
 
 use std::fs;
 use std::io;
@@ -37,7 +41,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, geteuid};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::unistd::Pid;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, UnixListener};
@@ -115,6 +120,9 @@ pub struct Addresses {
     pub http: SocketAddr,
     /// The folder of its unix socket, whose port is that of `listen`.
     pub socket_dir: PathBuf,
+    /// Who has this may see the status over HTTP, as the owner may.
+    #[serde(default)]
+    pub token: String,
 }
 
 /// How it is to run.
@@ -122,10 +130,21 @@ pub struct Addresses {
 pub struct Options {
     pub listen: SocketAddr,
     pub http: SocketAddr,
-    /// `listen` may be an address that other machines reach.
+    /// The addresses may be such as other machines reach.
     pub allow_remote: bool,
     /// Log to standard error rather than to the file.
     pub to_terminal: bool,
+}
+
+impl Options {
+    /// Refuses addresses that other machines reach, unless they are meant.
+    pub fn check(&self) -> Result<(), Error> {
+        let remote = [self.listen, self.http].into_iter().find(|address| !address.ip().is_loopback());
+        match remote.filter(|_| !self.allow_remote) {
+            Some(address) => Err(Error::Remote { address }),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Returns the folder of the page server's files.
@@ -146,6 +165,11 @@ pub fn option(name: &str) -> String {
 }
 
 impl Addresses {
+    /// Returns the URL of the page, which whoever has it may see.
+    pub fn page(&self) -> String {
+        format!("http://{}/?token={}", self.http, self.token)
+    }
+
     /// Returns the URL by which programs reach a branch or revision.
     pub fn url(&self, name: &str) -> String {
         let options = utf8_percent_encode(&option(name), NON_ALPHANUMERIC).to_string();
@@ -224,9 +248,7 @@ impl PageServer {
     /// Runs until it is told to end (SIGTERM, SIGINT). Calls `ready` once it listens.
     pub fn serve(self, ready: impl FnOnce(&Addresses) -> io::Result<()>) -> Result<(), CommandError> {
         let options = self.options;
-        if !options.listen.ip().is_loopback() && !options.allow_remote {
-            return Err(Error::Remote { address: options.listen }.into());
-        }
+        options.check()?;
         let _lock = take_lock(&self.repo)?;
         match options.to_terminal {
             true => log::to_terminal(),
@@ -252,7 +274,7 @@ impl PageServer {
         let (tcp, http) = (listen(options.listen).await?, listen(options.http).await?);
         let local = |listener: &TcpListener| listener.local_addr().map_err(Error::Failed);
         let socket_dir = instance::socket_dir(&repo)?;
-        let addresses = Addresses { listen: local(&tcp)?, http: local(&http)?, socket_dir };
+        let addresses = Addresses { listen: local(&tcp)?, http: local(&http)?, socket_dir, token: token(&repo)? };
         let unix = listen_unix(&addresses.socket_dir, addresses.listen.port())?;
 
         let metrics = Arc::new(Metrics::default());
@@ -262,13 +284,16 @@ impl PageServer {
         let text = serde_json::to_vec(&addresses).expect("invariant: only simple fields");
         durable::replace(repo.tmp()?, &path, &text).map_err(Error::io("write", &path))?;
 
-        tokio::spawn(accept_tcp(tcp, proxy.clone()));
-        tokio::spawn(accept_unix(unix, proxy.clone()));
+        let accepting = tokio::spawn(accept_tcp(tcp, proxy.clone()));
+        let accepting_unix = tokio::spawn(accept_unix(unix, proxy.clone()));
         tokio::spawn(http::serve(http, proxy.clone(), addresses.clone()));
         let looking = supervisor.clone();
         tokio::spawn(async move {
             loop {
-                tokio::time::sleep(LOOK).await;
+                tokio::select! {
+                    () = tokio::time::sleep(LOOK) => {}
+                    () = looking.look.notified() => {}
+                }
                 looking.stop_idle().await;
             }
         });
@@ -281,9 +306,25 @@ impl PageServer {
             _ = interrupt.recv() => {}
         }
         tracing::info!("ends");
+        accepting.abort();
+        accepting_unix.abort();
+        proxy.end().await;
         let _ = fs::remove_file(socket_path(&addresses.socket_dir, addresses.listen.port()));
         let _ = fs::remove_file(path);
         Ok(())
+    }
+}
+
+/// Returns the token, the same as the last time; makes one first if there is none.
+fn token(repo: &Repo) -> Result<String, CommandError> {
+    let path = dir(repo).join("token");
+    match fs::read_to_string(&path) {
+        Ok(text) if text.len() == 32 => Ok(text),
+        _ => {
+            let text = uuid::Uuid::new_v4().simple().to_string();
+            durable::replace(repo.tmp()?, &path, text.as_bytes()).map_err(Error::io("write", &path))?;
+            Ok(text)
+        }
     }
 }
 
@@ -309,11 +350,10 @@ fn listen_unix(dir: &Path, port: u16) -> Result<UnixListener, Error> {
     UnixListener::bind(&path).map_err(failed)
 }
 
-/// Serves whoever comes over TCP: on the loopback address without a password if it is the owner.
+/// Serves whoever comes over TCP.
 async fn accept_tcp(listener: TcpListener, proxy: Arc<Proxy>) {
-    let own = geteuid().as_raw();
     loop {
-        let (stream, client) = match listener.accept().await {
+        let (stream, _) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!("cannot accept: {error}");
@@ -322,23 +362,32 @@ async fn accept_tcp(listener: TcpListener, proxy: Arc<Proxy>) {
             }
         };
         let _ = stream.set_nodelay(true); // then it is only slower
-        let server = stream.local_addr();
-        let is_local = client.ip().to_canonical().is_loopback();
-        let owner = server.ok().filter(|_| is_local).and_then(|server| peer::of_loopback(client, server));
-        let (proxy, is_trusted) = (proxy.clone(), owner == Some(own));
-        tokio::spawn(async move { proxy.serve(Socket::from(stream), is_trusted).await });
+        let _ = keep_alive(&stream); // then one that has vanished stays for longer
+        let proxy = proxy.clone();
+        tokio::spawn(async move { proxy.serve(Socket::from(stream)).await });
     }
+}
+
+/// Has the kernel find out within two minutes that a client's machine has vanished, so that its session and its server
+/// do not stay for ever.
+fn keep_alive(stream: &tokio::net::TcpStream) -> nix::Result<()> {
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    #[cfg(target_os = "linux")]
+    {
+        setsockopt(stream, sockopt::TcpKeepIdle, &60)?;
+        setsockopt(stream, sockopt::TcpKeepInterval, &10)?;
+        setsockopt(stream, sockopt::TcpKeepCount, &6)?;
+    }
+    Ok(())
 }
 
 /// Serves whoever comes over the unix socket, whose folder is the owner's alone.
 async fn accept_unix(listener: UnixListener, proxy: Arc<Proxy>) {
-    let own = geteuid().as_raw();
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let is_trusted = peer::of_unix(&stream) == Some(own);
                 let proxy = proxy.clone();
-                tokio::spawn(async move { proxy.serve(Socket::from(stream), is_trusted).await });
+                tokio::spawn(async move { proxy.serve(Socket::from(stream)).await });
             }
             Err(error) => {
                 tracing::warn!("cannot accept: {error}");

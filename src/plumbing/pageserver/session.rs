@@ -2,24 +2,29 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::sync::{Semaphore, watch};
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use super::message::{Login, NOT_AUTHORIZED, PROTOCOL_VIOLATION, Refusal, SYSTEM_ERROR, Step, TOO_MANY_CONNECTIONS};
+use super::log::Throttle;
+use super::message::{
+    ADMIN_SHUTDOWN, Login, NOT_AUTHORIZED, PROTOCOL_VIOLATION, Refusal, SYSTEM_ERROR, Step, TOO_MANY_CONNECTIONS,
+};
 use super::metrics::{Code, Direction, Metrics};
+use super::peer::Peer;
 use super::relay::relay;
 use super::socket::{Socket, Stream};
 use super::startup::{self, First, Session};
 use super::supervisor::{Lease, Supervisor};
-use crate::plumbing::postgres::server::Endpoint;
-use crate::plumbing::postgres::settings::socket_path;
+use super::upstream::{Address, Server, is_in_between, may_be_gone};
+use crate::objects::format::Others;
+use crate::plumbing::postgres::server;
 
 /// How long a client may take until it has said what it wants.
 const GREETING: Duration = Duration::from_secs(10);
@@ -27,67 +32,20 @@ const GREETING: Duration = Duration::from_secs(10);
 /// one startup packet.
 const GREETINGS: usize = 512;
 const OWN_GREETINGS: usize = 4096;
-/// How long a server may take to say the first word of a login, and how much of that is read at once, bytes.
-const LOGIN: Duration = Duration::from_secs(60);
-const ANSWER: usize = 1024;
+/// How long a client waits for a server that is stopped or started by hand, and between two looks.
+const BETWEEN: Duration = Duration::from_secs(30);
+const BETWEEN_PAUSE: Duration = Duration::from_millis(20);
+/// How long a client may take to hear why its connection ends.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+/// How long servers may take to end the sessions when the page server ends, and between two looks.
+const END: Duration = Duration::from_secs(5);
+const END_PAUSE: Duration = Duration::from_millis(20);
 /// How long a server may take to cancel a query.
 const CANCEL: Duration = Duration::from_secs(10);
 /// A client asks for encryption at most so many times: GSSAPI, then TLS.
 const ROUNDS: usize = 3;
 /// The first byte of a TLS handshake; no startup packet is so long that it begins with it.
 const HANDSHAKE: u8 = 0x16;
-
-/// Where a session's server is.
-#[derive(Debug, Clone)]
-struct Address {
-    endpoint: Endpoint,
-    /// The loopback address, where PostgreSQL asks for a password, rather than the unix socket.
-    tcp: Option<IpAddr>,
-}
-
-/// A connection to a server.
-enum Server {
-    Unix(UnixStream),
-    Tcp(TcpStream),
-}
-
-impl Address {
-    async fn connect(&self) -> io::Result<Server> {
-        let Endpoint { socket_dir, port } = &self.endpoint;
-        if let Some(address) = self.tcp {
-            let stream = TcpStream::connect((address, *port)).await?;
-            stream.set_nodelay(true)?;
-            return Ok(Server::Tcp(stream));
-        }
-        Ok(Server::Unix(UnixStream::connect(socket_path(socket_dir, *port)).await?))
-    }
-}
-
-impl Address {
-    /// Begins a session; returns the connection and the first that the server said.
-    async fn begin(&self, packet: &[u8]) -> io::Result<(Server, Vec<u8>)> {
-        let mut server = self.connect().await?;
-        let mut answer = vec![0; ANSWER];
-        let exchange = async {
-            match &mut server {
-                Server::Unix(server) => {
-                    server.write_all(packet).await?;
-                    server.read(&mut answer).await
-                }
-                Server::Tcp(server) => {
-                    server.write_all(packet).await?;
-                    server.read(&mut answer).await
-                }
-            }
-        };
-        let count = timeout(LOGIN, exchange).await.map_err(|_| io::ErrorKind::TimedOut)??;
-        if count == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        answer.truncate(count);
-        Ok((server, answer))
-    }
-}
 
 /// A session that has begun.
 struct Begun {
@@ -105,8 +63,40 @@ pub struct Proxy {
     pub tls: TlsAcceptor,
     greetings: Semaphore,
     own_greetings: Semaphore,
+    /// Sessions of users other than the owner.
+    others: AtomicUsize,
     /// Process id and cancel key of each session, and where its server is.
     keys: Mutex<HashMap<Vec<u8>, Address>>,
+    /// Lines of the log about clients that are sent away: the owner's, and those of others.
+    own_lines: Throttle,
+    lines: Throttle,
+    /// The page server ends.
+    ends: watch::Sender<bool>,
+}
+
+/// A client that is counted as connected, until this is dropped.
+struct Connected<'a>(&'a Metrics);
+
+impl Connected<'_> {
+    fn new(metrics: &Metrics) -> Connected<'_> {
+        metrics.connections.inc();
+        Connected(metrics)
+    }
+}
+
+impl Drop for Connected<'_> {
+    fn drop(&mut self) {
+        self.0.connections.dec();
+    }
+}
+
+/// A place among the sessions of others, until it is dropped.
+struct Place<'a>(&'a AtomicUsize);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A client that has said what it wants.
@@ -140,53 +130,122 @@ impl Drop for Key<'_> {
 
 impl Proxy {
     pub fn new(supervisor: Arc<Supervisor>, metrics: Arc<Metrics>, tls: TlsAcceptor) -> Proxy {
-        let (greetings, own_greetings) = (Semaphore::new(GREETINGS), Semaphore::new(OWN_GREETINGS));
-        Proxy { supervisor, metrics, tls, greetings, own_greetings, keys: Mutex::default() }
+        Proxy {
+            supervisor,
+            metrics,
+            tls,
+            greetings: Semaphore::new(GREETINGS),
+            own_greetings: Semaphore::new(OWN_GREETINGS),
+            others: AtomicUsize::new(0),
+            keys: Mutex::default(),
+            own_lines: Throttle::default(),
+            lines: Throttle::default(),
+            ends: watch::Sender::new(false),
+        }
     }
 
     fn keys(&self) -> std::sync::MutexGuard<'_, HashMap<Vec<u8>, Address>> {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Serves a client until one of the two sides has ended. `is_trusted`: it is the user who owns the
-    /// repository.
-    pub async fn serve(&self, socket: Socket, is_trusted: bool) {
+    /// Serves a client until one of the two sides has ended.
+    pub async fn serve(&self, socket: Socket) {
         self.metrics.connections_total.inc();
-        let greetings = if is_trusted { &self.own_greetings } else { &self.greetings };
+        let peer = socket.peer();
+        let greetings = if peer.is_owner() { &self.own_greetings } else { &self.greetings };
         let Ok(permit) = greetings.try_acquire() else {
             // Whoever came before has ten seconds.
-            return self.count(&Refusal::new(TOO_MANY_CONNECTIONS, "too many clients are connecting"));
+            return self.count(&Refusal::new(TOO_MANY_CONNECTIONS, "too many clients are connecting"), peer);
         };
         let mut stream = Stream::Plain(socket);
-        let greeted = timeout(GREETING, self.greet(&mut stream)).await;
+        let greeted = tokio::select! {
+            greeted = timeout(GREETING, self.greet(&mut stream)) => greeted,
+            () = self.end_of_service() => return,
+        };
         drop(permit);
-        let ended = match greeted {
+        // Counted until it has heard the last word.
+        let (ended, _connected) = match greeted {
             Err(_) => return tracing::debug!("a client did not say what it wants"),
-            Ok(Err(Failure::Refused(refusal))) => Err(Failure::Refused(refusal)),
+            Ok(Err(Failure::Refused(refusal))) => (Err(Failure::Refused(refusal)), None),
             Ok(Err(Failure::Broken(error))) => return tracing::debug!("a client broke off: {error}"),
             Ok(Ok(Wants::Gone)) => return,
-            Ok(Ok(Wants::Cancel(key))) => return self.cancel(&key).await,
+            Ok(Ok(Wants::Cancel(key))) => {
+                self.cancel(&key).await;
+                (Ok(()), None)
+            }
             Ok(Ok(Wants::Session(session))) => {
-                self.metrics.connections.inc();
-                let ended = Box::pin(self.relay(&mut stream, session, is_trusted)).await;
-                self.metrics.connections.dec();
-                ended
+                let connected = Connected::new(&self.metrics);
+                (Box::pin(self.relay(&mut stream, session, peer)).await, Some(connected))
             }
         };
-        match ended {
-            Ok(()) => {}
-            Err(Failure::Broken(error)) => tracing::debug!("a session broke off: {error}"),
+        let last_words = match ended {
+            Ok(()) => Vec::new(),
+            Err(Failure::Broken(error)) => return tracing::debug!("a session broke off: {error}"),
             Err(Failure::Refused(refusal)) => {
-                self.count(&refusal);
-                // It may be gone, or not listen.
-                let _ = timeout(GREETING, say(&mut stream, &refusal.packet())).await;
+                self.count(&refusal, peer);
+                if peer.is_owner() { refusal.packet() } else { refusal.for_others().packet() }
             }
+        };
+        // Over TLS the end is said too: otherwise clients take it for an attack. It may be gone, or not listen.
+        let _ = timeout(LAST_WORDS, async {
+            say(&mut stream, &last_words).await?;
+            stream.shutdown().await
+        })
+        .await;
+    }
+
+    fn count(&self, refusal: &Refusal, peer: Peer) {
+        self.metrics.refused.get_or_create(&Code { sqlstate: refusal.sqlstate }).inc();
+        let lines = if peer.is_owner() { &self.own_lines } else { &self.lines };
+        if let Some(held_back) = lines.admit() {
+            let (uid, address) = (peer.uid, peer.address.map(tracing::field::display));
+            let held_back = Some(held_back).filter(|count| *count > 0);
+            tracing::info!(sqlstate = refusal.sqlstate, uid, address, held_back, "refused: {}", refusal.message);
         }
     }
 
-    fn count(&self, refusal: &Refusal) {
-        tracing::info!(sqlstate = refusal.sqlstate, "refused: {}", refusal.message);
-        self.metrics.refused.get_or_create(&Code { sqlstate: refusal.sqlstate }).inc();
+    /// Waits until the page server ends.
+    async fn end_of_service(&self) {
+        let mut ends = self.ends.subscribe();
+        // It is there as long as the proxy is.
+        let _ = ends.wait_for(|ends| *ends).await;
+    }
+
+    /// Ends all sessions as a server does that is stopped: PostgreSQL tells its clients (57P01), at a place where
+    /// they listen. Takes no longer than a few seconds.
+    pub async fn end(&self) {
+        self.ends.send_replace(true);
+        let patience = Instant::now() + END;
+        while self.metrics.connections.get() > 0 && Instant::now() < patience {
+            let mut servers: HashMap<_, Vec<i32>> = HashMap::new();
+            for (key, address) in &*self.keys() {
+                if let Some(pid) = key.first_chunk() {
+                    servers.entry(address.endpoint.clone()).or_default().push(i32::from_be_bytes(*pid));
+                }
+            }
+            for (endpoint, pids) in servers {
+                let told = spawn_blocking(move || server::terminate(&endpoint, &pids));
+                // One that does not answer cannot be asked to.
+                let _ = timeout(patience.saturating_duration_since(Instant::now()), told).await;
+            }
+            sleep(END_PAUSE).await;
+        }
+    }
+
+    /// Returns a place for a session of somebody who is not the owner, if there is one.
+    fn admit_other(&self) -> Result<Place<'_>, Refusal> {
+        let config = self.supervisor.config().map_err(|error| Refusal::new(SYSTEM_ERROR, error.text()).private())?;
+        if config.proxy.others == Others::Refuse {
+            let message = "only the operating-system user who owns the repository may connect";
+            let hint = "The owner can let others in who know a role's password: zenith config proxy.others scram";
+            return Err(Refusal::new(NOT_AUTHORIZED, message).hint(hint));
+        }
+        let place = Place(&self.others);
+        if self.others.fetch_add(1, Ordering::Relaxed) >= config.proxy.others_sessions {
+            let message = "too many sessions of users other than the owner (proxy.others_sessions)";
+            return Err(Refusal::new(TOO_MANY_CONNECTIONS, message));
+        }
+        Ok(place)
     }
 
     /// Reads what the client wants, and turns encryption on if it asks for that.
@@ -234,61 +293,65 @@ impl Proxy {
     async fn cancel(&self, key: &[u8]) {
         self.metrics.cancels.inc();
         let Some(address) = self.keys().get(key).cloned() else { return };
-        let pass_on = async {
-            let packet = startup::cancel_packet(key);
-            let mut rest = Vec::new();
-            match address.connect().await? {
-                Server::Unix(mut server) => {
-                    server.write_all(&packet).await?;
-                    server.read_to_end(&mut rest).await
-                }
-                Server::Tcp(mut server) => {
-                    server.write_all(&packet).await?;
-                    server.read_to_end(&mut rest).await
-                }
-            }
-        };
         // The client learns from its query whether that was cancelled.
-        let _ = timeout(CANCEL, pass_on).await;
+        let _ = timeout(CANCEL, address.tell(&startup::cancel_packet(key))).await;
     }
 
     /// Finds the server of a session, and relays.
-    async fn relay(&self, stream: &mut Stream, mut session: Session, is_trusted: bool) -> Result<(), Failure> {
+    async fn relay(&self, stream: &mut Stream, mut session: Session, peer: Peer) -> Result<(), Failure> {
+        let _place = if peer.is_owner() { None } else { Some(self.admit_other()?) };
         let name = session.take_branch(stream.server_name());
         let name = name.map(String::from_utf8).transpose();
         let name = name.map_err(|_| Refusal::new(super::message::UNKNOWN_BRANCH, "a branch's name is UTF-8"))?;
         let packet = session.packet();
         drop(session);
-        let Begun { lease, address, server, answer } = self.begin(name, is_trusted, &packet).await?;
+        let begun = tokio::select! {
+            begun = self.begin(name, peer.is_owner(), &packet) => begun?,
+            () = self.end_of_service() => {
+                let message = "terminating connection due to administrator command";
+                return Err(Refusal::new(ADMIN_SHUTDOWN, message).into());
+            }
+        };
+        let Begun { lease, address, server, answer } = begun;
         drop(packet);
+        // The server takes it for the owner by now, and has not got a byte of what the client said since.
+        if peer.is_owner() && stream.peer() != peer {
+            return Err(Refusal::new(NOT_AUTHORIZED, "the client is not who it was when it came").into());
+        }
         tracing::debug!(branch = lease.target().name(), "session begins");
         let (up, down) = match server {
-            Server::Unix(server) => self.login(stream, server, answer, &address).await?,
-            Server::Tcp(server) => self.login(stream, server, answer, &address).await?,
+            Server::Unix(server) => self.login(stream, server, answer, &address, &lease).await?,
+            Server::Tcp(server) => self.login(stream, server, answer, &address, &lease).await?,
         };
         self.metrics.bytes.get_or_create(&Direction { direction: "from_clients" }).inc_by(up);
         self.metrics.bytes.get_or_create(&Direction { direction: "to_clients" }).inc_by(down);
         Ok(())
     }
 
-    /// Leases a server, connects to it and begins a session there; one that does not answer, since it was killed
-    /// this instant, is looked at again once.
-    async fn begin(&self, name: Option<String>, is_trusted: bool, packet: &[u8]) -> Result<Begun, Refusal> {
-        let mut first = true;
+    /// Leases a server, connects to it and begins a session there. One that is stopped or started by somebody else
+    /// at this moment, or was killed this instant, is looked at again.
+    async fn begin(&self, name: Option<String>, is_owner: bool, packet: &[u8]) -> Result<Begun, Refusal> {
+        let patience = Instant::now() + BETWEEN;
         loop {
-            let lease = self.supervisor.lease(name.clone(), is_trusted).await?;
-            if !is_trusted && lease.tcp.is_none() {
-                let message = "the branch's server was started by hand and takes no connections from other users";
-                return Err(Refusal::new(NOT_AUTHORIZED, message).hint("Its owner can start it with --tcp."));
+            let lease = self.supervisor.lease(name.clone(), is_owner).await?;
+            if !is_owner && lease.tcp.is_none() {
+                let message = "the branch's server takes no connections from other users: it was started by hand, or \
+                               before they were let in";
+                return Err(Refusal::new(NOT_AUTHORIZED, message).hint("Its owner can start it again with --tcp."));
             }
-            let address = Address { endpoint: lease.endpoint.clone(), tcp: lease.tcp.filter(|_| !is_trusted) };
+            let address = Address { endpoint: lease.endpoint.clone(), tcp: lease.tcp.filter(|_| !is_owner) };
+            let may_wait = Instant::now() < patience;
             match address.begin(packet).await {
+                Ok((_, answer)) if may_wait && is_in_between(&answer) => {}
                 Ok((server, answer)) => return Ok(Begun { lease, address, server, answer }),
-                Err(_) if std::mem::take(&mut first) => self.supervisor.doubt(lease).await,
+                Err(error) if may_wait && may_be_gone(&error) => {}
                 Err(error) => {
-                    return Err(Refusal::new(SYSTEM_ERROR, format!("cannot connect to the branch's server: {error}")));
+                    let message = format!("cannot connect to the branch's server: {error}");
+                    return Err(Refusal::new(SYSTEM_ERROR, message).private());
                 }
             }
+            self.supervisor.doubt(lease).await;
+            sleep(BETWEEN_PAUSE).await;
         }
     }
 
@@ -298,13 +361,15 @@ impl Proxy {
         mut server: impl AsyncRead + AsyncWrite + Unpin,
         answer: Vec<u8>,
         address: &Address,
+        lease: &Lease,
     ) -> Result<(u64, u64), Failure> {
         let mut key = Key { proxy: self, bytes: None };
         let mut login = Login::default();
         let mut inspect = |bytes: &[u8]| {
             for step in login.feed(bytes) {
-                if let Step::Key(bytes) = step {
-                    key.set(bytes, address);
+                match step {
+                    Step::Key(bytes) => key.set(bytes, address),
+                    Step::Ready => lease.prove(),
                 }
             }
         };

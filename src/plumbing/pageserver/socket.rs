@@ -8,6 +8,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
+use super::peer::Peer;
+
 /// A connection without TLS, and what was read of it too early.
 #[derive(Debug)]
 pub struct Socket {
@@ -48,6 +50,15 @@ impl Socket {
     pub fn is_unix(&self) -> bool {
         matches!(self.kind, Kind::Unix(_))
     }
+
+    /// Returns who is at the other end at this moment.
+    pub fn peer(&self) -> Peer {
+        match &self.kind {
+            Kind::Tcp(stream) => Peer::of_tcp(stream),
+            Kind::Unix(stream) => Peer::of_unix(stream),
+            Kind::Closed => Peer::NOBODY,
+        }
+    }
 }
 
 /// A connection as the protocol sees it.
@@ -58,6 +69,14 @@ pub enum Stream {
 }
 
 impl Stream {
+    /// Returns who is at the other end at this moment.
+    pub fn peer(&self) -> Peer {
+        match self {
+            Stream::Plain(socket) => socket.peer(),
+            Stream::Tls(stream) => stream.get_ref().0.peer(),
+        }
+    }
+
     /// Returns the name by which a TLS client called this server.
     pub fn server_name(&self) -> Option<&str> {
         match self {

@@ -13,7 +13,8 @@
 //!
 //! A session names its branch in the parameter `branch` or `zenith.branch`, in `options` (`-c branch=NAME`, `-c
 //! zenith.branch=NAME`, `branch=NAME`), as `user@NAME`, by the TLS server name `NAME.localhost`, or as
-//! `database@NAME`; the first found wins. What PostgreSQL would not understand is taken out; `zenith.branch` stays, as a
+//! `database@NAME`; the first of these ways wins. Within one the last name wins, and upper and lower case are the same in
+//! the words `branch` and `zenith.branch`, as with all settings of PostgreSQL. What PostgreSQL would not understand is taken out; `zenith.branch` stays, as a
 //! setting that SQL can ask for.
 
 /// The longest packet that PostgreSQL accepts, bytes.
@@ -138,8 +139,9 @@ impl Session {
     }
 
     fn take_parameter(&mut self) -> Option<Vec<u8>> {
-        let value = self.get("branch").or_else(|| self.get("zenith.branch")).map(<[u8]>::to_vec);
-        self.parameters.retain(|(name, _)| name != b"branch");
+        let found = self.parameters.iter().rfind(|(name, _)| is_ours(name) || is_setting(name));
+        let value = found.map(|(_, value)| value.clone());
+        self.parameters.retain(|(name, _)| !is_ours(name));
         value
     }
 
@@ -148,18 +150,18 @@ impl Session {
         let words = words(options);
         let (mut kept, mut branch, mut at) = (Vec::new(), None, 0);
         while at < words.len() {
+            let is_bare = |word: &[u8]| split_setting(word).is_some_and(|(name, _)| is_ours(name));
             let (setting, count): (&[u8], usize) = match words[at].as_slice() {
                 b"-c" if at + 1 < words.len() => (&words[at + 1], 2),
                 [b'-', b'c', setting @ ..] | [b'-', b'-', setting @ ..] => (setting, 1),
-                word if word.starts_with(b"branch=") => (word, 1),
+                word if is_bare(word) => (word, 1),
                 _ => (b"", 1),
             };
-            if let Some(name) = setting.strip_prefix(b"branch=") {
-                branch.get_or_insert_with(|| name.to_vec());
-            } else {
-                if let Some(name) = setting.strip_prefix(b"zenith.branch=") {
-                    branch.get_or_insert_with(|| name.to_vec());
-                }
+            let (name, value) = split_setting(setting).unwrap_or_default();
+            if is_ours(name) || is_setting(name) {
+                branch = Some(value.to_vec());
+            }
+            if !is_ours(name) {
                 kept.extend_from_slice(&words[at..at + count]);
             }
             at += count;
@@ -193,6 +195,21 @@ impl Session {
         packet[..4].copy_from_slice(&length.to_be_bytes());
         packet
     }
+}
+
+/// Returns whether this is our name of the branch, which PostgreSQL does not know.
+fn is_ours(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"branch")
+}
+
+/// Returns whether this is the setting that names the branch, which SQL can ask for.
+fn is_setting(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"zenith.branch")
+}
+
+fn split_setting(setting: &[u8]) -> Option<(&[u8], &[u8])> {
+    let at = setting.iter().position(|byte| *byte == b'=')?;
+    Some((&setting[..at], &setting[at + 1..]))
 }
 
 fn split_name(value: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -268,6 +285,15 @@ mod tests {
         }
         let kept = "-c zenith.branch=b -c work_mem=1MB";
         takes(&with(kept), None, Some("b"), &with(kept));
+        let kept = "-c ZENITH.BRANCH=a -c zenith.Branch=b";
+        takes(&with(kept), None, Some("b"), &with(kept));
+        takes(&with("-c branch=a -cBRANCH=b"), None, Some("b"), &with(""));
+        takes(
+            &[("user", "u"), ("Branch", "a"), ("zenith.branch", "b")],
+            None,
+            Some("b"),
+            &[("user", "u"), ("zenith.branch", "b")],
+        );
         takes(&with(r"-c a.b=x\ y -c branch=m@{1\ hour\ ago}"), None, Some("m@{1 hour ago}"), &with(r"-c a.b=x\ y"));
     }
 

@@ -175,6 +175,11 @@ pub fn measure(supervisor: &Supervisor) -> Result<(), CommandError> {
     let repo = supervisor.repo()?;
     let Metrics { instances: running, sealed, snapshot_time, cache_hits, cache_misses, .. } = &*supervisor.metrics;
     let label = |branch: &str| Label { branch: branch.to_owned() };
+    // Branches that are gone leave no label.
+    sealed.clear();
+    snapshot_time.clear();
+    cache_hits.clear();
+    cache_misses.clear();
     for (name, value) in repo.refs().list(RefKind::Branch)? {
         let Ok(timeline) = repo.timelines().read(value.timeline()) else { continue };
         sealed.get_or_create(&label(name.short())).set(timeline.tip().lsn.0 as i64); // LSNs stay below 2^63

@@ -2,22 +2,25 @@
 //!
 //! What is started here is noted in the instance's config (`on_demand`), so that another daemon goes on where this one
 //! ended. What people start by hand is never stopped.
+//!
+//! The owner's servers and those of other users are apart: others have limits of their own, which never take anything
+//! from the owner's, and who has not authenticated keeps no server running.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard};
 use tokio::task::{JoinError, spawn_blocking};
 
 use super::message::{CANNOT_CONNECT_NOW, Refusal, SYSTEM_ERROR, TOO_MANY_CONNECTIONS, UNKNOWN_BRANCH};
 use super::metrics::Metrics;
 use crate::error::CommandError;
 use crate::objects::Repo;
-use crate::objects::format::Config;
+use crate::objects::format::{Config, Others};
 use crate::objects::refs::{RefKind, RefName, Signature, Value};
 use crate::objects::timeline::Position;
 use crate::plumbing::instance::start::{Context, Outcome, Wish, start};
@@ -76,18 +79,58 @@ enum State {
     Running(Instance, Endpoint),
 }
 
+/// For whom a server runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// The owner, who has used it at least once.
+    Owner,
+    /// Others, of whom at least one has authenticated.
+    Other,
+    /// Somebody who has not authenticated.
+    Unproven,
+}
+
 /// A target, and who uses it.
 #[derive(Debug)]
 pub struct Slot {
     pub target: Target,
+    /// Sessions of the owner, and of others who have authenticated.
     pub connections: AtomicUsize,
-    /// When the last connection ended.
+    /// Sessions of others who have not: they keep nothing running.
+    unproven: AtomicUsize,
+    standing: Mutex<Standing>,
+    /// When the last of the counted connections ended.
     used: Mutex<Instant>,
     /// Held by whoever starts, stops or looks.
     state: Arc<AsyncMutex<State>>,
 }
 
-/// The right to use a server, which is not stopped as long as this lives.
+impl Slot {
+    fn new(target: Target) -> Slot {
+        Slot {
+            target,
+            connections: AtomicUsize::new(0),
+            unproven: AtomicUsize::new(0),
+            standing: Mutex::new(Standing::Owner),
+            used: Mutex::new(Instant::now()),
+            state: Arc::default(),
+        }
+    }
+
+    /// Returns whether nobody who counts has used it for its time.
+    fn is_idle(&self, config: &Config) -> bool {
+        if self.connections.load(Ordering::Relaxed) > 0 {
+            return false;
+        }
+        if *lock(&self.standing) == Standing::Unproven {
+            return self.unproven.load(Ordering::Relaxed) == 0;
+        }
+        let patience = config.idle_timeout(self.target.name());
+        patience.is_some_and(|patience| lock(&self.used).elapsed() >= patience)
+    }
+}
+
+/// The right to use a server, which is not stopped as long as this lives and its client has authenticated.
 #[must_use = "the server may be stopped when this is dropped"]
 #[derive(Debug)]
 pub struct Lease {
@@ -95,23 +138,38 @@ pub struct Lease {
     pub endpoint: Endpoint,
     /// The loopback address that it listens on.
     pub tcp: Option<IpAddr>,
+    is_proven: AtomicBool,
+    look: Arc<Notify>,
 }
 
 impl Lease {
-    fn new(slot: Arc<Slot>, endpoint: Endpoint, tcp: Option<IpAddr>) -> Lease {
-        slot.connections.fetch_add(1, Ordering::Relaxed);
-        Lease { slot, endpoint, tcp }
-    }
-
     pub fn target(&self) -> &Target {
         &self.slot.target
+    }
+
+    /// Notes that the client has authenticated.
+    pub fn prove(&self) {
+        if self.is_proven.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        self.slot.connections.fetch_add(1, Ordering::Relaxed);
+        self.slot.unproven.fetch_sub(1, Ordering::Relaxed);
+        let mut standing = lock(&self.slot.standing);
+        if *standing == Standing::Unproven {
+            *standing = Standing::Other;
+        }
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        *lock(&self.slot.used) = Instant::now();
-        self.slot.connections.fetch_sub(1, Ordering::Relaxed);
+        if self.is_proven.load(Ordering::Relaxed) {
+            *lock(&self.slot.used) = Instant::now();
+            self.slot.connections.fetch_sub(1, Ordering::Relaxed);
+        } else {
+            self.slot.unproven.fetch_sub(1, Ordering::Relaxed);
+            self.look.notify_one();
+        }
     }
 }
 
@@ -126,10 +184,14 @@ pub struct Supervisor {
     account: Account,
     who: String,
     slots: Mutex<HashMap<Target, Arc<Slot>>>,
-    moments: Mutex<HashMap<String, (Instant, Position)>>,
+    /// By name, and whether the owner asked.
+    moments: Mutex<HashMap<(String, bool), (Instant, Position)>>,
     last_anonymous: Mutex<Option<Instant>>,
-    /// Held by whoever looks for room for one more server.
+    /// Held by whoever looks for room for one more server: the owner's, and one of others.
+    own_room: AsyncMutex<()>,
     room: AsyncMutex<()>,
+    /// Something may be there to stop.
+    pub look: Arc<Notify>,
     pub metrics: Arc<Metrics>,
 }
 
@@ -154,7 +216,9 @@ impl Supervisor {
             slots: Mutex::default(),
             moments: Mutex::default(),
             last_anonymous: Mutex::default(),
+            own_room: AsyncMutex::default(),
             room: AsyncMutex::default(),
+            look: Arc::default(),
             metrics,
         };
         for instance in instance::list(repo)? {
@@ -186,10 +250,7 @@ impl Supervisor {
     }
 
     fn slot(&self, target: &Target) -> Arc<Slot> {
-        let slot = || {
-            let (connections, used, state) = (AtomicUsize::new(0), Mutex::new(Instant::now()), Arc::default());
-            Arc::new(Slot { target: target.clone(), connections, used, state })
-        };
+        let slot = || Arc::new(Slot::new(target.clone()));
         lock(&self.slots).entry(target.clone()).or_insert_with(slot).clone()
     }
 
@@ -201,9 +262,9 @@ impl Supervisor {
     /// Returns a lease of the server of the branch or revision `name`, otherwise of HEAD. Starts it if it does not
     /// run, and waits for whoever starts or stops it; a connection that has not authenticated waits for no
     /// second start.
-    pub async fn lease(self: &Arc<Supervisor>, name: Option<String>, is_trusted: bool) -> Result<Lease, Refusal> {
+    pub async fn lease(self: &Arc<Supervisor>, name: Option<String>, is_owner: bool) -> Result<Lease, Refusal> {
         let this = self.clone();
-        let found = spawn_blocking(move || this.find(name, is_trusted)).await.map_err(broken)??;
+        let found = spawn_blocking(move || this.find(name, is_owner)).await.map_err(broken)??;
         let Found { target, is_admitted } = found;
         let slot = self.slot(&target);
         let state = slot.state.clone().lock_owned().await;
@@ -214,13 +275,27 @@ impl Supervisor {
                 if !is_admitted {
                     self.admit_anonymous()?;
                 }
-                self.start(target, state).await?
+                let standing = if is_owner { Standing::Owner } else { Standing::Unproven };
+                *lock(&slot.standing) = standing;
+                self.start(target, is_owner, state).await?
             }
         };
         let State::Running(instance, endpoint) = &*state else {
             return Err(Refusal::new(SYSTEM_ERROR, "the server is gone again"));
         };
-        Ok(Lease::new(slot.clone(), endpoint.clone(), instance.config.tcp))
+        // What runs by hand is the owner's, too.
+        if is_owner || !instance.config.on_demand {
+            *lock(&slot.standing) = Standing::Owner;
+        }
+        let count = if is_owner { &slot.connections } else { &slot.unproven };
+        count.fetch_add(1, Ordering::Relaxed);
+        Ok(Lease {
+            endpoint: endpoint.clone(),
+            tcp: instance.config.tcp,
+            is_proven: AtomicBool::new(is_owner),
+            look: self.look.clone(),
+            slot: slot.clone(),
+        })
     }
 
     /// Notes that a server does not answer: the next lease looks again, and starts it if need be.
@@ -243,9 +318,9 @@ impl Supervisor {
 
     /// Finds what a client means. Names and moments that others asked for are at hand; to find another revision may
     /// mean to read WAL.
-    fn find(&self, name: Option<String>, is_trusted: bool) -> Result<Found, Refusal> {
+    fn find(&self, name: Option<String>, is_owner: bool) -> Result<Found, Refusal> {
         let repo = self.repo().map_err(refusal)?;
-        let found = |target| Ok(Found { target, is_admitted: is_trusted });
+        let found = |target| Ok(Found { target, is_admitted: is_owner });
         let Some(name) = name.filter(|name| name != "HEAD") else {
             let head = repo.refs().head().map_err(|error| refusal(error.into()))?;
             return found(Target::Branch(head.short().to_owned()));
@@ -255,19 +330,19 @@ impl Supervisor {
         {
             return found(Target::Branch(name));
         }
-        if let Some((when, position)) = lock(&self.moments).get(&name)
+        if let Some((when, position)) = lock(&self.moments).get(&(name.clone(), is_owner))
             && when.elapsed() < MOMENT
         {
             return found(Target::At(name.clone(), *position));
         }
-        if !is_trusted {
+        if !is_owner {
             self.admit_anonymous()?;
         }
         match resolve_now(&repo, &name, &jiff::Zoned::now()) {
             Ok(resolved) => {
                 let mut moments = lock(&self.moments);
                 moments.retain(|_, (when, _)| when.elapsed() < MOMENT);
-                moments.insert(name.clone(), (Instant::now(), resolved.position));
+                moments.insert((name.clone(), is_owner), (Instant::now(), resolved.position));
                 Ok(Found { target: Target::At(name, resolved.position), is_admitted: true })
             }
             Err(error) => Err(unknown(&repo, &name, &error)),
@@ -279,11 +354,12 @@ impl Supervisor {
     async fn start(
         self: &Arc<Supervisor>,
         target: Target,
+        is_owner: bool,
         mut state: OwnedMutexGuard<State>,
     ) -> Result<OwnedMutexGuard<State>, Refusal> {
         let this = self.clone();
         let started = tokio::spawn(async move {
-            let result = match this.make_room(&target).await {
+            let result = match this.make_room(&target, is_owner).await {
                 Ok(()) => {
                     let (this, target) = (this.clone(), target.clone());
                     spawn_blocking(move || this.start_blocking(&target)).await.map_err(broken).flatten()
@@ -324,10 +400,21 @@ impl Supervisor {
         let signature = self.sign("start");
         let Supervisor { binaries, account, .. } = self;
         let cx = Context { repo: &repo, binaries, account, progress: &Hidden, signature: &signature };
-        let wish = Wish { tcp: Some(own_loopback(&self.dir)), on_demand: true, ..Wish::default() };
-        let outcome = match target {
-            Target::Branch(name) => start(&cx, &instance::find_or_create(&repo, name, None)?.name, wish)?,
-            Target::At(name, position) => read_only::start(&cx, name, *position, None, wish)?,
+        let wish = Wish { on_demand: true, ..Wish::default() };
+        let start = |tcp| match target {
+            Target::Branch(name) => {
+                start(&cx, &instance::find_or_create(&repo, name, None)?.name, Wish { tcp, ..wish })
+            }
+            Target::At(name, position) => read_only::start(&cx, name, *position, None, Wish { tcp, ..wish }),
+        };
+        let tcp = (repo.config().proxy.others == Others::Scram).then(|| own_loopback(&self.dir));
+        let outcome = match start(tcp) {
+            // Another user of this machine may have taken the port there: that keeps nobody but others out.
+            Err(error) if tcp.is_some() && is_taken(&error) => {
+                tracing::warn!(branch = target.name(), "takes no connections of other users: {}", error.text());
+                start(None)?
+            }
+            outcome => outcome?,
         };
         let endpoint = outcome.instance.endpoint(&repo)?;
         Ok((outcome, endpoint))
@@ -337,17 +424,21 @@ impl Supervisor {
         Signature { who: self.who.clone(), time_us: jiff::Timestamp::now().as_microsecond(), why: why.to_owned() }
     }
 
-    /// Stops the server that nobody has used for the longest time, if as many run as may.
-    async fn make_room(self: &Arc<Supervisor>, wanted: &Target) -> Result<(), Refusal> {
-        let most = self.config().map_err(refusal)?.proxy.max_instances;
-        if most == 0 {
-            return Ok(());
-        }
-        let _alone = self.room.lock().await;
+    /// Stops the server that nobody has used for the longest time, if as many run as may: of the owner's, or of
+    /// those that others started.
+    async fn make_room(self: &Arc<Supervisor>, wanted: &Target, is_owner: bool) -> Result<(), Refusal> {
+        let config = self.config().map_err(refusal)?.proxy;
+        let (most, room) = match is_owner {
+            true if config.max_instances == 0 => return Ok(()),
+            true => (config.max_instances, &self.own_room),
+            false => (config.others_instances, &self.room),
+        };
+        let _alone = room.lock().await;
         let begun = Instant::now();
         loop {
             let (mut running, mut idle) = (0, Vec::new());
-            for slot in self.slots() {
+            let is_ours = |slot: &Arc<Slot>| (*lock(&slot.standing) == Standing::Owner) == is_owner;
+            for slot in self.slots().into_iter().filter(is_ours) {
                 // Whoever holds it starts or stops it: counted as one that runs.
                 match slot.state.clone().try_lock_owned() {
                     Ok(state) if !matches!(*state, State::Running(..)) => continue,
@@ -373,8 +464,9 @@ impl Supervisor {
             if !stopped && begun.elapsed() < ROOM_WAIT {
                 tokio::time::sleep(ROOM_PAUSE).await;
             } else if !stopped {
-                let message = format!("{running} servers run and are in use, and no more may (proxy.max_instances)");
-                let hint = "Close connections to another branch, or allow more: zenith config proxy.max_instances N";
+                let setting = if is_owner { "proxy.max_instances" } else { "proxy.others_instances" };
+                let message = format!("{running} servers run and are in use, and no more may ({setting})");
+                let hint = format!("Close connections to another branch, or allow more: zenith config {setting} N");
                 return Err(Refusal::new(TOO_MANY_CONNECTIONS, message).hint(hint));
             }
         }
@@ -387,14 +479,12 @@ impl Supervisor {
             Err(error) => return tracing::warn!("{}", error.text()),
         };
         for slot in self.slots() {
-            let Some(patience) = config.idle_timeout(slot.target.name()) else { continue };
-            let is_idle = slot.connections.load(Ordering::Relaxed) == 0 && lock(&slot.used).elapsed() >= patience;
-            if !is_idle {
+            if !slot.is_idle(&config) {
                 continue;
             }
             let Ok(state) = slot.state.clone().try_lock_owned() else { continue };
             // With the state in hand nobody can come.
-            if slot.connections.load(Ordering::Relaxed) == 0 && matches!(*state, State::Running(..)) {
+            if slot.is_idle(&config) && matches!(*state, State::Running(..)) {
                 let this = self.clone();
                 tokio::spawn(async move { this.stop(&slot, state).await });
             } else if matches!(*state, State::Stopped | State::Failed(..)) {
@@ -419,6 +509,11 @@ impl Supervisor {
                 true
             }
             Ok(false) => {
+                // Somebody is connected directly, and was let in.
+                let mut standing = lock(&slot.standing);
+                if *standing == Standing::Unproven {
+                    *standing = Standing::Other;
+                }
                 *lock(&slot.used) = Instant::now();
                 false
             }
@@ -456,13 +551,18 @@ impl Supervisor {
     }
 }
 
+/// Returns whether a start failed since somebody else has its port.
+fn is_taken(error: &CommandError) -> bool {
+    matches!(error.source.downcast_ref(), Some(postgres::Error::PortTaken { .. }))
+}
+
 /// Returns what a client is told of a start that failed: the server's last words, if it has spoken.
 fn refusal(error: CommandError) -> Refusal {
     let sqlstate = match error.source.downcast_ref() {
         Some(postgres::Error::DidNotStart { .. } | postgres::Error::Timeout { .. }) => CANNOT_CONNECT_NOW,
         _ => SYSTEM_ERROR,
     };
-    let refusal = Refusal::new(sqlstate, error.text());
+    let refusal = Refusal::new(sqlstate, error.text()).private();
     error.hints.into_iter().next().map_or(refusal.clone(), |hint| refusal.hint(hint))
 }
 
@@ -473,5 +573,5 @@ fn unknown(repo: &Repo, name: &str, error: &CommandError) -> Refusal {
     let near = |known: &String| -strsim::jaro_winkler(known, name);
     names.sort_by(|a, b| near(a).total_cmp(&near(b)));
     names.truncate(NEAR);
-    Refusal::new(UNKNOWN_BRANCH, error.text()).hint(format!("The nearest names are: {}.", names.join(", ")))
+    Refusal::new(UNKNOWN_BRANCH, error.text()).private().hint(format!("The nearest names are: {}.", names.join(", ")))
 }

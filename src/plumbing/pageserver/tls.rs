@@ -58,10 +58,11 @@ fn made(dir: &Path) -> Result<Files, Error> {
     let fail = |source| Error::Certificate { path: files.certificate.clone(), source: Box::new(source) };
     let made = rcgen::generate_simple_self_signed(NAMES.map(str::to_owned)).map_err(fail)?;
     write(&files.key, &made.signing_key.serialize_pem(), 0o600).map_err(Error::io("write", &files.key))?;
-    write(&files.certificate, &made.cert.pem(), 0o644).map_err(Error::io("write", &files.certificate))?;
+    write(&files.certificate, &made.cert.pem(), 0o666).map_err(Error::io("write", &files.certificate))?;
     Ok(files)
 }
 
+/// Writes a file with a mode of which the umask takes what it takes.
 fn write(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     let mut file = fs::File::options().create(true).write(true).truncate(true).mode(mode).open(path)?;
     file.write_all(text.as_bytes())

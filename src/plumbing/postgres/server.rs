@@ -39,7 +39,7 @@ const REPLAY_PATIENCE: Duration = Duration::from_secs(60);
 const TAIL_LINES: usize = 10;
 
 /// Where a server is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     pub socket_dir: PathBuf,
     pub port: u16,
@@ -207,11 +207,19 @@ pub fn flushed_lsn(endpoint: &Endpoint) -> Result<Lsn, Error> {
 
 /// Returns how many clients are connected to a server, beside the one who asks.
 pub fn clients(endpoint: &Endpoint) -> Result<u64, Error> {
-    let count = "SELECT count(*) FROM pg_stat_activity \
-                 WHERE backend_type IN ('client backend', 'walsender') AND pid <> pg_backend_pid()";
+    // From PostgreSQL 18 on those who have not authenticated are listed, too; they do not count.
+    let count = "SELECT count(*) FROM pg_stat_activity WHERE backend_type IN ('client backend', 'walsender') \
+                 AND pid <> pg_backend_pid() AND state IS DISTINCT FROM 'starting'";
     let row = connect(endpoint)?.query_one(count, &[]);
     let row = row.map_err(|source| Error::Query { port: endpoint.port, source })?;
     Ok(row.get::<_, i64>(0).unsigned_abs())
+}
+
+/// Ends sessions of a server, which tells their clients so.
+pub fn terminate(endpoint: &Endpoint, pids: &[i32]) -> Result<(), Error> {
+    let end = "SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid";
+    let done = connect(endpoint)?.execute(end, &[&pids]);
+    done.map(|_| ()).map_err(|source| Error::Query { port: endpoint.port, source })
 }
 
 /// Waits until a standby has replayed the WAL up to `lsn`. Fails when it gets no further for a minute.

@@ -121,8 +121,8 @@ pub fn socket_dir(preferred: &Path, fallback: &Path) -> Result<PathBuf, Error> {
     Ok(dir)
 }
 
-/// Returns whether a folder of that user is this user's, or for root that of the account that its servers may have.
-fn is_ours(uid: u32) -> bool {
+/// Returns whether what belongs to that user is this user's, or for root that of the account that its servers may have.
+pub fn is_ours(uid: u32) -> bool {
     let of_servers = || User::from_name("postgres").ok().flatten().is_some_and(|user| user.uid.as_raw() == uid);
     uid == geteuid().as_raw() || (geteuid().is_root() && of_servers())
 }
@@ -162,7 +162,7 @@ pub fn write_hba_file(dir: &Path) -> Result<PathBuf, Error> {
     }
     let write = || {
         // A server may read it at this moment.
-        let mut file = tempfile::NamedTempFile::new_in(dir)?;
+        let mut file = crate::objects::durable::temp_file(dir)?;
         std::io::Write::write_all(&mut file, HBA.as_bytes())?;
         crate::objects::durable::keep_as(file, &path)
     };

@@ -4,6 +4,7 @@ mod access;
 mod clients;
 mod life;
 mod pages;
+mod sessions;
 mod wire;
 
 use std::net::SocketAddr;
@@ -95,6 +96,17 @@ impl Daemon {
             std::thread::sleep(std::time::Duration::from_millis(50));
         }
     }
+}
+
+/// Returns the packet that begins a session with these parameters.
+fn startup(parameters: &[(&str, &str)]) -> Vec<u8> {
+    let text: String = parameters.iter().map(|(name, value)| format!("{name}\0{value}\0")).collect();
+    [&(9 + text.len() as u32).to_be_bytes()[..], &(3u32 << 16).to_be_bytes(), text.as_bytes(), b"\0"].concat()
+}
+
+/// Returns the message that asks for `sql`.
+fn query(sql: &str) -> Vec<u8> {
+    [b"Q", &(5 + sql.len() as u32).to_be_bytes()[..], sql.as_bytes(), b"\0"].concat()
 }
 
 fn told(error: postgres::Error) -> String {

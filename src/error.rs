@@ -110,9 +110,12 @@ impl From<io::Error> for CommandError {
 impl From<repo::Error> for CommandError {
     fn from(error: repo::Error) -> CommandError {
         let hint = match &error {
-            repo::Error::NotFound(_) => Some("create one: zenith init"),
+            repo::Error::NotFound(_) => Some("create one: zenith init".to_owned()),
             repo::Error::Format { source: format::Error::Version(_), .. } => {
-                Some("use the version of zenith that made it")
+                Some("use the version of zenith that made it".to_owned())
+            }
+            repo::Error::Format { source: format::Error::Setting(_) | format::Error::Syntax(_), path } => {
+                Some(format!("correct it in '{}'", path.join("config").display()))
             }
             _ => None,
         };

@@ -9,7 +9,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use toml_edit::DocumentMut;
+
+use super::setting::{self, BadValue};
 
 /// The version of the repository format that this program reads and writes.
 pub const FORMAT_VERSION: u32 = 2;
@@ -43,9 +47,13 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Proxy {
+    /// Where a connection goes that names no branch.
+    pub default: DefaultBranch,
     /// Where PostgreSQL's clients connect.
+    #[serde(deserialize_with = "address")]
     pub listen: SocketAddr,
     /// Where status and metrics are.
+    #[serde(deserialize_with = "address")]
     pub http: SocketAddr,
     /// A server that nobody has used for so long is stopped.
     pub idle_timeout: Timeout,
@@ -66,6 +74,7 @@ pub struct Proxy {
 impl Default for Proxy {
     fn default() -> Proxy {
         Proxy {
+            default: DefaultBranch::Head,
             listen: SocketAddr::from(([127, 0, 0, 1], 5432)),
             http: SocketAddr::from(([127, 0, 0, 1], 64000)),
             idle_timeout: Timeout(Some(Duration::from_secs(5 * 60))),
@@ -77,6 +86,21 @@ impl Default for Proxy {
             tls_key: None,
         }
     }
+}
+
+/// Where a connection goes that names no branch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DefaultBranch {
+    /// To the branch of HEAD.
+    Head,
+    /// Nowhere: it is refused.
+    None,
+}
+
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    let text = Setting::deserialize(deserializer)?.to_string();
+    setting::parse_address(&text).ok_or_else(|| D::Error::custom(format!("'{text}' is not {}", setting::ADDRESS)))
 }
 
 /// What becomes of clients that are not the owner's.
@@ -122,41 +146,24 @@ impl fmt::Display for Setting {
     }
 }
 
-/// A time to wait for: "5min", "1h 30m", a number of seconds; 0 for ever, which is `None`.
+/// A time to wait for: "5min", "1h 30m", a number of seconds; "never" or 0 for ever, which is `None`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "TimeoutText", into = "String")]
+#[serde(try_from = "Setting", into = "String")]
 pub struct Timeout(pub Option<Duration>);
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum TimeoutText {
-    Seconds(u64),
-    Text(String),
-}
-
-impl TryFrom<TimeoutText> for Timeout {
+impl TryFrom<Setting> for Timeout {
     type Error = String;
 
-    fn try_from(text: TimeoutText) -> Result<Timeout, String> {
-        let duration = match text {
-            TimeoutText::Seconds(seconds) => Duration::from_secs(seconds),
-            TimeoutText::Text(text) => match text.trim().parse() {
-                Ok(seconds) => Duration::from_secs(seconds),
-                Err(_) => {
-                    let duration = text.parse::<jiff::SignedDuration>();
-                    let duration = duration.map_err(|error| format!("not a time such as 5min: '{text}': {error}"))?;
-                    Duration::try_from(duration).map_err(|_| format!("a negative time: '{text}'"))?
-                }
-            },
-        };
-        Ok(Timeout(Some(duration).filter(|duration| !duration.is_zero())))
+    fn try_from(value: Setting) -> Result<Timeout, String> {
+        let text = value.to_string();
+        setting::parse_time(&text).map(Timeout).ok_or_else(|| format!("'{text}' is not a time such as 5min"))
     }
 }
 
 impl From<Timeout> for String {
     fn from(timeout: Timeout) -> String {
         let duration = jiff::SignedDuration::try_from(timeout.0.unwrap_or_default()).unwrap_or_default();
-        if duration.is_zero() { "0".to_owned() } else { format!("{duration:#}") }
+        if duration.is_zero() { "never".to_owned() } else { format!("{duration:#}") }
     }
 }
 
@@ -221,6 +228,8 @@ pub enum Error {
     Extension(String),
     #[error("the repository's config has an impossible {0}")]
     Value(&'static str),
+    #[error(transparent)]
+    Setting(#[from] BadValue),
 }
 
 impl Config {
@@ -235,6 +244,8 @@ impl Config {
         if format_version != FORMAT_VERSION {
             return Err(Error::Version(format_version));
         }
+        let document: DocumentMut = text.parse().map_err(toml_edit::de::Error::from)?;
+        setting::check(document.as_table())?;
         let config: Config = toml_edit::de::from_str(text)?;
         if let Some(extension) = config.extensions.first() {
             return Err(Error::Extension(extension.clone()));
@@ -247,9 +258,6 @@ impl Config {
         }
         if config.system_identifier.parse::<u64>().is_err() {
             return Err(Error::Value("system_identifier"));
-        }
-        if !(1..=22).contains(&config.core.compression_level) {
-            return Err(Error::Value("core.compression_level"));
         }
         Ok(config)
     }

@@ -23,6 +23,7 @@ pub mod mode;
 pub mod pg;
 pub mod refs;
 pub mod repo;
+pub mod setting;
 pub mod snapshot;
 pub mod store;
 pub mod timeline;

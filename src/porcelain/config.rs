@@ -9,17 +9,21 @@ use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::durable;
 use crate::objects::format::Config;
+use crate::objects::refs::RefName;
+use crate::objects::setting::SETTINGS;
 
 /// Get and set settings of the repository
 ///
-/// core.compression_level, core.shared (no, or group to let the group use the repository), snapshot.wal_threshold (bytes), postgres.bin, proxy.listen, proxy.http,
-/// proxy.idle_timeout (5min, 1h; 0 for never), proxy.max_instances (0 for any number),
-/// proxy.others (refuse, or scram to let in other users who know a role's password; they get no more than
-/// proxy.others_sessions and proxy.others_instances),
-/// proxy.tls_certificate, proxy.tls_key; of one branch branch.NAME.idle_timeout and PostgreSQL's own
+/// core.compression_level, core.shared (no, or group to let the group use the repository),
+/// snapshot.wal_threshold (bytes), postgres.bin, proxy.default (head, or none: connections that name
+/// no branch are refused), proxy.listen and proxy.http (127.0.0.1:5432, localhost:5432 or 5432),
+/// proxy.idle_timeout (5min, 1h, never), proxy.max_instances (0 for any number), proxy.others (refuse,
+/// or scram to let in other users who know a role's password; they get no more than
+/// proxy.others_sessions and proxy.others_instances), proxy.tls_certificate, proxy.tls_key; of one
+/// branch branch.NAME.idle_timeout and PostgreSQL's own
 /// settings, as in branch.NAME.postgres.shared_buffers, which count from its next start.
 #[derive(Debug, clap::Args)]
-#[command(after_long_help = "Examples:\n  zenith config proxy.idle_timeout 1h\n  \
+#[command(after_long_help = "Examples:\n  zenith config proxy.idle_timeout 1h\n  zenith config proxy.default none\n  \
     zenith config branch.heikki.postgres.shared_buffers 1GB\n  zenith config --unset branch.heikki.idle_timeout\n  \
     zenith config --list\n")]
 pub struct Args {
@@ -37,23 +41,6 @@ pub struct Args {
     value: Option<String>,
 }
 
-/// Settings that may be changed; those of branches come on top.
-const KEYS: [&str; 13] = [
-    "core.compression_level",
-    "core.shared",
-    "snapshot.wal_threshold",
-    "postgres.bin",
-    "proxy.listen",
-    "proxy.http",
-    "proxy.idle_timeout",
-    "proxy.max_instances",
-    "proxy.others",
-    "proxy.others_sessions",
-    "proxy.others_instances",
-    "proxy.tls_certificate",
-    "proxy.tls_key",
-];
-
 /// Splits a key into the tables and the name; a branch's name may have dots.
 fn path(key: &str) -> Option<Vec<&str>> {
     if let Some(rest) = key.strip_prefix("branch.") {
@@ -63,12 +50,12 @@ fn path(key: &str) -> Option<Vec<&str>> {
         let (name, setting) = rest.split_once(".postgres.")?;
         return Some(vec!["branch", name, "postgres", setting]).filter(|_| !name.is_empty() && !setting.is_empty());
     }
-    KEYS.contains(&key).then(|| key.split('.').collect())
+    SETTINGS.iter().any(|setting| setting.key == key).then(|| key.split('.').collect())
 }
 
 fn unknown(key: &str) -> CommandError {
-    let likeness = |known: &&&str| strsim::jaro_winkler(known, key);
-    let nearest = KEYS.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    let likeness = |known: &&str| strsim::jaro_winkler(known, key);
+    let nearest = SETTINGS.iter().map(|setting| setting.key).max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
     let error = CommandError::refused(format!("there is no setting '{key}'"));
     match nearest.filter(|known| likeness(known) > 0.8) {
         Some(known) => error.hint(format!("the most similar one is '{known}'")),
@@ -132,6 +119,12 @@ fn change(repo: &Repo, key: &str, path: &[&str], new: Option<Value>) -> CmdResul
     Ok(durable::replace(repo.tmp()?, &file, text.as_bytes())?)
 }
 
+/// Sets a setting that the program knows.
+pub(super) fn set(repo: &Repo, key: &str, new: &str) -> CmdResult {
+    let path = path(key).ok_or_else(|| unknown(key))?;
+    change(repo, key, &path, Some(value(new)))
+}
+
 fn invalid(error: toml_edit::TomlError) -> CommandError {
     CommandError::new(Class::Corrupt, error)
 }
@@ -143,6 +136,12 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     };
     let Some(key) = args.key else { return list(&mut cx.out, "", document()?.as_table()) };
     let path = path(&key).ok_or_else(|| unknown(&key))?;
+    if let (Some(_), ["branch", branch, ..]) = (&args.value, path.as_slice())
+        && repo.refs().read(&RefName::branch(branch)?)?.is_none()
+    {
+        let error = CommandError::refused(format!("there is no branch '{branch}'"));
+        return Err(error.hint(format!("make it first: zenith branch {branch}, or see what there is: zenith branch")));
+    }
     if args.unset || args.value.is_some() {
         return change(&repo, &key, &path, args.value.as_deref().map(value));
     }

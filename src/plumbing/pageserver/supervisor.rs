@@ -20,7 +20,7 @@ use super::message::{CANNOT_CONNECT_NOW, Refusal, SYSTEM_ERROR, TOO_MANY_CONNECT
 use super::metrics::Metrics;
 use crate::error::CommandError;
 use crate::objects::Repo;
-use crate::objects::format::{Config, Others};
+use crate::objects::format::{Config, DefaultBranch, Others};
 use crate::objects::refs::{RefKind, RefName, Signature, Value};
 use crate::objects::timeline::Position;
 use crate::plumbing::instance::start::{Context, Outcome, Wish, start};
@@ -321,8 +321,12 @@ impl Supervisor {
     fn find(&self, name: Option<String>, is_owner: bool) -> Result<Found, Refusal> {
         let repo = self.repo().map_err(refusal)?;
         let found = |target| Ok(Found { target, is_admitted: is_owner });
+        let is_default = name.is_none();
         let Some(name) = name.filter(|name| name != "HEAD") else {
             let head = repo.refs().head().map_err(|error| refusal(error.into()))?;
+            if is_default && repo.config().proxy.default == DefaultBranch::None {
+                return Err(unnamed(head.short()));
+            }
             return found(Target::Branch(head.short().to_owned()));
         };
         if let Ok(branch) = RefName::branch(&name)
@@ -564,6 +568,13 @@ fn refusal(error: CommandError) -> Refusal {
     };
     let refusal = Refusal::new(sqlstate, error.text()).private();
     error.hints.into_iter().next().map_or(refusal.clone(), |hint| refusal.hint(hint))
+}
+
+/// Returns what a client is told that names no branch where it has to.
+fn unnamed(head: &str) -> Refusal {
+    let message = "the connection names no branch, and there is no default (proxy.default is none)";
+    let hint = format!("Name it with the user: postgres@{head}. See zenith-clients(7) for other ways, and zenith url.");
+    Refusal::new(UNKNOWN_BRANCH, message).hint(hint)
 }
 
 fn unknown(repo: &Repo, name: &str, error: &CommandError) -> Refusal {

@@ -303,17 +303,14 @@ impl Proxy {
         let name = session.take_branch(stream.server_name());
         let name = name.map(String::from_utf8).transpose();
         let name = name.map_err(|_| Refusal::new(super::message::UNKNOWN_BRANCH, "a branch's name is UTF-8"))?;
-        let packet = session.packet();
-        drop(session);
         let begun = tokio::select! {
-            begun = self.begin(name, peer.is_owner(), &packet) => begun?,
+            begun = self.begin(name, peer.is_owner(), session) => begun?,
             () = self.end_of_service() => {
                 let message = "terminating connection due to administrator command";
                 return Err(Refusal::new(ADMIN_SHUTDOWN, message).into());
             }
         };
         let Begun { lease, address, server, answer } = begun;
-        drop(packet);
         // The server takes it for the owner by now, and has not got a byte of what the client said since.
         if peer.is_owner() && stream.peer() != peer {
             return Err(Refusal::new(NOT_AUTHORIZED, "the client is not who it was when it came").into());
@@ -330,10 +327,11 @@ impl Proxy {
 
     /// Leases a server, connects to it and begins a session there. One that is stopped or started by somebody else
     /// at this moment, or was killed this instant, is looked at again.
-    async fn begin(&self, name: Option<String>, is_owner: bool, packet: &[u8]) -> Result<Begun, Refusal> {
+    async fn begin(&self, name: Option<String>, is_owner: bool, session: Session) -> Result<Begun, Refusal> {
         let patience = Instant::now() + BETWEEN;
         loop {
             let lease = self.supervisor.lease(name.clone(), is_owner).await?;
+            let packet = session.packet_on(lease.target().name())?;
             if !is_owner && lease.tcp.is_none() {
                 let message = "the branch's server takes no connections from other users: it was started by hand, or \
                                before they were let in";
@@ -341,7 +339,7 @@ impl Proxy {
             }
             let address = Address { endpoint: lease.endpoint.clone(), tcp: lease.tcp.filter(|_| !is_owner) };
             let may_wait = Instant::now() < patience;
-            match address.begin(packet).await {
+            match address.begin(&packet).await {
                 Ok((_, answer)) if may_wait && is_in_between(&answer) => {}
                 Ok((server, answer)) => return Ok(Begun { lease, address, server, answer }),
                 Err(error) if may_wait && may_be_gone(&error) => {}
@@ -404,13 +402,19 @@ impl From<Refusal> for Failure {
     }
 }
 
-impl From<startup::Malformed> for Failure {
-    fn from(error: startup::Malformed) -> Failure {
+impl From<startup::Malformed> for Refusal {
+    fn from(error: startup::Malformed) -> Refusal {
         let sqlstate = match error {
             startup::Malformed::Protocol(..) => "0A000",
             _ => PROTOCOL_VIOLATION,
         };
-        Failure::Refused(Refusal::new(sqlstate, error.to_string()))
+        Refusal::new(sqlstate, error.to_string())
+    }
+}
+
+impl From<startup::Malformed> for Failure {
+    fn from(error: startup::Malformed) -> Failure {
+        Refusal::from(error).into()
     }
 }
 

@@ -13,9 +13,14 @@
 //!
 //! A session names its branch in the parameter `branch` or `zenith.branch`, in `options` (`-c branch=NAME`, `-c
 //! zenith.branch=NAME`, `branch=NAME`), as `user@NAME`, by the TLS server name `NAME.localhost`, or as
-//! `database@NAME`; the first of these ways wins. Within one the last name wins, and upper and lower case are the same in
-//! the words `branch` and `zenith.branch`, as with all settings of PostgreSQL. What PostgreSQL would not understand is taken out; `zenith.branch` stays, as a
-//! setting that SQL can ask for.
+//! `database@NAME`; the first of these wins, and of one kind the last, in upper or lower case, as for any of PostgreSQL's
+//! settings. All of it is taken out; PostgreSQL gets the branch that the session is on as the parameter
+//! `zenith.branch`, which SQL can ask for.
+//!
+//! Some clients pass on a part of a URL as it is written there. So in `user@NAME` and `database@NAME` the branch may be
+//! percent-encoded (`postgres@feature%2Fx`), and where the @ itself is (`postgres%40feature%2Fx`), the whole name was not decoded.
+
+use percent_encoding::percent_decode;
 
 /// The longest packet that PostgreSQL accepts, bytes.
 pub const LONGEST: usize = 10_000;
@@ -27,6 +32,10 @@ const TLS: u32 = 80_877_103;
 const GSSAPI: u32 = 80_877_104;
 /// The cancel keys of protocol 3.2 have up to so many bytes.
 const LONGEST_KEY: usize = 256;
+
+/// The setting that says on which branch a session is.
+pub const BRANCH: &str = "zenith.branch";
+const ENCODED_AT: &[u8] = b"%40";
 
 /// A name and a value, in whatever encoding.
 type Parameter = (Vec<u8>, Vec<u8>);
@@ -139,10 +148,8 @@ impl Session {
     }
 
     fn take_parameter(&mut self) -> Option<Vec<u8>> {
-        let found = self.parameters.iter().rfind(|(name, _)| is_ours(name) || is_setting(name));
-        let value = found.map(|(_, value)| value.clone());
-        self.parameters.retain(|(name, _)| !is_ours(name));
-        value
+        let taken = self.parameters.extract_if(.., |(name, _)| is_branch(name));
+        taken.last().map(|(_, value)| value)
     }
 
     fn take_option(&mut self) -> Option<Vec<u8>> {
@@ -150,19 +157,15 @@ impl Session {
         let words = words(options);
         let (mut kept, mut branch, mut at) = (Vec::new(), None, 0);
         while at < words.len() {
-            let is_bare = |word: &[u8]| split_setting(word).is_some_and(|(name, _)| is_ours(name));
             let (setting, count): (&[u8], usize) = match words[at].as_slice() {
                 b"-c" if at + 1 < words.len() => (&words[at + 1], 2),
                 [b'-', b'c', setting @ ..] | [b'-', b'-', setting @ ..] => (setting, 1),
-                word if is_bare(word) => (word, 1),
-                _ => (b"", 1),
+                word => (word, 1),
             };
-            let (name, value) = split_setting(setting).unwrap_or_default();
-            if is_ours(name) || is_setting(name) {
-                branch = Some(value.to_vec());
-            }
-            if !is_ours(name) {
-                kept.extend_from_slice(&words[at..at + count]);
+            let equals = setting.iter().position(|byte| *byte == b'=');
+            match equals.filter(|equals| is_branch(&setting[..*equals])) {
+                Some(equals) => branch = Some(setting[equals + 1..].to_vec()),
+                None => kept.extend_from_slice(&words[at..at + count]),
             }
             at += count;
         }
@@ -175,12 +178,20 @@ impl Session {
     /// Splits what follows the first @ off the last parameter of that name.
     fn split(&mut self, name: &str) -> Option<Vec<u8>> {
         let (_, value) = self.parameters.iter_mut().rev().find(|(known, _)| known == name.as_bytes())?;
-        let (kept, branch) = split_name(value).map(|(kept, branch)| (kept.to_vec(), branch.to_vec()))?;
+        let (kept, branch) = split_name(value)?;
         *value = kept;
         Some(branch)
     }
 
-    /// Returns the packet for PostgreSQL.
+    /// Returns the packet for PostgreSQL, which also says on which branch or revision the session is. PostgreSQL takes
+    /// parameters after `options`, so that is what `current_setting('zenith.branch')` says.
+    pub fn packet_on(&self, branch: &str) -> Result<Vec<u8>, Malformed> {
+        let mut session = self.clone();
+        session.parameters.push((BRANCH.as_bytes().to_vec(), branch.as_bytes().to_vec()));
+        Some(session.packet()).filter(|packet| packet.len() <= LONGEST).ok_or(Malformed::Length)
+    }
+
+    /// Returns the packet with the parameters as they are.
     pub fn packet(&self) -> Vec<u8> {
         let mut packet = vec![0; 4];
         packet.extend_from_slice(&(3 << 16 | u32::from(self.minor)).to_be_bytes());
@@ -191,30 +202,35 @@ impl Session {
             }
         }
         packet.push(0);
-        let length = packet.len() as u32; // at most what was read
+        let length = packet.len() as u32; // at most what was read, and a branch's name
         packet[..4].copy_from_slice(&length.to_be_bytes());
         packet
     }
 }
 
-/// Returns whether this is our name of the branch, which PostgreSQL does not know.
-fn is_ours(name: &[u8]) -> bool {
-    name.eq_ignore_ascii_case(b"branch")
+/// Returns whether a parameter or setting of that name names the branch.
+fn is_branch(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"branch") || name.eq_ignore_ascii_case(BRANCH.as_bytes())
 }
 
-/// Returns whether this is the setting that names the branch, which SQL can ask for.
-fn is_setting(name: &[u8]) -> bool {
-    name.eq_ignore_ascii_case(b"zenith.branch")
+/// Splits `kept@branch`, of which the branch or all may be percent-encoded.
+fn split_name(value: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    let at = value.iter().position(|byte| *byte == b'@');
+    let encoded = value.windows(ENCODED_AT.len()).position(|bytes| bytes == ENCODED_AT);
+    let (kept, branch) = match (at, encoded) {
+        (Some(at), encoded) if encoded.is_none_or(|encoded| at < encoded) => {
+            (value[..at].to_vec(), decoded(&value[at + 1..]))
+        }
+        (_, Some(encoded)) => (decoded(&value[..encoded]), decoded(&value[encoded + ENCODED_AT.len()..])),
+        _ => return None,
+    };
+    Some((kept, branch)).filter(|(kept, branch)| !kept.is_empty() && !branch.is_empty())
 }
 
-fn split_setting(setting: &[u8]) -> Option<(&[u8], &[u8])> {
-    let at = setting.iter().position(|byte| *byte == b'=')?;
-    Some((&setting[..at], &setting[at + 1..]))
-}
-
-fn split_name(value: &[u8]) -> Option<(&[u8], &[u8])> {
-    let at = value.iter().position(|byte| *byte == b'@')?;
-    Some((&value[..at], &value[at + 1..])).filter(|(kept, branch)| !kept.is_empty() && !branch.is_empty())
+/// Returns what is percent-encoded, but for NULs, which would end the name in the packet.
+fn decoded(text: &[u8]) -> Vec<u8> {
+    let decoded: Vec<u8> = percent_decode(text).collect();
+    if decoded.contains(&0) { text.to_vec() } else { decoded }
 }
 
 /// Splits `options` as PostgreSQL does: at white space, unless a backslash stands before it
@@ -283,18 +299,53 @@ mod tests {
         for options in ["-c branch=b", "-cbranch=b", "--branch=b", "branch=b", " -c  branch=b "] {
             takes(&with(options), None, Some("b"), &with(""));
         }
-        let kept = "-c zenith.branch=b -c work_mem=1MB";
-        takes(&with(kept), None, Some("b"), &with(kept));
-        let kept = "-c ZENITH.BRANCH=a -c zenith.Branch=b";
-        takes(&with(kept), None, Some("b"), &with(kept));
+        takes(&with("-c zenith.branch=b -c work_mem=1MB"), None, Some("b"), &with("-c work_mem=1MB"));
+        takes(&with("-c ZENITH.BRANCH=a -c zenith.Branch=b"), None, Some("b"), &with(""));
         takes(&with("-c branch=a -cBRANCH=b"), None, Some("b"), &with(""));
+        takes(&with(r"-c a.b=x\ y -c branch=m@{1\ hour\ ago}"), None, Some("m@{1 hour ago}"), &with(r"-c a.b=x\ y"));
+    }
+
+    #[test]
+    fn what_a_client_did_not_decode_is_decoded() {
+        let plain = [("user", "u"), ("database", "d")];
+        takes(&[("user", "u"), ("database", "d%40a%2Fb")], None, Some("a/b"), &plain);
+        takes(&[("user", "u"), ("database", "d@a%2Fb")], None, Some("a/b"), &plain);
         takes(
-            &[("user", "u"), ("Branch", "a"), ("zenith.branch", "b")],
+            &[("user", "u%40main%40%7B1%20hour%20ago%7D"), ("database", "d")],
+            None,
+            Some("main@{1 hour ago}"),
+            &plain,
+        );
+        takes(&[("user", "u%40b"), ("database", "u%40b")], None, Some("b"), &[("user", "u"), ("database", "u")]);
+        takes(&[("user", "u"), ("database", "a%20b%40c")], None, Some("c"), &[("user", "u"), ("database", "a b")]);
+        // Whoever decodes what a URL has says what is meant, and so do the other ways.
+        takes(&[("user", "u"), ("database", "50%25@c")], None, Some("c"), &[("user", "u"), ("database", "50%25")]);
+        takes(&[("user", "u"), ("database", "d"), ("branch", "a%2Fb")], None, Some("a%2Fb"), &plain);
+        for odd in ["d%40a%00b", "d@a%00b", "d@a%zz%4"] {
+            let name = odd.trim_start_matches("d%40").trim_start_matches("d@");
+            takes(&[("user", "u"), ("database", odd)], None, Some(name), &plain);
+        }
+        for none in ["d%40", "%40b", "d%4", "d@", "@"] {
+            takes(&[("user", "u"), ("database", none)], None, None, &[("user", "u"), ("database", none)]);
+        }
+    }
+
+    #[test]
+    fn of_one_kind_the_last_wins_in_any_case() {
+        let plain = [("user", "u"), ("options", "")];
+        takes(&[("user", "u"), ("options", "-c ZENITH.BRANCH=dev")], None, Some("dev"), &plain);
+        takes(&[("user", "u"), ("options", "-c branch=a --Zenith.Branch=b")], None, Some("b"), &plain);
+        takes(&[("BRANCH", "a"), ("user", "u"), ("zenith.branch", "b")], None, Some("b"), &[("user", "u")]);
+        takes(
+            &[("options", "-c branch=a"), ("user", "u"), ("branch", "b")],
             None,
             Some("b"),
-            &[("user", "u"), ("zenith.branch", "b")],
+            &[("options", ""), ("user", "u")],
         );
-        takes(&with(r"-c a.b=x\ y -c branch=m@{1\ hour\ ago}"), None, Some("m@{1 hour ago}"), &with(r"-c a.b=x\ y"));
+        let packet = session(&[("user", "u")]).packet_on("main").unwrap();
+        let Ok(First::Session(told)) = parse(&packet) else { panic!("{packet:?}") };
+        assert_eq!(told.get("zenith.branch"), Some(&b"main"[..]));
+        assert_eq!(session(&[("user", "u")]).packet_on(&"x".repeat(LONGEST)), Err(Malformed::Length));
     }
 
     #[test]
@@ -331,7 +382,8 @@ mod tests {
         fn what_is_not_ours_goes_through_untouched(
             parameters in proptest::collection::vec(("[a-z_.]{1,8}", "[^\0@]{0,12}"), 0..6), minor in 0u16..3
         ) {
-            let others = parameters.into_iter().filter(|(name, _)| !name.contains("branch") && name != "options");
+            let is_other = |name: &str, value: &str| !name.contains("branch") && name != "options" && !value.contains("%40");
+            let others = parameters.into_iter().filter(|(name, value)| is_other(name, value));
             let parameters = others.map(|(name, value)| (name.into_bytes(), value.into_bytes())).collect();
             let mut session = Session { minor, parameters };
             let packet = session.packet();

@@ -10,6 +10,7 @@ mod it {
     pub mod crash;
     pub mod docs;
     pub mod forks;
+    pub mod git;
     pub mod hostile;
     pub mod layers;
     pub mod lazy;

@@ -19,6 +19,10 @@ use super::{bounded, durable, mode};
 
 /// The name of the folder.
 pub const FOLDER: &str = ".zenith";
+/// Keeps a repository that lies in a git working tree out of that: `git status` is quiet, `git clean` spares it. Whoever
+/// wants it otherwise empties the file.
+const GITIGNORE: &str = ".gitignore";
+const HIDDEN_FROM_GIT: &[u8] = b"*\n";
 
 /// A repository cannot be found, opened or created.
 #[derive(Debug, thiserror::Error)]
@@ -135,6 +139,7 @@ impl Repo {
             let tmp = path.join("tmp");
             durable::replace(&tmp, &path.join("HEAD"), b"ref: refs/branches/main\n")?;
             durable::replace(&tmp, &path.join("config"), config.format().as_bytes())?;
+            durable::replace(&tmp, &path.join(GITIGNORE), HIDDEN_FROM_GIT)?;
             durable::publish_dir(path, &dir)?;
             let _ = prepared.keep();
             io::Result::Ok(())
@@ -179,6 +184,11 @@ impl Repo {
         let make = || {
             fs::create_dir_all(&tmp)?;
             remove_orphans(&tmp)?;
+            let gitignore = self.dir.join(GITIGNORE);
+            // Of a repository that was made without one.
+            if !gitignore.exists() {
+                durable::replace(&tmp, &gitignore, HIDDEN_FROM_GIT)?;
+            }
             Tmp::make(&tmp)
         };
         let made = make().map_err(io_error("write in", &tmp))?;

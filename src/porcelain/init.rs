@@ -20,6 +20,10 @@ use crate::plumbing::write_snapshot::{Options, Source, inspect, write_snapshot};
 ///
 /// Makes a new PostgreSQL cluster, or takes an existing one with --from, and stores it in .zenith as the
 /// first version on the branch main.
+///
+/// Git does not see .zenith, since that holds a .gitignore of its own; git clean -fd leaves it alone.
+/// But git clean -fdx removes what is ignored, and so the repository and all that is in it: say
+/// git clean -fdx -e .zenith instead.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:\n  zenith init\n  zenith init --from /var/lib/postgresql/15/main shop\n")]
 pub struct Args {

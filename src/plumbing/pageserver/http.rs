@@ -15,7 +15,7 @@ use tokio::task::spawn_blocking;
 use super::Addresses;
 use super::peer::Peer;
 use super::session::Proxy;
-use super::status::{measure, status};
+use super::status::{Sizes, measure, status};
 use super::visitors::Visitors;
 use crate::error::CommandError;
 
@@ -29,11 +29,12 @@ const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-
 struct Shared {
     proxy: Arc<Proxy>,
     addresses: Addresses,
+    sizes: Sizes,
 }
 
 /// Answers until the listener fails.
 pub async fn serve(listener: TcpListener, proxy: Arc<Proxy>, addresses: Addresses) {
-    let shared = Arc::new(Shared { proxy, addresses });
+    let shared = Arc::new(Shared { proxy, addresses, sizes: Sizes::default() });
     let pages = Router::new()
         .route("/", get(async || ([(header::CONTENT_SECURITY_POLICY, POLICY)], Html(PAGE))))
         .route("/status", get(send_status))
@@ -96,7 +97,7 @@ async fn look<T: Send + 'static>(
 }
 
 async fn send_status(State(shared): State<Arc<Shared>>) -> Result<Response, Response> {
-    let status = look(shared, |shared| status(&shared.proxy.supervisor, &shared.addresses)).await?;
+    let status = look(shared, |shared| status(&shared.proxy.supervisor, &shared.addresses, &shared.sizes)).await?;
     Ok(Json(status).into_response())
 }
 

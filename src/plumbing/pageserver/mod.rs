@@ -18,6 +18,7 @@
 //! of its own.
 
 mod http;
+mod lineage;
 mod log;
 pub mod message;
 pub mod metrics;

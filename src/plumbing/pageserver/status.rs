@@ -1,17 +1,21 @@
 //! What there is to say of a repository and its servers: for people, for scripts, for the page.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
 use super::Addresses;
+use super::lineage::{Lineage, parent};
 use super::metrics::{Branch as Label, Metrics};
 use super::supervisor::Supervisor;
 use crate::error::CommandError;
-use crate::objects::Repo;
 use crate::objects::refs::{RefKind, Value};
+use crate::objects::timeline::{Position, Timeline};
+use crate::objects::{ObjectId, Repo};
 use crate::plumbing::datadir::control::Control;
 use crate::plumbing::datadir::local;
 use crate::plumbing::instance;
@@ -43,6 +47,17 @@ pub struct Branch {
     pub name: String,
     pub timeline: String,
     pub lsn: String,
+    /// The branch from which this one was made, and where.
+    pub parent: Option<String>,
+    pub fork: Option<String>,
+    /// When the latest commit was made, microseconds since 1970.
+    pub changed_us: Option<i64>,
+    /// What its files had together when they were last stored, bytes.
+    pub size_bytes: u64,
+    /// WAL that it wrote since it was made, bytes.
+    pub wal_bytes: u64,
+    /// How clients reach it.
+    pub url: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -50,12 +65,18 @@ pub struct Tag {
     pub name: String,
     pub timeline: String,
     pub lsn: String,
+    /// When it was made, microseconds since 1970.
+    pub time_us: i64,
+    /// How clients reach it.
+    pub url: String,
 }
 
 /// A timeline.
 #[derive(Debug, Serialize)]
 pub struct Epoch {
     pub id: String,
+    /// The branch to which it belongs.
+    pub branch: Option<String>,
     /// Where it forks from another one.
     pub parent: Option<String>,
     pub fork: Option<String>,
@@ -82,7 +103,29 @@ pub struct Instance {
     pub local_bytes: u64,
     pub cache_hits: u64,
     pub cache_misses: u64,
+    /// How clients reach it.
+    pub url: Option<String>,
 }
+
+/// What databases have, as of snapshots that were looked at before: to add it up takes a look at each file's entry.
+#[derive(Debug, Default)]
+pub struct Sizes(Mutex<HashMap<ObjectId, u64>>);
+
+impl Sizes {
+    /// Returns what the files have together of the newest snapshot at or before `tip`, bytes; 0 where that cannot be read.
+    fn of(&self, repo: &Repo, tip: Position) -> u64 {
+        let Ok((_, line)) = repo.timelines().snapshot_before(tip) else { return 0 };
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() > MOST_SIZES {
+            known.clear();
+        }
+        let measured = || repo.store().snapshot(&line.object).map_or(0, |snapshot| snapshot.total_bytes());
+        *known.entry(line.object).or_insert_with(measured)
+    }
+}
+
+/// So many sizes are kept.
+const MOST_SIZES: usize = 10_000;
 
 /// Returns what the files below `path` take on disk, bytes.
 fn disk(path: &Path) -> u64 {
@@ -114,43 +157,61 @@ fn instances(repo: &Repo, supervisor: &Supervisor) -> Result<Vec<Instance>, Comm
             port: instance.config.port,
             timeline: instance.config.timeline,
             on_demand: instance.config.on_demand,
+            url: None,
         }
     };
     Ok(instance::list(repo)?.into_iter().map(row).collect())
 }
 
-fn timelines(repo: &Repo) -> Result<Vec<Epoch>, CommandError> {
-    let epoch = |id| {
-        let timeline = repo.timelines().read(id)?;
-        let parent = timeline.history.ancestors.last();
-        let wal = timeline.log.wal.iter();
-        Ok::<_, CommandError>(Epoch {
-            id: id.to_string(),
-            parent: parent.map(|parent| parent.timeline.to_string()),
-            fork: parent.map(|parent| parent.fork.to_string()),
-            tip: timeline.tip().lsn.to_string(),
-            wal_bytes: wal.map(|interval| interval.end.since(interval.start)).sum(),
-            snapshots: timeline.log.snapshots.iter().map(|snapshot| snapshot.lsn.to_string()).collect(),
-        })
-    };
-    // One may be dropped this instant.
-    Ok(repo.timelines().list()?.into_iter().filter_map(|id| epoch(id).ok()).collect())
+/// Returns the length of the WAL that a timeline has of its own, bytes.
+fn wal_bytes(timeline: &Timeline) -> u64 {
+    timeline.log.wal.iter().map(|interval| interval.end.since(interval.start)).sum()
+}
+
+fn epoch(lineage: &Lineage, timeline: &Timeline) -> Epoch {
+    let parent = parent(timeline);
+    Epoch {
+        id: timeline.id.to_string(),
+        branch: lineage.owner(timeline.id).map(str::to_owned),
+        parent: parent.map(|parent| parent.timeline.to_string()),
+        fork: parent.map(|parent| parent.lsn.to_string()),
+        tip: timeline.tip().lsn.to_string(),
+        wal_bytes: wal_bytes(timeline),
+        snapshots: timeline.log.snapshots.iter().map(|snapshot| snapshot.lsn.to_string()).collect(),
+    }
+}
+
+fn reached(mut instances: Vec<Instance>, addresses: &Addresses) -> Vec<Instance> {
+    instances.iter_mut().for_each(|instance| instance.url = Some(addresses.url(&instance.branch)));
+    instances
 }
 
 /// Looks at everything. Costs a small file for each ref, timeline and instance, and the names of all objects.
-pub fn status(supervisor: &Supervisor, addresses: &Addresses) -> Result<Status, CommandError> {
+pub fn status(supervisor: &Supervisor, addresses: &Addresses, sizes: &Sizes) -> Result<Status, CommandError> {
     let repo = supervisor.repo()?;
+    let lineage = Lineage::read(&repo)?;
     let mut branches = Vec::new();
     for (name, value) in repo.refs().list(RefKind::Branch)? {
         let Ok(timeline) = repo.timelines().read(value.timeline()) else { continue };
-        let (name, lsn) = (name.short().to_owned(), timeline.tip().lsn.to_string());
-        branches.push(Branch { name, timeline: timeline.id.to_string(), lsn });
+        let (own, fork) = lineage.own(timeline.id);
+        branches.push(Branch {
+            name: name.short().to_owned(),
+            timeline: timeline.id.to_string(),
+            lsn: timeline.tip().lsn.to_string(),
+            parent: fork.and_then(|fork| lineage.owner(fork.timeline).map(str::to_owned)),
+            fork: fork.map(|fork| fork.lsn.to_string()),
+            changed_us: lineage.changed_us(timeline.id),
+            size_bytes: sizes.of(&repo, timeline.tip()),
+            wal_bytes: own.into_iter().map(wal_bytes).sum(),
+            url: addresses.url(name.short()),
+        });
     }
     let mut tags = Vec::new();
     for (name, value) in repo.refs().list(RefKind::Tag)? {
         if let Value::Tag(tag) = value {
             let (timeline, lsn) = (tag.position.timeline.to_string(), tag.position.lsn.to_string());
-            tags.push(Tag { name: name.short().to_owned(), timeline, lsn });
+            let url = addresses.url(name.short());
+            tags.push(Tag { name: name.short().to_owned(), timeline, lsn, time_us: tag.time_us, url });
         }
     }
     Ok(Status {
@@ -165,8 +226,8 @@ pub fn status(supervisor: &Supervisor, addresses: &Addresses) -> Result<Status, 
         connections: supervisor.metrics.connections.get(),
         branches,
         tags,
-        timelines: timelines(&repo)?,
-        instances: instances(&repo, supervisor)?,
+        timelines: lineage.timelines().into_iter().map(|timeline| epoch(&lineage, timeline)).collect(),
+        instances: reached(instances(&repo, supervisor)?, addresses),
     })
 }
 

@@ -7,7 +7,7 @@ use super::Daemon;
 use crate::support::{Env, checked, majors};
 
 /// Returns the folder of the clients that `scripts/get-clients` fetched.
-fn fetched() -> Option<PathBuf> {
+pub fn fetched() -> Option<PathBuf> {
     let dir = std::env::var_os("ZENITH_TEST_CLIENTS").map(PathBuf::from);
     if dir.is_none() {
         println!("SKIPPED: ZENITH_TEST_CLIENTS does not name the clients: see scripts/get-clients");
@@ -15,7 +15,7 @@ fn fetched() -> Option<PathBuf> {
     dir
 }
 
-fn source(name: &str) -> PathBuf {
+pub fn source(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/clients").join(name)
 }
 

@@ -1,8 +1,10 @@
 //! Status, metrics, and the page in a real browser.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use super::Daemon;
+use super::clients::{fetched, source};
 use crate::support::checked;
 
 #[test]
@@ -29,35 +31,85 @@ fn pages_are_for_this_machine() {
     assert_eq!(families.len(), count, "a name stands for two metrics");
 }
 
-#[test]
-fn the_page_draws_itself_in_a_browser() {
+/// Opens the page in a browser; returns what a reader sees of it, for each width.
+fn seen(daemon: &Daemon) -> Option<Vec<(u64, serde_json::Value)>> {
+    let dir = fetched()?;
     if Command::new("chromium").arg("--version").output().is_err() {
         println!("SKIPPED: chromium is not here: see scripts/install-deps");
-        return;
+        return None;
     }
-    let daemon = Daemon::new(&["try", "a-rather-long-name/with-a-slash"]);
-    daemon.env.run(["tag", "v1", "try"]).ok();
-    let _client = daemon.connect("try").unwrap();
-    let profile = daemon.env.path().join("profile");
-    for width in ["1200", "400"] {
-        let mut browser = Command::new("timeout");
-        browser.args([
-            "60",
-            "chromium",
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-        ]);
-        browser.args(["--disable-background-networking", "--disable-component-update", "--disable-sync"]);
-        browser.arg(format!("--user-data-dir={}", profile.display())).arg(format!("--window-size={width},900"));
-        browser.args(["--virtual-time-budget=4000", "--dump-dom", &format!("http://{}/", daemon.http)]);
-        let page = checked(&mut browser);
-        for text in ["try, at 0/", "runs, 1 clients", "tag v1, at 0/", "a-rather-long-name/with-a-slash", "main ← HEAD"]
-        {
-            assert!(page.contains(text), "{text:?} is not in:\n{page}");
+    // To be looked at, where somebody wants to.
+    let pictures = std::env::var_os("ZENITH_TEST_PICTURES").map_or_else(|| daemon.env.path().to_owned(), PathBuf::from);
+    let mut node = Command::new("node");
+    node.arg(source("page.mjs"))
+        .arg(dir.join("node/node_modules"))
+        .arg(format!("http://{}/", daemon.http))
+        .arg(pictures);
+    let seen: serde_json::Value = serde_json::from_str(&checked(&mut node)).unwrap();
+    Some([420, 1280].map(|width| (width, seen[width.to_string()].clone())).into())
+}
+
+fn words(value: &serde_json::Value) -> Vec<&str> {
+    value.as_array().unwrap().iter().map(|word| word.as_str().unwrap()).collect()
+}
+
+#[test]
+fn the_page_shows_every_branch_on_narrow_and_wide_screens() {
+    let long = "a-rather-long-name/with-a-slash";
+    let daemon = Daemon::new(&["zeta", long]);
+    let env = &daemon.env;
+    // alpha comes first by name, and from the very tip of zeta, which is not HEAD.
+    env.run(["branch", "alpha", "zeta"]).ok();
+    for tag in ["v1", "v1.0.0", "before-the-great-migration", "checked"] {
+        env.run(["tag", tag, "zeta"]).ok();
+    }
+    let at = env.run(["rev-parse", "main"]).ok();
+    env.run(["tag", "made", at.trim()]).ok();
+    let _client = daemon.connect("zeta").unwrap();
+    let _moment = daemon.connect("v1").unwrap();
+    let Some(all) = seen(&daemon) else { return };
+    for (width, seen) in all {
+        assert_eq!(seen["problem"], "", "{width}");
+        let mut names = words(&seen["names"]);
+        names.sort_unstable();
+        assert_eq!(names, [long, "alpha", "main", "zeta"], "{width}");
+        assert_eq!(seen["rings"].as_array().unwrap().len(), 4, "{width}: {seen}");
+        let mut heights = seen["ringsAt"].as_array().unwrap().clone();
+        heights.dedup();
+        assert_eq!(heights.len(), 4, "{width}: two branches lie upon each other: {seen}");
+        assert!(
+            words(&seen["rings"])
+                .iter()
+                .any(|ring| ring.starts_with("zeta, at 0/") && ring.ends_with("runs, 1 clients"))
+        );
+        assert_eq!(seen["tags"].as_array().unwrap().len(), 5, "{width}");
+        for nothing in ["clipped", "upon", "hidden", "cut"] {
+            assert_eq!(seen[nothing].as_array().unwrap().len(), 0, "{width}: {nothing}: {}", seen[nothing]);
         }
-        assert!(page.contains("role=\"status\"></span>"), "it says that something is wrong:\n{page}");
+        assert_eq!((&seen["wide"], &seen["broken"]), (&false.into(), &0.into()), "{width}");
+        let text = seen["text"].as_str().unwrap();
+        for word in [
+            "Running servers",
+            "Read-only moments",
+            "Local changes",
+            "from zeta at 0/",
+            "from main at 0/",
+            "just now",
+            "HEAD",
+        ] {
+            assert!(text.contains(word), "{width}: {word:?} is not in:\n{text}");
+        }
+        // Of stopped branches too.
+        assert!(text.matches("MiB").count() >= 4, "{width}: {text}");
+        // A click copies what any client takes.
+        let url = seen["copied"].as_str().unwrap();
+        assert_eq!(seen["button"], "Copied");
+        assert_eq!(Some(&seen["copied"]), seen["urls"].as_array().unwrap().last());
+        let asked = checked(crate::support::pg_program("psql").args([
+            url,
+            "-XqAtc",
+            "select current_setting('zenith.branch')",
+        ]));
+        assert_eq!(asked.trim(), "zeta");
     }
 }

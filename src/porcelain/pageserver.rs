@@ -1,19 +1,22 @@
 //! `zenith pageserver`: runs the daemon that starts servers when somebody connects.
 
-use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};
+mod logs;
+
+use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::process::Stdio;
-use std::time::Duration;
 
 use crate::cli::{Cx, os_user};
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
-use crate::objects::format::Others;
+use crate::objects::format::{Others, Proxy};
+use crate::objects::setting::{ADDRESS, parse_address};
 use crate::plumbing::instance;
 use crate::plumbing::instance::mount::background;
-use crate::plumbing::pageserver::{self, Addresses, Error, Options, PageServer, log_file};
+use crate::plumbing::pageserver::{self, Addresses, Error, Options, PageServer, Place, log_file};
 use crate::plumbing::postgres::account::Account;
 use crate::plumbing::postgres::server::{Status, tail};
+use crate::ui::Ui;
 
 /// Run a server that starts branches when somebody connects
 ///
@@ -21,8 +24,9 @@ use crate::plumbing::postgres::server::{Status, tail};
 /// when nobody has used it for a while (proxy.idle_timeout). The branch try is named by the first of
 /// these that there is: a parameter branch=try, which drivers other than libpq pass on; the options
 /// '-c zenith.branch=try' or '-c branch=try', as in PGOPTIONS; the user NAME@try; the TLS server name
-/// try.localhost; the database NAME@try. Without any it is HEAD. Any revision will do: main@0/15ECF68,
-/// a tag or main@{1 hour ago} is shown read-only.
+/// try.localhost; the database NAME@try. Without any it is HEAD, or nothing if proxy.default is none.
+/// zenith-clients(7) has a string for each client. Any revision will do: main@0/15ECF68, a tag or
+/// main@{1 hour ago} is shown read-only.
 ///
 /// Connections of the user who owns the repository need no password. All others are sent away, unless
 /// proxy.others is scram: then PostgreSQL asks them for the password of a role.
@@ -57,6 +61,9 @@ enum Action {
         /// So many of the last lines
         #[arg(short = 'n', long, value_name = "LINES", default_value = "100")]
         lines: usize,
+        /// Print the lines as they are stored: JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Print a unit for systemd, or on macOS a property list for launchd, that runs it
     Unit {
@@ -77,11 +84,13 @@ struct StartArgs {
     /// Stay in the foreground and log to standard error
     #[arg(long)]
     foreground: bool,
-    /// Where PostgreSQL's clients connect; otherwise proxy.listen, which is 127.0.0.1:5432 at first
-    #[arg(long, value_name = "ADDRESS")]
+    /// Where PostgreSQL's clients connect: 127.0.0.1:5433, localhost:5433 or 5433; otherwise
+    /// proxy.listen, which is 127.0.0.1:5432 at first, or where that is taken the next free port
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
     listen: Option<SocketAddr>,
-    /// Where status and metrics are; otherwise proxy.http, which is 127.0.0.1:64000 at first
-    #[arg(long, value_name = "ADDRESS")]
+    /// Where status and metrics are; otherwise proxy.http, which is 127.0.0.1:64000 at first, or where
+    /// that is taken the next free port
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
     http: Option<SocketAddr>,
     /// Listen on an address that other machines reach; use TLS there
     #[arg(long)]
@@ -91,12 +100,21 @@ struct StartArgs {
     daemon: bool,
 }
 
+fn address(text: &str) -> Result<SocketAddr, String> {
+    parse_address(text).ok_or_else(|| format!("not {ADDRESS}"))
+}
+
+/// Returns where to listen: where the user says, else where the config does, which at first says what nobody chose.
+fn place(wanted: Option<SocketAddr>, configured: SocketAddr, default: SocketAddr) -> Place {
+    Place { address: wanted.unwrap_or(configured), or_next: wanted.is_none() && configured == default }
+}
+
 impl StartArgs {
     fn options(&self, repo: &Repo) -> Options {
-        let proxy = &repo.config().proxy;
+        let (proxy, default) = (&repo.config().proxy, Proxy::default());
         Options {
-            listen: self.listen.unwrap_or(proxy.listen),
-            http: self.http.unwrap_or(proxy.http),
+            listen: place(self.listen, proxy.listen, default.listen),
+            http: place(self.http, proxy.http, default.http),
             allow_remote: self.allow_remote,
             to_terminal: !self.daemon,
         }
@@ -105,9 +123,6 @@ impl StartArgs {
 
 /// Starts the daemon as a process of its own, and waits until it listens.
 fn start_in_background(repo: &Repo, args: &StartArgs) -> Result<Addresses, CommandError> {
-    if let Some((pid, _)) = pageserver::running(repo)? {
-        return Err(Error::Runs(pid).into());
-    }
     std::fs::create_dir_all(pageserver::dir(repo))?;
     let log = log_file(repo);
     let log_start = std::fs::metadata(&log).map_or(0, |metadata| metadata.len());
@@ -125,9 +140,10 @@ fn start_in_background(repo: &Repo, args: &StartArgs) -> Result<Addresses, Comma
     if let Some(output) = child.stdout.take() {
         BufReader::new(output).read_line(&mut answer)?;
     }
+    // If not this one, another one may have been faster.
     match pageserver::running(repo)? {
-        Some((_, addresses)) if answer.trim() == "ready" => Ok(addresses),
-        _ => {
+        Some((_, addresses)) => Ok(addresses),
+        None => {
             let _ = child.wait();
             let said = tail(&log, log_start);
             let said = said.trim_start_matches("error: ").to_owned();
@@ -140,35 +156,59 @@ fn run_here(cx: &mut Cx, repo: Repo, args: &StartArgs) -> CmdResult {
     let options = args.options(&repo);
     let (binaries, account) = (cx.binaries(Some(&repo))?, Account::detect()?);
     let is_daemon = args.daemon;
-    let out = &mut cx.out;
-    let place = repo.dir().display().to_string();
+    let (out, ui) = (&mut cx.out, &cx.ui);
+    let (place, head) = (repo.dir().display().to_string(), repo.refs().head()?);
+    let config = Repo::open(repo.dir())?;
     PageServer { repo, binaries, account, who: os_user(), options }.serve(|addresses| {
         match is_daemon {
+            // Who started it remembers.
             true => writeln!(out, "ready")?,
-            false => introduce(out, addresses, &place)?,
+            false => {
+                introduce(out, addresses, &place, head.short())?;
+                let moved = Moved::look(&options, addresses);
+                moved.remember(&config, ui).map_err(|error| std::io::Error::other(error.text()))?;
+            }
         }
         out.flush()
     })
 }
 
+/// Ports that were taken and the next ones that were not: they stay, so that connection strings do.
+struct Moved(Vec<(&'static str, SocketAddr, SocketAddr)>);
+
+impl Moved {
+    fn look(options: &Options, addresses: &Addresses) -> Moved {
+        let places = [("proxy.listen", options.listen, addresses.listen), ("proxy.http", options.http, addresses.http)];
+        let moved = places.into_iter().filter(|(_, place, address)| place.or_next && place.address != *address);
+        Moved(moved.map(|(key, place, address)| (key, place.address, address)).collect())
+    }
+
+    fn remember(&self, repo: &Repo, ui: &Ui) -> CmdResult {
+        for (key, taken, address) in &self.0 {
+            super::config::set(repo, key, &address.to_string())?;
+            ui.status(format!("{taken} is taken by another program; {key} is {address} from now on"));
+        }
+        Ok(())
+    }
+}
+
 /// Says what one needs to use it.
-fn introduce(out: &mut dyn Write, addresses: &Addresses, place: &str) -> std::io::Result<()> {
+fn introduce(out: &mut dyn Write, addresses: &Addresses, place: &str, head: &str) -> std::io::Result<()> {
     let (http, listen) = (addresses.http, addresses.listen);
     writeln!(out, "Starting pageserver at '{http}' in {place}")?;
     writeln!(out, "PostgreSQL on {listen}, and as a unix socket in {}", addresses.socket_dir.display())?;
-    writeln!(out, "  {}", example(addresses))
+    writeln!(out, "  {}", example(addresses, head))
 }
 
 /// Returns a command that connects.
-fn example(addresses: &Addresses) -> String {
-    let (host, port) = (addresses.listen.ip(), addresses.listen.port());
-    format!("psql \"host={host} port={port} user=postgres dbname=postgres options='-c zenith.branch=main'\"")
+fn example(addresses: &Addresses, head: &str) -> String {
+    format!("psql {}", addresses.url(head))
 }
 
 fn start(cx: &mut Cx, repo: Repo, args: &StartArgs) -> CmdResult {
     let options = args.options(&repo);
     options.check()?;
-    let listen = options.listen;
+    let listen = options.listen.address;
     if !listen.ip().is_loopback() && !args.daemon {
         cx.ui.warning(format!(
             "{listen} can be reached from other machines; whoever connects without TLS sends what they ask for the world to read"
@@ -180,8 +220,38 @@ fn start(cx: &mut Cx, repo: Repo, args: &StartArgs) -> CmdResult {
     if args.foreground || args.daemon {
         return run_here(cx, repo, args);
     }
+    if let Some((pid, addresses)) = pageserver::running(&repo)? {
+        return runs_already(cx, &repo, args, pid, &addresses);
+    }
     let addresses = start_in_background(&repo, args)?;
-    Ok(introduce(&mut cx.out, &addresses, &repo.dir().display().to_string())?)
+    introduce(&mut cx.out, &addresses, &repo.dir().display().to_string(), repo.refs().head()?.short())?;
+    Moved::look(&args.options(&repo), &addresses).remember(&repo, &cx.ui)
+}
+
+/// A page server that runs is what was wanted, if it listens where it should.
+fn runs_already(cx: &mut Cx, repo: &Repo, args: &StartArgs, pid: i32, addresses: &Addresses) -> CmdResult {
+    // Port 0 is any.
+    let is_at = |wanted: Option<SocketAddr>, found: SocketAddr| {
+        wanted.is_none_or(|wanted| wanted.ip() == found.ip() && [0, found.port()].contains(&wanted.port()))
+    };
+    if !is_at(args.listen, addresses.listen) || !is_at(args.http, addresses.http) {
+        let error = CommandError::refused(format!(
+            "the page server runs already, as process {pid}, on {} and {}",
+            addresses.listen, addresses.http
+        ));
+        return Err(error.hint("have it listen there: zenith pageserver restart with the same options"));
+    }
+    cx.ui.status(format!("the page server runs already, as process {pid}"));
+    print_running(cx, repo, pid, addresses)
+}
+
+/// Says where it is.
+fn print_running(cx: &mut Cx, repo: &Repo, pid: i32, addresses: &Addresses) -> CmdResult {
+    writeln!(cx.out, "pageserver runs as process {pid}")?;
+    writeln!(cx.out, "PostgreSQL on {}, and as a unix socket in {}", addresses.listen, addresses.socket_dir.display())?;
+    writeln!(cx.out, "status, metrics and a page on {}", addresses.page())?;
+    writeln!(cx.out, "  {}", example(addresses, repo.refs().head()?.short()))?;
+    Ok(())
 }
 
 fn stop(cx: &mut Cx, repo: &Repo) -> Result<bool, CommandError> {
@@ -227,36 +297,7 @@ fn status(cx: &mut Cx, repo: &Repo, json: bool) -> CmdResult {
         cx.ui.status("use \"zenith pageserver start\" to start it");
         return Ok(());
     };
-    writeln!(cx.out, "pageserver runs as process {pid}")?;
-    writeln!(cx.out, "PostgreSQL on {}, and as a unix socket in {}", addresses.listen, addresses.socket_dir.display())?;
-    writeln!(cx.out, "status, metrics and a page on {}", addresses.page())?;
-    writeln!(cx.out, "  {}", example(&addresses))?;
-    Ok(())
-}
-
-fn logs(cx: &mut Cx, repo: &Repo, follow: bool, lines: usize) -> CmdResult {
-    let path = log_file(repo);
-    let text = std::fs::read_to_string(&path).unwrap_or_default();
-    let all: Vec<&str> = text.lines().collect();
-    for line in &all[all.len().saturating_sub(lines)..] {
-        writeln!(cx.out, "{line}")?;
-    }
-    let mut end = text.len() as u64;
-    if !follow {
-        return Ok(());
-    }
-    loop {
-        cx.out.flush()?;
-        std::thread::sleep(Duration::from_millis(200));
-        crate::progress::Progress::check(&cx.ui)?;
-        let Ok(mut file) = std::fs::File::open(&path) else { continue };
-        // It was put away, and a new one begun.
-        if file.metadata()?.len() < end {
-            end = 0;
-        }
-        file.seek(SeekFrom::Start(end))?;
-        end += std::io::copy(&mut file, &mut cx.out)?;
-    }
+    print_running(cx, repo, pid, &addresses)
 }
 
 /// Returns a word of a systemd unit's command line (systemd.syntax(7), systemd.service(5)).
@@ -316,7 +357,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
             start(cx, repo, &args)
         }
         Action::Status { json } => status(cx, &repo, json),
-        Action::Logs { follow, lines } => logs(cx, &repo, follow, lines),
+        Action::Logs { follow, lines, json } => logs::print(cx, &repo, follow, lines, json),
         Action::Unit { r#for: manager } => unit(cx, &repo, manager),
     }
 }

@@ -11,7 +11,8 @@ use crate::plumbing::postgres::server;
 /// Print the connection URL of a branch
 ///
 /// While the page server runs, that is its own: it stays the same, and the branch need not run. Else
-/// the branch's server has to run.
+/// the branch's server has to run. The branch stands with the user's name, as in postgres%40try:
+/// that works in every client, while many drop other ways without a word; see zenith-clients(7).
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:\n  zenith url\n  pg_dump \"$(zenith url try)\"\n")]
 pub struct Args {

@@ -258,7 +258,9 @@ pub fn find_or_create(repo: &Repo, branch: &str, port: Option<u16>) -> Result<In
 /// Makes an instance with the next name, and a free port unless one is given.
 fn create(repo: &Repo, branch: &str, port: Option<u16>, at: Option<String>) -> Result<Instance, CommandError> {
     let all = list(repo)?;
-    let taken: Vec<u16> = all.iter().map(|instance| instance.config.port).collect();
+    // The page server has a socket in the same folder.
+    let proxy = repo.config().proxy.listen.port();
+    let taken: Vec<u16> = all.iter().map(|instance| instance.config.port).chain([proxy]).collect();
     let port = port.map_or_else(|| settings::free_port(FIRST_PORT, &taken, &socket_dir(repo)?), Ok)?;
     let free = (1..).map(|number| format!("pg{number}")).find(|name| all.iter().all(|instance| instance.name != *name));
     let name = free.expect("invariant: numbers do not end");

@@ -7,7 +7,8 @@
 //! supervisor  starts and stops servers         upstream  the way to a server
 //! socket      the client's connection          relay     bytes both ways
 //! http        status, metrics, a page          visitors  who asks for them
-//! log         its lines                        message   errors, the end of a login
+//! lineage     which branch a timeline is of    message   errors, the end of a login
+//! log         its lines
 //! ```
 //!
 //! # Format
@@ -35,7 +36,7 @@ mod visitors;
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,7 +45,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::unistd::Pid;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -66,6 +67,8 @@ use supervisor::Supervisor;
 const LOOK: Duration = Duration::from_millis(500);
 /// How long a daemon may take to end.
 const STOP_WAIT: Duration = Duration::from_secs(15);
+/// So many ports are tried where one is taken.
+const MOST_TRIED: usize = 1000;
 /// After a failed accept, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -78,6 +81,8 @@ pub enum Error {
     Stopped,
     #[error("cannot listen on {address}")]
     Listen { address: String, source: io::Error },
+    #[error("cannot listen on {address}, since another program does")]
+    Taken { address: SocketAddr, option: &'static str, next: Option<SocketAddr> },
     #[error("'{address}' can be reached from other machines; without TLS passwords can be read on the way")]
     Remote { address: SocketAddr },
     #[error("cannot use the certificate '{}'", path.display())]
@@ -99,13 +104,18 @@ impl Error {
 
 impl From<Error> for CommandError {
     fn from(error: Error) -> CommandError {
+        let text = |hint: &str| Some(hint.to_owned());
         let hint = match &error {
-            Error::Runs(_) => Some("see what it does: zenith pageserver status"),
-            Error::Stopped => Some("start it: zenith pageserver start"),
+            Error::Runs(_) => text("see what it does: zenith pageserver status"),
+            Error::Stopped => text("start it: zenith pageserver start"),
             Error::Listen { .. } => {
-                Some("choose another address: --listen, --http, or zenith config proxy.listen ADDRESS")
+                text("choose another address: --listen, --http, or zenith config proxy.listen ADDRESS")
             }
-            Error::Remote { .. } => Some("if that is meant: --allow-remote"),
+            Error::Taken { option, next: Some(next), .. } => Some(format!(
+                "the next free one: zenith pageserver start --{option} {next}, or for good: zenith config proxy.{option} {next}"
+            )),
+            Error::Taken { option, .. } => Some(format!("choose another one: --{option} ADDRESS")),
+            Error::Remote { .. } => text("if that is meant: --allow-remote"),
             _ => None,
         };
         let error = CommandError::new(Class::Refused, error);
@@ -126,11 +136,19 @@ pub struct Addresses {
     pub token: String,
 }
 
+/// Where to listen.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    pub address: SocketAddr,
+    /// Nobody chose the address: the next free port does as well.
+    pub or_next: bool,
+}
+
 /// How it is to run.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    pub listen: SocketAddr,
-    pub http: SocketAddr,
+    pub listen: Place,
+    pub http: Place,
     /// The addresses may be such as other machines reach.
     pub allow_remote: bool,
     /// Log to standard error rather than to the file.
@@ -140,7 +158,7 @@ pub struct Options {
 impl Options {
     /// Refuses addresses that other machines reach, unless they are meant.
     pub fn check(&self) -> Result<(), Error> {
-        let remote = [self.listen, self.http].into_iter().find(|address| !address.ip().is_loopback());
+        let remote = [self.listen.address, self.http.address].into_iter().find(|address| !address.ip().is_loopback());
         match remote.filter(|_| !self.allow_remote) {
             Some(address) => Err(Error::Remote { address }),
             None => Ok(()),
@@ -168,13 +186,32 @@ pub fn option(name: &str) -> String {
 impl Addresses {
     /// Returns the URL of the page, which whoever has it may see.
     pub fn page(&self) -> String {
-        format!("http://{}/?token={}", self.http, self.token)
+        format!("http://{}/?token={}", reached_at(self.http), self.token)
     }
 
-    /// Returns the URL by which programs reach a branch or revision.
+    /// Returns where clients of this machine connect.
+    pub fn reached_at(&self) -> SocketAddr {
+        reached_at(self.listen)
+    }
+
+    /// Returns the URL by which programs reach a branch or revision. The branch stands with the user: that all clients
+    /// pass on, while many drop parameters that they do not know.
     pub fn url(&self, name: &str) -> String {
-        let options = utf8_percent_encode(&option(name), NON_ALPHANUMERIC).to_string();
-        format!("postgresql://{SUPERUSER}@{}/postgres?options={options}", self.listen)
+        let user = utf8_percent_encode(&format!("{SUPERUSER}@{name}"), RESERVED).to_string();
+        format!("postgresql://{user}@{}/postgres", self.reached_at())
+    }
+}
+
+/// All that has a meaning in a URL (RFC 3986, section 2.3).
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// Returns the address at which a listener is reached from this machine: one that listens on all addresses, on that of
+/// the loopback.
+pub fn reached_at(listen: SocketAddr) -> SocketAddr {
+    match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => (Ipv4Addr::LOCALHOST, listen.port()).into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST, listen.port()).into(),
+        _ => listen,
     }
 }
 
@@ -272,7 +309,10 @@ impl PageServer {
         let config = repo.config().proxy.clone();
         let own = config.tls_certificate.zip(config.tls_key).map(|(certificate, key)| tls::Files { certificate, key });
         let tls = tls::acceptor(own, &dir(&repo))?;
-        let (tcp, http) = (listen(options.listen).await?, listen(options.http).await?);
+        // The port is that of a unix socket too, which the repository's servers have as well.
+        let taken: Vec<u16> = instance::list(&repo)?.iter().map(|instance| instance.config.port).collect();
+        let tcp = listen("listen", options.listen, &taken).await?;
+        let http = listen("http", options.http, &[]).await?;
         let local = |listener: &TcpListener| listener.local_addr().map_err(Error::Failed);
         let socket_dir = instance::socket_dir(&repo)?;
         let addresses = Addresses { listen: local(&tcp)?, http: local(&http)?, socket_dir, token: token(&repo)? };
@@ -336,9 +376,28 @@ fn raise_limit() {
     }
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, Error> {
-    let failed = |source| Error::Listen { address: address.to_string(), source };
-    TcpListener::bind(address).await.map_err(failed)
+/// Listens at a place that the setting `proxy.{option}` names.
+async fn listen(option: &'static str, place: Place, taken: &[u16]) -> Result<TcpListener, Error> {
+    let address = place.address;
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(listener),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => match next_free(address, taken).await {
+            Some(next) if place.or_next => Ok(next),
+            next => Err(Error::Taken { address, option, next: next.and_then(|next| next.local_addr().ok()) }),
+        },
+        Err(source) => Err(Error::Listen { address: address.to_string(), source }),
+    }
+}
+
+/// Listens on the next free port behind that of `address` that is not among `taken`.
+async fn next_free(address: SocketAddr, taken: &[u16]) -> Option<TcpListener> {
+    let ports = address.port().checked_add(1)?..=u16::MAX;
+    for port in ports.filter(|port| !taken.contains(port)).take(MOST_TRIED) {
+        if let Ok(listener) = TcpListener::bind((address.ip(), port)).await {
+            return Some(listener);
+        }
+    }
+    None
 }
 
 fn listen_unix(dir: &Path, port: u16) -> Result<UnixListener, Error> {

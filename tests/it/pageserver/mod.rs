@@ -5,6 +5,8 @@ mod clients;
 mod life;
 mod pages;
 mod sessions;
+mod setup;
+mod strings;
 mod wire;
 
 use std::net::SocketAddr;

@@ -340,7 +340,7 @@ fn run(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
 fn unknown(name: &str) -> CommandError {
     let likeness = |command: &&Command| strsim::jaro_winkler(command.name, name);
     let nearest = COMMANDS.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    let error = CommandError::refused(format!("'{name}' is not a zenith command. See 'zenith help'."));
+    let error = CommandError::usage(format!("'{name}' is not a zenith command. See 'zenith help'."));
     match nearest.filter(|command| likeness(command) > 0.75) {
         Some(command) => error.hint(format!("the most similar command is '{}'", command.name)),
         None => error,

@@ -1,0 +1,32 @@
+// Usage: node strings.mjs MODULES CLIENT STRING...
+// Connects a client as each string says; they are those of man/zenith-clients.7. Prints for each the branch that it reached, and
+// what the session says that it is; or the SQLSTATE of its error.
+import { createRequire } from "node:module";
+const [modules, client, ...strings] = process.argv.slice(2);
+const require = createRequire(modules + "/");
+const SQL = "select name || ' ' || current_setting('zenith.branch') as told from whoami";
+
+const clients = {
+  "node-postgres": async (string) => {
+    const { Client } = require("pg");
+    const connection = new Client({ connectionString: string });
+    await connection.connect();
+    const answer = await connection.query(SQL);
+    await connection.end();
+    return answer.rows[0].told;
+  },
+  "postgres.js": async (string) => {
+    const sql = require("postgres")(string);
+    const [row] = await sql.unsafe(SQL);
+    await sql.end();
+    return row.told;
+  },
+};
+for (const string of strings) {
+  try {
+    console.log(await clients[client](string));
+  } catch (error) {
+    if (!error.code) { throw error; }
+    console.log(error.code);
+  }
+}

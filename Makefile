@@ -1,6 +1,8 @@
 # What a newcomer types: make demo, make test.
 PREFIX ?= /usr/local
 CARGO ?= cargo
+# Where rustup puts it, which a shell may not know yet.
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 
 .PHONY: help demo test build bench chaos kills races fuzz regress man install clean
 
@@ -29,7 +31,7 @@ build:
 	$(CARGO) build --release
 
 bench:
-	scripts/install-deps test
+	scripts/install-deps bench
 	$(CARGO) bench --bench peers
 	$(CARGO) bench --bench lazy
 	$(CARGO) bench --bench proxy
@@ -61,10 +63,12 @@ man:
 	$(CARGO) run --quiet --example man
 
 install: build
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man5
-	install -m 755 target/release/zenith $(DESTDIR)$(PREFIX)/bin/zenith
+	install -d $(DESTDIR)$(PREFIX)/bin $(foreach section,1 5 7,$(DESTDIR)$(PREFIX)/share/man/man$(section))
+	# Without the debug information, nine tenths of it.
+	install -s -m 755 target/release/zenith $(DESTDIR)$(PREFIX)/bin/zenith
 	install -m 644 man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 644 man/*.5 $(DESTDIR)$(PREFIX)/share/man/man5
+	install -m 644 man/*.7 $(DESTDIR)$(PREFIX)/share/man/man7
 	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions $(DESTDIR)$(PREFIX)/share/zsh/site-functions $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 	target/release/zenith completions bash > $(DESTDIR)$(PREFIX)/share/bash-completion/completions/zenith
 	target/release/zenith completions zsh > $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_zenith

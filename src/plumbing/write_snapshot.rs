@@ -245,8 +245,7 @@ pub fn write_snapshot(
         }
     };
     let (mut entries, mut pack, statistics) = writer.finish()?;
-    let unlogged = Unlogged::among(entries.iter().map(|entry| entry.path.as_slice()));
-    entries.retain(|entry| !unlogged.is_excluded(&entry.path));
+    Unlogged::reset(&mut entries);
 
     let control = &cluster.control;
     let (start, checkpoint) =

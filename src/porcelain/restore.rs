@@ -12,7 +12,7 @@ use crate::objects::timeline::Position;
 use crate::objects::{Repo, durable};
 use crate::plumbing::datadir;
 use crate::plumbing::datadir::wal::{complete, lay_out};
-use crate::plumbing::postgres::recovery::{Readable, write_backup_label};
+use crate::plumbing::postgres::recovery::write_backup_label;
 use crate::plumbing::rev_parse::resolve_now;
 use crate::progress::Progress;
 
@@ -43,7 +43,7 @@ pub fn restore(repo: &Repo, position: Position, dir: &Path, progress: &dyn Progr
     fs::create_dir_all(wal.join("archive_status"))?;
     lay_out(repo, &snapshot, position, &wal, &mut |_| {})?;
     complete(repo, &snapshot, position.timeline, &wal)?;
-    write_backup_label(dir, &snapshot, Readable::AtTheEnd)?;
+    write_backup_label(dir, &snapshot)?;
     let has_tablespaces = snapshot.entries.iter().any(|entry| entry.path.starts_with(b"pg_tblspc/"));
     if has_tablespaces {
         // They are folders in pg_tblspc now, which PostgreSQL accepts only with this.

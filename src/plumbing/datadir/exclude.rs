@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use crate::objects::snapshot::Entry;
 use crate::objects::snapshot::paths::is_reserved;
 
 /// Folders whose content is left out; they stay, empty.
@@ -49,7 +50,7 @@ fn is_temporary_relation(name: &[u8]) -> bool {
 }
 
 /// The unlogged relations of a cluster, known by their init forks. PostgreSQL makes all their
-/// other forks anew from those when it starts.
+/// other forks anew from those, but only when it recovers: not when it goes on after a clean shutdown.
 #[derive(Debug, Default)]
 pub struct Unlogged {
     /// Folder and number of each.
@@ -65,6 +66,23 @@ impl Unlogged {
             (&name[number.len()..] == b"_init").then(|| (folder.to_vec(), number.to_vec()))
         };
         Unlogged { relations: paths.filter_map(init).collect() }
+    }
+
+    /// Leaves of each unlogged relation what recovery would: the init fork, and a main fork that is equal to it, so
+    /// that it is there, and empty, however the server starts. Costs no storage.
+    pub fn reset(entries: &mut Vec<Entry>) {
+        let unlogged = Unlogged::among(entries.iter().map(|entry| entry.path.as_slice()));
+        if unlogged.relations.is_empty() {
+            return;
+        }
+        entries.retain(|entry| !unlogged.is_excluded(&entry.path));
+        let main = |init: &Entry| {
+            let path = init.path.strip_suffix(b"_init").filter(|path| unlogged.is_excluded(path))?;
+            Some(Entry { path: path.to_vec(), ..init.clone() })
+        };
+        let mains: Vec<Entry> = entries.iter().filter_map(main).collect();
+        entries.extend(mains);
+        entries.sort_unstable_by(|a, b| a.path.cmp(&b.path));
     }
 
     /// Returns whether a file is a fork of an unlogged relation other than its init fork.

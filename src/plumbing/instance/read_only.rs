@@ -10,7 +10,7 @@ use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::objects::timeline::{Position, TimelineId};
 use crate::plumbing::datadir::wal::complete;
-use crate::plumbing::postgres::recovery::{self, Readable};
+use crate::plumbing::postgres::recovery;
 use crate::plumbing::postgres::server::{self, Mode};
 
 /// How long a server that failed may take to go.
@@ -76,7 +76,7 @@ fn prepare_and_run(
     let dir = repo.datadir(id);
     let (data, wal_dir) = (dir.join("data"), dir.join("wal"));
     let mut laid_out = lay_out_all(cx, instance, position, (&dir, &wal_dir), wish)?;
-    recovery::write_backup_label(&data, &laid_out.snapshot, Readable::AfterBackup)?;
+    recovery::write_backup_label(&data, &laid_out.snapshot)?;
     recovery::write_standby_signal(&data)?;
     if mount::is_mounted(&data) {
         laid_out.fetch(repo, data);

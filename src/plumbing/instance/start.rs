@@ -21,7 +21,7 @@ use crate::plumbing::datadir::wal::{complete, lay_out};
 use crate::plumbing::fork_timeline::fork_timeline_as;
 use crate::plumbing::postgres::alive::Held;
 use crate::plumbing::postgres::find::Binaries;
-use crate::plumbing::postgres::recovery::{self, Readable};
+use crate::plumbing::postgres::recovery;
 use crate::plumbing::postgres::server::{self, Status};
 use crate::plumbing::postgres::settings::{self, Role, Settings, shell_command};
 use crate::plumbing::postgres::{self, account::Account};
@@ -147,9 +147,11 @@ fn resume(
     let log = instance.log(repo);
     let alive = instance.alive(repo);
     let wanted = Wanted { snapshot: &snapshot, hydrate: wish.hydrate, log: &log, alive: alive.path() };
-    if mount::mount(repo, &dir, &wanted).is_err() {
+    if mount::mount(repo, &dir, &wanted).is_err() || recovery::has_tablespaces_elsewhere(&dir.join("data")) {
         return Ok(None);
     }
+    // Earlier versions made an absolute one, which in a copy of the repository leads to the original's WAL.
+    recovery::link_wal(&dir.join("data"), &repo.timelines().wal_dir(timeline))?;
     let from = repo.timelines().read(timeline)?.tip();
     match run_server(cx, instance, timeline, &held, wish) {
         Ok(()) => {}
@@ -312,7 +314,7 @@ impl Epoch<'_> {
         let (data, snapshot) = (dir.join("data"), &laid_out.snapshot);
         // Where there is nothing to replay, PostgreSQL goes on as after any other shutdown.
         if !recovery::is_exact(snapshot) || snapshot.consistent != from.lsn {
-            recovery::write_backup_label(&data, snapshot, Readable::AtTheEnd)?;
+            recovery::write_backup_label(&data, snapshot)?;
         }
         if mount::is_mounted(&data) {
             laid_out.fetch(repo, data);

@@ -45,8 +45,6 @@ impl From<WalFilesError> for CommandError {
             WalFilesError::Store(error) => error.into(),
             WalFilesError::Repo(error) => error.into(),
             WalFilesError::Files(error) => error.into(),
-            WalFilesError::Tablespace { .. } => CommandError::new(Class::Refused, error)
-                .hint("choose an LSN before that, or one at or after the next snapshot: zenith log"),
             WalFilesError::Damaged { .. } | WalFilesError::Missing { .. } => CommandError::new(Class::Corrupt, error),
         }
     }

@@ -3,10 +3,13 @@
 
 use super::Lsn;
 use super::version::Version;
+use super::wal::crc32c;
 use crate::objects::codec::{Malformed, Reader};
 
 /// Length of the header, `SizeOfXLogRecord`, bytes.
 pub const HEADER: usize = 24;
+/// Where the checksum lies in it.
+const CRC: usize = 20;
 
 const RM_XLOG: u8 = 0;
 const RM_XACT: u8 = 1;
@@ -218,12 +221,19 @@ impl<'a> Record<'a> {
         Some(Lsn(u64::from_le_bytes(main.get(..8)?.try_into().ok()?)))
     }
 
-    /// Returns the tablespace and the folder that this record makes, if it does.
-    pub fn tablespace_create(&self) -> Option<(u32, String)> {
+    /// For a record that makes a tablespace in a folder of its own, returns what has to change in it so that it makes
+    /// that as a folder of the data directory instead: offsets in the record, and bytes. PostgreSQL takes an empty
+    /// path that way (`src/backend/commands/tablespace.c`).
+    pub fn tablespace_in_place(&self) -> Option<[(usize, Vec<u8>); 2]> {
         let creates = self.resource_manager() == RM_TABLESPACE && self.info() & 0xF0 == 0;
         let (_, main) = creates.then(|| self.body().ok()).flatten()?;
-        let oid = u32::from_le_bytes(main.get(..4)?.try_into().ok()?);
-        let path = main.get(4..)?.split(|&byte| byte == 0).next()?;
-        Some((oid, String::from_utf8_lossy(path).into_owned()))
+        // Its number comes first.
+        let path = 4;
+        main.get(path).filter(|byte| **byte != 0)?;
+        let at = self.bytes.len() - main.len() + path;
+        let mut bytes = self.bytes.to_vec();
+        bytes[at] = 0;
+        let crc = crc32c(&[&bytes[HEADER..], &bytes[..CRC]]);
+        Some([(CRC, crc.to_le_bytes().to_vec()), (at, vec![0])])
     }
 }

@@ -387,6 +387,22 @@ impl<S: WalSource> WalReader<S> {
     }
 }
 
+/// Returns where the byte `offset` of the record that begins at `start` lies: records leave out the headers of the
+/// pages that they run over.
+pub fn position_in_record(start: Lsn, offset: usize, segment_size: u32) -> Lsn {
+    let (mut at, mut left) = (start, offset as u64);
+    loop {
+        let page_end = at.page_start().plus(PAGE as u64);
+        let room = page_end.since(at);
+        if left < room {
+            return at.plus(left);
+        }
+        left -= room;
+        let header = if page_end.segment_offset(segment_size) == 0 { LONG_HEADER } else { SHORT_HEADER };
+        at = page_end.plus(header as u64);
+    }
+}
+
 enum Assembled {
     /// Ends here.
     Whole(Lsn),

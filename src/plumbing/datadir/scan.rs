@@ -31,6 +31,8 @@ enum Found {
 pub struct Scan {
     root: PathBuf,
     paths: Vec<(Vec<u8>, u32, Found)>,
+    /// The links in `pg_tblspc`: what lies below them is of another file system, which does not note what changes.
+    elsewhere: Vec<Vec<u8>>,
     /// A server writes to it meanwhile.
     live: bool,
 }
@@ -40,7 +42,7 @@ impl Scan {
     /// tablespaces: a snapshot holds what they lead to. Sockets and pipes are passed over.
     /// With `live`, a server may write to it meanwhile.
     pub fn new(root: &Path, live: bool) -> Result<Scan, Error> {
-        let mut scan = Scan { root: root.to_owned(), paths: Vec::new(), live };
+        let mut scan = Scan { root: root.to_owned(), paths: Vec::new(), elsewhere: Vec::new(), live };
         scan.walk(Vec::new())?;
         let unlogged = Unlogged::among(scan.paths.iter().map(|(path, ..)| path.as_slice()));
         scan.paths.retain(|(path, ..)| !unlogged.is_excluded(path));
@@ -77,6 +79,9 @@ impl Scan {
             metadata => metadata.map_err(Error::io("read", &full))?,
         };
         let kind = metadata.file_type();
+        if followed && path != b"pg_wal" && fs::symlink_metadata(&full).is_ok_and(|found| found.is_symlink()) {
+            self.elsewhere.push(path.clone());
+        }
         let found = if kind.is_dir() {
             if path != b"pg_wal" {
                 self.walk(path.clone())?;
@@ -129,7 +134,8 @@ impl Scan {
         length: u64,
         known: Option<&Known>,
     ) -> Result<Vec<Result<Item, Error>>, Error> {
-        let changed = known.map_or(Changed::All, |known| known.of(path, length));
+        let is_noted = !self.elsewhere.iter().any(|link| path.starts_with(link) && path.get(link.len()) == Some(&b'/'));
+        let changed = known.filter(|_| is_noted).map_or(Changed::All, |known| known.of(path, length));
         if let Changed::Nothing = changed {
             return Ok(vec![Ok(Item::Unchanged { path: path.to_vec(), mode })]);
         }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::Error;
@@ -22,8 +23,6 @@ pub enum WalFilesError {
     Damaged { timeline: TimelineId, source: WalError },
     #[error("timeline {timeline} has no WAL from {from} to {to}")]
     Missing { timeline: TimelineId, from: Lsn, to: Lsn },
-    #[error("the WAL to replay makes tablespace {oid} in '{path}', which another server may use")]
-    Tablespace { oid: u32, path: String },
     #[error(transparent)]
     Timeline(#[from] timeline::Error),
     #[error(transparent)]
@@ -276,7 +275,8 @@ impl Source<'_> {
 
 /// Lays out the WAL from `snapshot`'s start to `upto` as segment files in `dir`, not durable yet; what
 /// lies behind `upto` in the last one is zeroes, which end PostgreSQL's recovery. Checks every
-/// record as it lies there, shows it to `visit`, and refuses those that would touch another server's tablespace.
+/// record as it lies there, and shows it to `visit`. A tablespace that the WAL makes in a folder elsewhere becomes one
+/// in the data directory: another server may use that folder.
 ///
 /// The first segment begins with its header and then zeroes, up to the page of the first record, until
 /// [`complete`] is called: PostgreSQL reads nothing there. So this costs the WAL to replay, and the interval in which
@@ -312,12 +312,21 @@ pub fn lay_out(
     }
     let segments = Segments::new(dir.to_owned(), snapshot.postgres_timeline, size);
     let mut reader = WalReader::new(segments, repo.expected_wal(), snapshot.start);
+    let mut moved = Vec::new();
     while reader.position_lsn() < upto.lsn {
         let record = reader.read().map_err(|source| WalFilesError::Damaged { timeline, source })?;
-        if let Some((oid, path)) = record.tablespace_create().filter(|(_, path)| !path.is_empty()) {
-            return Err(WalFilesError::Tablespace { oid, path });
+        if let Some(changes) = record.tablespace_in_place() {
+            let place = |at| pages::position_in_record(record.start, at, size);
+            moved.extend(changes.into_iter().map(|(at, bytes)| (place(at), bytes)));
         }
         visit(&record);
+    }
+    // Only the copy changes: from the store the WAL comes as it was written.
+    for (lsn, byte) in moved.into_iter().flat_map(|(lsn, bytes)| (lsn.0..).map(Lsn).zip(bytes)) {
+        let path = dir.join(segment::file_name(snapshot.postgres_timeline, lsn, size));
+        let file = File::options().write(true).open(&path).map_err(Error::io("open", &path))?;
+        let offset = u64::from(lsn.segment_offset(size));
+        file.write_all_at(&[byte], offset).map_err(Error::io("write", &path))?;
     }
     Ok(())
 }

@@ -408,9 +408,10 @@ impl LazyFile {
         synced.map_err(os)
     }
 
-    /// Data first, then what says that it is there.
+    /// Data first, then what says that it is there. What is to be noted was written before it was taken from the
+    /// state, but whoever wrote it may not have said so in `dirty` yet: a note never relies on that.
     fn sync_local(&self, cx: Cx, local: &DiskFile, pending: &Blocks, due: bool) -> std::io::Result<()> {
-        if self.dirty.swap(false, Ordering::AcqRel) {
+        if self.dirty.swap(false, Ordering::AcqRel) || !pending.is_empty() || due {
             cx.layer.sync_content(local)?;
         }
         let runs: Vec<(u32, u32)> = pending.runs().collect();
@@ -440,4 +441,46 @@ fn runs(state: &State, offset: u64, end: u64) -> Vec<(bool, u64, u64)> {
         at = stop;
     }
     runs
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use super::super::tests::{open, repo_with};
+    use super::super::{ROOT, Vfs};
+    use super::*;
+    use crate::plumbing::datadir::local::disk::Event;
+
+    /// Checks that the data of a file was synced after it was written and before it was noted.
+    fn assert_order(vfs: &Vfs, ino: u64) {
+        let (events, own) = (vfs.layer.events(), format!("{ino:x}"));
+        let last = |is: &dyn Fn(&Event) -> bool| events.iter().rposition(is).expect("it happened");
+        let changed = last(&|event| match event {
+            Event::Write { name, .. } | Event::Resize { name, .. } | Event::Create(name) => *name == own,
+            _ => false,
+        });
+        let synced = last(&|event| *event == Event::Sync(own.clone()));
+        let named = last(&|event| *event == Event::SyncDir);
+        let noted = last(&|event| matches!(event, Event::Write { name, .. } if name == "journal"));
+        assert!(changed < synced && synced < noted && named < noted, "{events:?}");
+    }
+
+    #[test]
+    fn a_sync_amid_a_write_notes_no_block_whose_data_is_not_durable() {
+        let home = tempfile::tempdir().unwrap();
+        let block = |byte| vec![byte; 4 * BLOCK_SIZE];
+        let (repo, id) = repo_with(home.path(), &[("a", block(1)), ("b", block(2))]);
+        let vfs = open(&repo, &id, &home.path().join("local"));
+        let [a, b] = ["a", "b"].map(|name| vfs.lookup(ROOT, OsStr::new(name)).unwrap().ino);
+        // The write is done, but has not said so yet when the sync comes.
+        let file = vfs.file(a).unwrap();
+        file.write_blocks(vfs.cx(), 0, BLOCK, &[7; BLOCK_SIZE]).unwrap();
+        file.sync(vfs.cx()).unwrap();
+        assert_order(&vfs, a);
+        // A file that is local without a write, by a reservation of space.
+        vfs.allocate(b, 0, 100, true).unwrap();
+        vfs.sync(b).unwrap();
+        assert_order(&vfs, b);
+    }
 }

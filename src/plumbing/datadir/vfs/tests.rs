@@ -47,7 +47,7 @@ fn stamps(first: u64, count: u64) -> Vec<u8> {
 }
 
 /// A repository with one snapshot that holds `files`.
-fn repo_with(home: &Path, files: &[(&str, Vec<u8>)]) -> (Arc<Repo>, ObjectId) {
+pub(super) fn repo_with(home: &Path, files: &[(&str, Vec<u8>)]) -> (Arc<Repo>, ObjectId) {
     let config = Config {
         format_version: FORMAT_VERSION,
         postgres_major: 15,
@@ -92,7 +92,7 @@ fn repo_with(home: &Path, files: &[(&str, Vec<u8>)]) -> (Arc<Repo>, ObjectId) {
     (Arc::new(repo), id)
 }
 
-fn open(repo: &Arc<Repo>, id: &ObjectId, dir: &Path) -> Vfs {
+pub(super) fn open(repo: &Arc<Repo>, id: &ObjectId, dir: &Path) -> Vfs {
     Vfs::open(repo, id, dir, Base::new(repo.clone(), None)).unwrap()
 }
 

@@ -306,6 +306,9 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn run(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
+    if let Some(file) = std::env::var_os("ZENITH_TRACE_SYNC") {
+        crate::objects::durable::trace_syncs(std::path::Path::new(&file));
+    }
     match matches.get_one::<String>("color").map(String::as_str) {
         Some("always") => anstream::ColorChoice::Always.write_global(),
         Some("never") => anstream::ColorChoice::Never.write_global(),

@@ -3,11 +3,16 @@
 //! A temporary file is made in the repository's `tmp/` (same file system as everything else),
 //! written, synced, renamed, and then the folder that received the name is synced: a crash at
 //! any instant leaves the old state or the new one under a name, never a mixture.
+//!
+//! Only what is durable is believed (INVARIANT 8): whoever finds something done already, a name that is there, a line
+//! in a log, may follow a process that was killed before its sync, so it syncs that itself.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
 use tempfile::NamedTempFile;
@@ -17,6 +22,35 @@ use tempfile::NamedTempFile;
 pub enum Put {
     New,
     Existing,
+}
+
+/// Where each sync is noted.
+static TRACE: OnceLock<PathBuf> = OnceLock::new();
+
+/// Has each sync of this process noted in a file, a line with the path of what was synced: so a test sees one that
+/// was lost.
+pub fn trace_syncs(file: &Path) {
+    let _ = TRACE.set(file.to_owned()); // only the first call counts
+}
+
+/// Syncs content and all that is known of an open file or folder.
+fn sync_all(file: &File) -> io::Result<()> {
+    note(file);
+    file.sync_all()
+}
+
+/// Syncs the content and the length of an open file.
+fn sync_data(file: &File) -> io::Result<()> {
+    note(file);
+    file.sync_data()
+}
+
+fn note(file: &File) {
+    let Some(trace) = TRACE.get() else { return };
+    let path = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
+    // It is for tests, which see that something is missing.
+    let opened = OpenOptions::new().create(true).append(true).open(trace);
+    let _ = opened.and_then(|mut trace| trace.write_all(format!("{}\n", path.display()).as_bytes()));
 }
 
 /// Returns a new file with a unique name in `tmp`, removed again unless it is published.
@@ -31,17 +65,17 @@ pub fn by_umask() -> Permissions {
 
 /// Syncs a folder: the names created, renamed or removed in it survive a crash.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
+    sync_all(&File::open(dir)?)
 }
 
 /// Syncs the content of one file.
 pub fn sync_file(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+    sync_all(&File::open(path)?)
 }
 
 /// Syncs the content and the length of an open file.
 pub fn sync_open(file: &File) -> io::Result<()> {
-    file.sync_data()
+    sync_data(file)
 }
 
 /// Gives a temporary file a name without syncing anything: for files that a crash may take.
@@ -54,7 +88,7 @@ pub fn keep_as(file: NamedTempFile, path: &Path) -> io::Result<File> {
 pub fn replace(tmp: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = temp_file(tmp)?;
     file.write_all(bytes)?;
-    file.as_file().sync_all()?;
+    sync_all(file.as_file())?;
     file.persist(path).map_err(|error| error.error)?;
     sync_dir(parent(path)?)
 }
@@ -62,7 +96,7 @@ pub fn replace(tmp: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// Publishes a finished temporary file under a name that is given by its content: a file that
 /// is there already is the same file, and success.
 pub fn put_immutable(file: NamedTempFile, path: &Path) -> io::Result<Put> {
-    file.as_file().sync_all()?;
+    sync_all(file.as_file())?;
     let dir = parent(path)?;
     match file.persist_noclobber(path) {
         Ok(_) => sync_dir(dir).map(|()| Put::New),
@@ -85,14 +119,25 @@ pub fn publish_dir(from: &Path, to: &Path) -> io::Result<()> {
 /// a prefix of them at its end.
 pub fn append_to(file: &mut File, bytes: &[u8]) -> io::Result<()> {
     file.write_all(bytes)?;
-    file.sync_data()
+    sync_data(file)
+}
+
+/// Appends `bytes` to the file at `path`, which is made if there is none; its folder is there. They survive a crash
+/// after `Ok`.
+pub fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+    if file.metadata()?.len() == 0 {
+        // Before there is anything in it: so a file with content has a name that is durable.
+        sync_dir(parent(path)?)?;
+    }
+    append_to(&mut file, bytes)
 }
 
 /// Writes a file that may be in use by name already, in place, and syncs it and its folder.
 pub fn write_in_place(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let mut file = OpenOptions::new().create(true).truncate(true).write(true).open(path)?;
     write(&mut file)?;
-    file.sync_all()?;
+    sync_all(&file)?;
     sync_dir(parent(path)?)
 }
 
@@ -115,25 +160,29 @@ pub fn sync_tree(root: &Path) -> io::Result<()> {
 
 /// Removes a file whose absence must survive a crash; one that is gone already is success.
 pub fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Ok(()) => sync_dir(parent(path)?),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
+    let gone = match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        gone => gone,
+    };
+    match sync_dir(parent(path)?) {
+        // So is the folder.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && gone.is_err() => Ok(()),
+        synced => synced,
     }
 }
 
-/// Creates a folder and its missing parents, durably.
+/// Creates a folder and its missing parents, durably. Of those that are there the last may not be durable yet:
+/// whoever made it synced its parents before.
 pub fn create_dir_all(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
     let dir = parent(path)?;
-    create_dir_all(dir)?;
-    match fs::create_dir(path) {
-        Ok(()) => sync_dir(dir),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error),
+    if !path.is_dir() {
+        create_dir_all(dir)?;
+        match fs::create_dir(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
     }
+    sync_dir(dir)
 }
 
 fn parent(path: &Path) -> io::Result<&Path> {

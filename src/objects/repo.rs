@@ -107,6 +107,20 @@ impl Repo {
         Config::parse(&text).map_err(|source| Error::Format { path: dir.to_owned(), source })
     }
 
+    /// Writes what `change` makes of the config as it is now. Others who change it wait meanwhile, so that no change is
+    /// lost.
+    pub fn change_config<E: From<Error>>(&self, change: impl FnOnce(&str) -> Result<String, E>) -> Result<(), E> {
+        let (path, lock) = (self.dir.join("config"), self.dir.join("config.lock"));
+        // Not the config itself, which is another file after each change.
+        let held = File::options().create(true).truncate(false).write(true).open(&lock);
+        let held = held.and_then(|file| file.lock().map(|()| file)).map_err(io_error("lock", &lock))?;
+        let text = fs::read_to_string(&path).map_err(io_error("read", &path))?;
+        let text = change(&text)?;
+        durable::replace(self.tmp()?, &path, text.as_bytes()).map_err(io_error("write", &path))?;
+        drop(held);
+        Ok(())
+    }
+
     /// Opens the repository in `dir`, the folder `.zenith` itself.
     pub fn open(dir: &Path) -> Result<Repo, Error> {
         let config = Repo::read_config(dir)?;
@@ -255,29 +269,40 @@ impl Repo {
         }
     }
 
-    /// Returns where the first commit after `time_us` begins on a timeline's chain, before `end`.
+    /// Returns where the first commit after `time_us` begins on a timeline's chain, before `end`. Costs the records
+    /// of the interval that holds it, and of those that the chain has only in part.
     pub fn commit_after(&self, timeline: &Timeline, end: Lsn, time_us: i64) -> Result<Option<Lsn>, WalError> {
         let failed = |error: timeline::Error| WalError { lsn: end, what: What::Io(io::Error::other(error)) };
-        let all = self.timelines.wal(timeline, Lsn(0), end).map_err(failed)?;
-        let later = |commit_us: Option<i64>| commit_us.is_some_and(|commit_us| commit_us > time_us);
-        let Some(number) = all.iter().position(|(_, interval)| later(interval.commit_us)) else { return Ok(None) };
-        // A record that ends in this interval may begin in those before; the last whole one before
-        // is where reading can begin.
-        let known = number.checked_sub(1).map(|before| all[before].1.whole);
-        let from = known.map_or_else(|| self.first_usable(timeline).map_err(failed), Ok)?;
+        // A record that ends in an interval may begin in those before; the last whole one before is where
+        // reading can begin.
+        let mut known = self.first_usable(timeline).map_err(failed)?;
+        for (_, interval) in self.timelines.wal(timeline, Lsn(0), end).map_err(failed)? {
+            if interval.commit_us.is_some_and(|commit_us| commit_us > time_us) {
+                let found = self.commit_between(timeline, known, interval.whole, time_us)?;
+                if found.is_some() {
+                    return Ok(found);
+                }
+            }
+            known = known.max(interval.whole);
+        }
+        Ok(None)
+    }
+
+    /// Returns where the first commit after `time_us` begins among the records from `from` to `to`, at both of which
+    /// one ends.
+    fn commit_between(&self, timeline: &Timeline, from: Lsn, to: Lsn, time_us: i64) -> Result<Option<Lsn>, WalError> {
+        let failed = |error: timeline::Error| WalError { lsn: from, what: What::Io(io::Error::other(error)) };
         let source = self.sealed_wal(timeline, from.segment_start(self.config.wal_segment_size)).map_err(failed)?;
         let mut reader = WalReader::new(source, self.expected_wal(), from);
         let mut before = from;
-        loop {
+        while before < to {
             let record = reader.read()?;
-            if record.start >= end {
-                return Ok(None);
-            }
-            if later(record.commit().map(|commit| commit.time_us)) {
+            if record.commit().is_some_and(|commit| commit.time_us > time_us) {
                 return Ok(Some(before));
             }
             before = record.end;
         }
+        Ok(None)
     }
 }
 

@@ -30,7 +30,7 @@ pub fn fork_timeline(repo: &Repo, position: Position) -> Result<TimelineId, Comm
 
 /// Does the same with an id that the caller has noted down already.
 pub fn fork_timeline_as(repo: &Repo, id: TimelineId, position: Position) -> CmdResult {
-    let parent = repo.timelines().read(position.timeline)?;
+    let parent = repo.timelines().secure(position.timeline)?;
     if position.lsn > parent.sealed() {
         let (lsn, end) = (position.lsn, parent.sealed());
         return Err(revision::Error::BeyondEnd { revision: position.to_string(), lsn, timeline: parent.id, end }.into());

@@ -57,12 +57,13 @@ pub fn fsck(repo: &Repo, progress: &dyn Progress) -> Result<Outcome, CommandErro
     let (intervals, alone) = (Mutex::default(), Mutex::new(()));
     let check = |id: &ObjectId| {
         progress.advance(1);
-        check_object(repo, id, &intervals, &alone).err().map(|error| CommandError::from(error).text())
+        let errors = check_object(repo, id, &intervals, &alone).into_iter();
+        errors.map(|error| CommandError::from(error).text()).collect::<Vec<_>>()
     };
     // In chunks, so that Ctrl-C is heard.
     for chunk in ids.chunks(4096) {
         progress.check()?;
-        faults.extend(chunk.par_iter().filter_map(check).collect::<Vec<_>>());
+        faults.extend(chunk.par_iter().flat_map_iter(check).collect::<Vec<_>>());
     }
     progress.finish();
     let intervals = intervals.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -77,29 +78,32 @@ pub fn fsck(repo: &Repo, progress: &dyn Progress) -> Result<Outcome, CommandErro
 /// Where the WAL of an object begins, and its length in bytes.
 type Intervals = HashMap<ObjectId, (Lsn, u64)>;
 
-/// Reads an object and all that can be known from it alone.
+/// Reads an object, each copy of it, and all that can be known from it alone. Returns what is wrong.
 fn check_object(
     repo: &Repo,
     id: &ObjectId,
     intervals: &Mutex<Intervals>,
     alone: &Mutex<()>,
-) -> Result<(), store::Error> {
+) -> Vec<store::Error> {
     let store = repo.store();
-    let stored = store.stored(id)?;
+    let stored = match store.stored(id) {
+        Ok(stored) => stored,
+        Err(error) => return vec![error],
+    };
     let long = if stored.kind == Kind::Wal { LONG_WAL } else { LONG };
     let _alone = (stored.length > long).then(|| alone.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
-    match stored.kind {
+    let read = match stored.kind {
         Kind::Map => store.map(id).map(drop),
         Kind::Snapshot => store.snapshot(id).map(drop),
         Kind::Frame => store.read(id).map(drop),
-        Kind::Wal => {
-            let content = store.read(id)?.content;
-            let (start, bytes) = wal::decode(&content).map_err(|error| store.malformed(id, &error))?;
+        Kind::Wal => store.read(id).and_then(|object| {
+            let (start, bytes) = wal::decode(&object.content).map_err(|error| store.malformed(id, &error))?;
             let mut intervals = intervals.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             intervals.insert(*id, (start, bytes.len() as u64));
             Ok(())
-        }
-    }
+        }),
+    };
+    store.damaged_copies(id).into_iter().chain(read.err()).collect()
 }
 
 /// Checks HEAD, the refs, and the timelines. Returns the positions of the refs that lead somewhere.

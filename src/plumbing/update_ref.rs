@@ -9,8 +9,9 @@ use crate::objects::timeline::{Position, TimelineId};
 /// Set or delete a ref safely
 ///
 /// Sets REF, a full name such as refs/branches/main, to the timeline that NEW names, or for a tag to
-/// timeline@LSN. With OLD, does so only if the ref is at OLD now; an OLD of 32 zeroes means that the
-/// ref must not exist.
+/// timeline@LSN. A branch is a whole timeline: a NEW amid one is refused, and needs a timeline of its own,
+/// which fork-timeline makes. With OLD, does so only if the ref is at OLD now; an OLD of 32 zeroes means
+/// that the ref must not exist.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:\n  zenith update-ref refs/branches/try 76cf99e0\n  \
     zenith update-ref refs/tags/v1 main@0/15ECF68 00000000000000000000000000000000\n  \
@@ -42,7 +43,7 @@ pub fn update_branch(
     signature: &Signature,
 ) -> Result<(), CommandError> {
     // A branch must not name what is not there.
-    repo.timelines().history(timeline)?;
+    repo.timelines().secure(timeline)?;
     repo.refs().update(repo.tmp()?, name, expect, Some(&Value::Branch(timeline)), signature)?;
     Ok(())
 }
@@ -56,13 +57,23 @@ pub fn update_tag(
     signature: &Signature,
 ) -> Result<(), CommandError> {
     let Position { timeline, lsn } = tag.position;
-    let read = repo.timelines().read(timeline)?;
+    let read = repo.timelines().secure(timeline)?;
     if lsn > read.sealed() {
         let end = read.sealed();
         return Err(revision::Error::BeyondEnd { revision: tag.position.to_string(), lsn, timeline, end }.into());
     }
     repo.refs().update(repo.tmp()?, name, expect, Some(&Value::Tag(tag)), signature)?;
     Ok(())
+}
+
+/// Returns the timeline at whose tip `position` is: that is what a branch can name.
+fn whole_timeline(repo: &Repo, text: &str, position: Position) -> Result<TimelineId, CommandError> {
+    let tip = repo.timelines().read(position.timeline)?.tip();
+    if tip == position {
+        return Ok(tip.timeline);
+    }
+    let error = format!("a branch names a whole timeline, but '{text}' is {position}, and that ends at {}", tip.lsn);
+    Err(CommandError::refused(error).hint(format!("begin a timeline there: zenith fork-timeline '{text}'")))
 }
 
 /// Returns the timeline of a branch, which must exist.
@@ -86,7 +97,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
             match repo.refs().read(&name)? {
                 // A tag is compared by its position; its message goes with it.
                 Some(Value::Tag(tag)) if tag.position == position => Expect::Exactly(Value::Tag(tag)),
-                _ => Expect::Exactly(Value::Branch(position.timeline)),
+                _ => Expect::Exactly(Value::Branch(whole_timeline(&repo, old, position)?)),
             }
         }
     };
@@ -100,6 +111,9 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         RefKind::Tag => {
             update_tag(&repo, &name, Tag { position, time_us: signature.time_us, message: None }, &expect, &signature)
         }
-        RefKind::Branch | RefKind::Remote => update_branch(&repo, &name, position.timeline, &expect, &signature),
+        RefKind::Branch | RefKind::Remote => {
+            let timeline = whole_timeline(&repo, &new, position)?;
+            update_branch(&repo, &name, timeline, &expect, &signature)
+        }
     }
 }

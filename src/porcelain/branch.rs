@@ -6,7 +6,7 @@ use super::branch_or_head;
 use crate::cli::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
-use crate::objects::refs::{self, Expect, RefKind, RefName, Signature, Value};
+use crate::objects::refs::{self, Expect, RefKind, RefName, Value};
 use crate::plumbing::fork_timeline::fork_timeline;
 use crate::plumbing::instance::{self, Instance};
 use crate::plumbing::postgres::server::Status;
@@ -118,15 +118,9 @@ fn rename(cx: &mut Cx, repo: &Repo, old: Option<&str>, new: &str) -> CmdResult {
     let from = branch_or_head(repo, old)?;
     let to = RefName::branch(new)?;
     refuse_if_running(repo, from.short(), "renamed")?;
-    let value = Value::Branch(read_branch(repo, &from)?);
-    let signature: Signature = cx.sign(format!("branch: renamed {} to {new}", from.short()));
-    // The new name first: a crash between leaves two names, never none.
-    let is_head = repo.refs().head()? == from;
-    repo.refs().update(repo.tmp()?, &to, &Expect::Absent, Some(&value), &signature)?;
-    if is_head {
-        repo.refs().set_head(repo.tmp()?, &to, &signature)?;
-    }
-    repo.refs().update(repo.tmp()?, &from, &Expect::Exactly(value), None, &signature)?;
+    let signature = cx.sign(format!("branch: renamed {} to {new}", from.short()));
+    repo.refs().rename(repo.tmp()?, &from, &to, &signature)?;
+    super::config::rename_branch(repo, from.short(), new)?;
     if let Some(mut instance) = instance::of_branch(repo, from.short())? {
         new.clone_into(&mut instance.config.branch);
         instance.write(repo)?;

@@ -7,7 +7,6 @@ use toml_edit::{DocumentMut, Item, Table, Value};
 use crate::cli::Cx;
 use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::Repo;
-use crate::objects::durable;
 use crate::objects::format::Config;
 use crate::objects::refs::RefName;
 use crate::objects::setting::SETTINGS;
@@ -91,32 +90,47 @@ fn value(text: &str) -> Value {
 
 /// Changes a setting, if the config is a valid one with it.
 fn change(repo: &Repo, key: &str, path: &[&str], new: Option<Value>) -> CmdResult {
-    let file = repo.dir().join("config");
-    // Two at once would lose one of their changes.
-    let lock = std::fs::File::open(&file)?;
-    lock.lock()?;
-    let mut document: DocumentMut = std::fs::read_to_string(&file)?.parse().map_err(invalid)?;
-    let (name, tables) = path.split_last().expect("invariant: a key has a name");
-    let mut table = document.as_table_mut();
-    for step in tables {
-        let next = table.entry(step).or_insert_with(|| {
-            let mut table = Table::new();
-            table.set_implicit(true);
-            Item::Table(table)
-        });
-        table = next.as_table_mut().ok_or_else(|| CommandError::refused(format!("'{step}' is not a table")))?;
-    }
-    match new {
-        Some(value) => {
-            table.insert(name, Item::Value(value));
+    repo.change_config(|text| {
+        let mut document: DocumentMut = text.parse().map_err(invalid)?;
+        let (name, tables) = path.split_last().expect("invariant: a key has a name");
+        let mut table = document.as_table_mut();
+        for step in tables {
+            let next = table.entry(step).or_insert_with(|| {
+                let mut table = Table::new();
+                table.set_implicit(true);
+                Item::Table(table)
+            });
+            table = next.as_table_mut().ok_or_else(|| CommandError::refused(format!("'{step}' is not a table")))?;
         }
-        None => {
-            table.remove(name).ok_or_else(|| CommandError::refused(format!("'{key}' is not set")))?;
+        match new {
+            Some(value) => {
+                table.insert(name, Item::Value(value));
+            }
+            None => {
+                table.remove(name).ok_or_else(|| CommandError::refused(format!("'{key}' is not set")))?;
+            }
         }
+        let text = document.to_string();
+        Config::parse(&text).map_err(|error| CommandError::new(Class::Refused, error))?;
+        Ok(text)
+    })
+}
+
+/// Has the settings of the branch `old` be those of `new`, which replaces any that were there.
+pub(super) fn rename_branch(repo: &Repo, old: &str, new: &str) -> CmdResult {
+    if !repo.config().branch.contains_key(old) && !repo.config().branch.contains_key(new) {
+        return Ok(());
     }
-    let text = document.to_string();
-    Config::parse(&text).map_err(|error| CommandError::new(Class::Refused, error))?;
-    Ok(durable::replace(repo.tmp()?, &file, text.as_bytes())?)
+    repo.change_config(|text| {
+        let mut document: DocumentMut = text.parse().map_err(invalid)?;
+        let branches = document.get_mut("branch").and_then(Item::as_table_mut);
+        let Some(branches) = branches else { return Ok(text.to_owned()) };
+        branches.remove(new);
+        if let Some(settings) = branches.remove(old) {
+            branches.insert(new, settings);
+        }
+        Ok(document.to_string())
+    })
 }
 
 /// Sets a setting that the program knows.

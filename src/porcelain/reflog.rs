@@ -6,7 +6,7 @@ use super::date;
 use crate::cli::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
-use crate::objects::refs::RefName;
+use crate::objects::refs::{RefName, revision};
 use crate::ui::{ID, paint};
 
 /// Show what HEAD or a branch has been
@@ -48,7 +48,7 @@ fn full_name(repo: &Repo, name: Option<&str>) -> Result<String, CommandError> {
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let repo = cx.take_repo()?;
     let shown = args.name.as_deref().unwrap_or("HEAD");
-    let entries = repo.refs().reflog(&full_name(&repo, args.name.as_deref())?)?;
+    let entries = revision::past(&repo, &full_name(&repo, args.name.as_deref())?)?;
     if entries.is_empty() {
         return Err(CommandError::refused(format!("there is no log of '{shown}'")));
     }

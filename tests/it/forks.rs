@@ -44,6 +44,34 @@ fn twenty_random_lsns_of_a_busy_pgbench_run() {
     check(&env, "live", &commits, tip.split_once('@').unwrap().1.parse().unwrap());
 }
 
+#[test]
+fn a_time_on_a_branch_that_forked_amid_an_interval_is_what_had_committed_there() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t (i int)");
+    env.sql("main", "insert into t values (1)");
+    let fork = env.sql("main", "select pg_current_wal_insert_lsn()");
+    // What main wrote after that is of the same interval, and longer than all that the branch will write.
+    env.sql("main", "insert into t select 2 from generate_series(1, 50000)");
+    env.run(["stop"]).ok();
+    env.run(["branch", "dev", &format!("main@{fork}")]).ok();
+    env.run(["start", "dev"]).ok();
+    let mut times = Vec::new();
+    for row in 10..14 {
+        env.sql("dev", &format!("insert into t values ({row})"));
+        times.push((env.sql("dev", "select clock_timestamp()"), row));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    env.run(["stop", "dev"]).ok();
+    for (time, last) in times {
+        env.run(["branch", "--force", "then", &format!("dev@{{{time}}}")]).ok();
+        env.run(["start", "then"]).ok();
+        let expected: Vec<String> = std::iter::once(1).chain(10..=last).map(|row| row.to_string()).collect();
+        assert_eq!(env.sql("then", "select i from t order by 1"), expected.join("\n"), "at {time}");
+        env.run(["stop", "then", "--mode", "immediate"]).ok();
+    }
+}
+
 /// Starts a branch and compares its rows with the commits up to `lsn`.
 #[track_caller]
 fn check(env: &Env, branch: &str, commits: &[Commit], lsn: Lsn) {

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
+use zenith::objects::frame::BLOCK_SIZE;
+use zenith::objects::store::encode::{Encoded, Encoding, Xor};
 use zenith::objects::store::{Error, Store};
 use zenith::objects::{Kind, ObjectId};
 
@@ -113,4 +115,45 @@ fn what_dead_processes_left_in_tmp_is_removed_and_what_live_ones_have_is_not() {
     let mut left: Vec<_> = fs::read_dir(&tmp).unwrap().flatten().map(|entry| entry.file_name()).collect();
     left.sort();
     assert_eq!(left, ["z-alive", "z-alive.lock"]);
+}
+
+/// Publishes a pack of these objects; of all packs it is asked first.
+fn add_pack(store: &Store, tmp: &std::path::Path, objects: &[Encoded]) {
+    let mut pack = store.pack(tmp).unwrap();
+    for object in objects {
+        pack.append(object).unwrap();
+    }
+    pack.finish().unwrap();
+    store.refresh().unwrap();
+}
+
+#[test]
+fn an_object_is_well_as_long_as_one_of_its_copies_is() {
+    let (_home, objects, tmp) = empty();
+    let store = Store::open(&objects).unwrap();
+    let mut random = Random(5);
+    let a: Vec<u8> = (0..4 * BLOCK_SIZE).map(|_| random.below(256) as u8).collect();
+    let b: Vec<u8> = a.iter().enumerate().map(|(at, byte)| byte ^ u8::from(at % BLOCK_SIZE == 9)).collect();
+    let [a_id, b_id] = [&a, &b].map(|content| ObjectId::of(Kind::Frame, content));
+    let delta = |id, content: &[u8], base, old: &Vec<u8>| {
+        let blocks = (0..4).map(|number| (0, number)).collect();
+        let encoded = Encoded::delta(id, content, Xor { bases: vec![base], blocks }, &[old], 3);
+        assert!(matches!(encoded.encoding, Encoding::Xor(_)));
+        encoded
+    };
+    let whole = |id, content: &[u8]| Encoded::compress(id, Kind::Frame, content, 3);
+    add_pack(&store, &tmp, &[whole(a_id, &a), whole(b_id, &b)]);
+    // Each against the other: two writers that did not know of each other.
+    add_pack(&store, &tmp, &[delta(a_id, &a, b_id, &b), delta(b_id, &b, a_id, &a)]);
+    for (id, content) in [(a_id, &a), (b_id, &b)] {
+        assert!(store.read(&id).unwrap().content == *content);
+        assert!(store.damaged_copies(&id).is_empty());
+    }
+    // A damaged copy is found before the others.
+    add_pack(&store, &tmp, &[Encoded { payload: vec![0; a.len()], encoding: Encoding::Raw, ..whole(a_id, &a) }]);
+    let store = Store::open(&objects).unwrap();
+    assert!(store.read(&a_id).unwrap().content == a);
+    // Readers are well off, but fsck tells.
+    assert_eq!(store.damaged_copies(&a_id).len(), 1);
+    assert!(store.damaged_copies(&b_id).is_empty());
 }

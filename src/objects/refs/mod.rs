@@ -107,6 +107,8 @@ pub struct Signature {
 pub enum Error {
     #[error(transparent)]
     BadName(#[from] BadName),
+    #[error("HEAD names a branch, and '{0}' is none")]
+    NotABranch(RefName),
     #[error("a {} named '{}' already exists", .0.kind().word(), .0.short())]
     Exists(RefName),
     #[error("there is no {} named '{}'", .0.kind().word(), .0.short())]
@@ -181,20 +183,23 @@ impl Refs {
         let path = self.dir.join("HEAD");
         let text = bounded::read_to_string(&path, bounded::REF).map_err(io_error("read", &path))?;
         let name = text.strip_prefix("ref: ").map(|name| name.trim_end_matches('\n'));
-        name.and_then(|name| RefName::full(name).ok()).ok_or(Error::Corrupt(path))
+        let name = name.and_then(|name| RefName::full(name).ok());
+        name.filter(|name| name.kind() == RefKind::Branch).ok_or(Error::Corrupt(path))
     }
 
-    /// Makes HEAD name another branch.
+    /// Makes HEAD name another branch, which need not exist.
     pub fn set_head(&self, tmp: &Path, branch: &RefName, signature: &Signature) -> Result<(), Error> {
+        if branch.kind() != RefKind::Branch {
+            return Err(Error::NotABranch(branch.clone()));
+        }
         let _lock = self.lock()?;
         if self.head().is_ok_and(|head| head == *branch) {
-            return Ok(());
+            return durable::sync_dir(&self.dir).map_err(io_error("sync", &self.dir));
         }
         let old = self.head().ok().and_then(|head| self.read(&head).ok().flatten());
         let new = self.read(branch)?;
         self.log("HEAD", old.as_ref(), new.as_ref(), signature)?;
-        let path = self.dir.join("HEAD");
-        durable::replace(tmp, &path, format!("ref: {branch}\n").as_bytes()).map_err(io_error("write", &path))
+        self.write_head(tmp, branch)
     }
 
     /// Sets a ref to `new`, or deletes it where that is `None`, if it is what the caller expects.
@@ -222,6 +227,7 @@ impl Refs {
             _ => {}
         }
         if old.as_ref() == new {
+            self.secure(name)?;
             return Ok(old);
         }
         if new.is_some() && old.is_none() {
@@ -231,19 +237,63 @@ impl Refs {
         if self.head().is_ok_and(|head| head == *name) {
             self.log("HEAD", old.as_ref(), new, signature)?;
         }
-        let path = self.path(name);
-        let parent = path.parent().expect("invariant: names have three parts");
         match new {
-            Some(value) => durable::create_dir_all(parent)
-                .and_then(|()| durable::replace(tmp, &path, value.format().as_bytes()))
-                .map_err(io_error("write", &path))?,
+            Some(value) => self.write(tmp, name, value)?,
             // As in git, the log goes with the ref; HEAD's own keeps what it saw.
             None => {
-                self.remove(&self.dir.join("logs").join(name.as_str()))?;
-                self.remove(&path)?;
+                self.remove(&self.log_path(name.as_str()))?;
+                self.remove(&self.path(name))?;
             }
         }
         Ok(old)
+    }
+
+    /// Gives a branch another name, under which its log goes on; HEAD follows it. A crash amid leaves both names,
+    /// never none.
+    pub fn rename(&self, tmp: &Path, from: &RefName, to: &RefName, signature: &Signature) -> Result<(), Error> {
+        let _lock = self.lock()?;
+        let value = self.read(from)?.ok_or_else(|| Error::Unknown(from.clone()))?;
+        if self.read(to)?.is_some() {
+            return Err(Error::Exists(to.clone()));
+        }
+        self.refuse_conflict(to)?;
+        let (old_log, new_log) = (self.log_path(from.as_str()), self.log_path(to.as_str()));
+        let copied = match fs::read(&old_log) {
+            Ok(log) => durable::create_dir_all(new_log.parent().expect("invariant: names have three parts"))
+                .and_then(|()| durable::replace(tmp, &new_log, &log)),
+            Err(error) if is_absent(&error) => Ok(()),
+            Err(error) => Err(error),
+        };
+        copied.map_err(io_error("write", &new_log))?;
+        self.log(to.as_str(), Some(&value), Some(&value), signature)?;
+        self.write(tmp, to, &value)?;
+        if self.head().is_ok_and(|head| head == *from) {
+            self.log("HEAD", Some(&value), Some(&value), signature)?;
+            self.write_head(tmp, to)?;
+        }
+        self.remove(&old_log)?;
+        self.remove(&self.path(from))
+    }
+
+    fn write(&self, tmp: &Path, name: &RefName, value: &Value) -> Result<(), Error> {
+        let path = self.path(name);
+        durable::create_dir_all(path.parent().expect("invariant: names have three parts"))
+            .and_then(|()| durable::replace(tmp, &path, value.format().as_bytes()))
+            .map_err(io_error("write", &path))
+    }
+
+    fn write_head(&self, tmp: &Path, branch: &RefName) -> Result<(), Error> {
+        let path = self.dir.join("HEAD");
+        durable::replace(tmp, &path, format!("ref: {branch}\n").as_bytes()).map_err(io_error("write", &path))
+    }
+
+    /// Makes durable what a ref is, or that it is not: whoever wrote it may have been killed before.
+    fn secure(&self, name: &RefName) -> Result<(), Error> {
+        let path = self.path(name);
+        match durable::sync_dir(path.parent().expect("invariant: names have three parts")) {
+            Err(error) if !is_absent(&error) => Err(io_error("sync", &path)(error)),
+            _ => Ok(()),
+        }
     }
 
     /// Removes a file, and the folders that this leaves empty: they would stand in the way of a ref
@@ -276,7 +326,7 @@ impl Refs {
 
     /// Returns the reflog of a ref or of `HEAD`, the newest entry first.
     pub fn reflog(&self, name: &str) -> Result<Vec<reflog::Entry>, Error> {
-        reflog::read(&self.dir.join("logs").join(name))
+        reflog::read(&self.log_path(name))
     }
 
     fn log(&self, name: &str, old: Option<&Value>, new: Option<&Value>, signature: &Signature) -> Result<(), Error> {
@@ -287,7 +337,11 @@ impl Refs {
             time_us: signature.time_us,
             why: signature.why.clone(),
         };
-        reflog::append(&self.dir.join("logs").join(name), &entry)
+        reflog::append(&self.log_path(name), &entry)
+    }
+
+    fn log_path(&self, name: &str) -> PathBuf {
+        self.dir.join("logs").join(name)
     }
 
     /// Takes the lock for changing refs; it goes with the file, or with the process.
@@ -395,6 +449,31 @@ mod tests {
         assert_eq!(refs.list(RefKind::Branch).unwrap().len(), 1);
         let tag = RefName::tag("v").unwrap();
         refs.update(dir.path(), &tag, &Expect::Absent, Some(&value), &signature).unwrap();
+    }
+
+    #[test]
+    fn a_renamed_branch_keeps_its_log_and_head() {
+        let (dir, refs, signature) = setup();
+        let [a, b] = [TimelineId::random(), TimelineId::random()].map(Value::Branch);
+        for value in [&a, &b] {
+            refs.update(dir.path(), &branch("x"), &Expect::Anything, Some(value), &signature).unwrap();
+        }
+        refs.set_head(dir.path(), &branch("x"), &signature).unwrap();
+        refs.rename(dir.path(), &branch("x"), &branch("y/z"), &signature).unwrap();
+        assert_eq!(refs.head().unwrap(), branch("y/z"));
+        assert_eq!((refs.read(&branch("x")).unwrap(), refs.read(&branch("y/z")).unwrap()), (None, Some(b.clone())));
+        let log = refs.reflog("refs/branches/y/z").unwrap();
+        assert_eq!((log.len(), log[1].new, log[2].new), (3, Some(b.timeline()), Some(a.timeline())));
+        assert!(refs.reflog("refs/branches/x").unwrap().is_empty());
+    }
+
+    #[test]
+    fn head_names_a_branch_and_nothing_else() {
+        let (dir, refs, signature) = setup();
+        let tag = RefName::tag("v1").unwrap();
+        assert!(matches!(refs.set_head(dir.path(), &tag, &signature), Err(Error::NotABranch(_))));
+        fs::write(dir.path().join("HEAD"), "ref: refs/tags/v1\n").unwrap();
+        assert!(matches!(refs.head(), Err(Error::Corrupt(_))));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! A line for each change: `<old timeline> <new timeline> <microseconds since 1970> <who>`, a tab, and
 //! why. An absent ref is 32 zeroes. White space in `who` and newlines in `why` become `_` and a space.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::Path;
 
@@ -56,8 +56,7 @@ impl Entry {
 pub fn append(path: &Path, entry: &Entry) -> Result<(), Error> {
     let append = || {
         durable::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
-        let mut file = File::options().create(true).append(true).open(path)?;
-        durable::append_to(&mut file, entry.format().as_bytes())
+        durable::append(path, entry.format().as_bytes())
     };
     append().map_err(io_error("write", path))
 }

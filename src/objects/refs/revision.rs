@@ -12,6 +12,7 @@
 
 use jiff::{Span, Timestamp, Zoned, civil};
 
+use super::reflog::Entry;
 use super::{RefKind, RefName, Value};
 use crate::objects::pg::Lsn;
 use crate::objects::pg::wal::WalError;
@@ -203,9 +204,31 @@ fn near(repo: &Repo, name: &str) -> Vec<String> {
     near.into_iter().take(3).map(|(_, name)| name).collect()
 }
 
+/// Returns what a ref, or `HEAD`, has been, the newest change first: its log without the timelines that are gone,
+/// which were those of epochs that left nothing behind. The n-th is what `@{n}` stands for.
+pub fn past(repo: &Repo, name: &str) -> Result<Vec<Entry>, Error> {
+    let mut past: Vec<Entry> = Vec::new();
+    let mut passed_over = false;
+    for mut entry in repo.refs().reflog(name)?.into_iter().rev() {
+        if entry.new.is_some_and(|id| !repo.timelines().exists(id)) {
+            passed_over = true;
+            continue;
+        }
+        if std::mem::take(&mut passed_over) {
+            entry.old = past.last().and_then(|last| last.new);
+            if entry.old == entry.new {
+                continue;
+            }
+        }
+        past.push(entry);
+    }
+    past.reverse();
+    Ok(past)
+}
+
 fn previous(repo: &Repo, base: &str, name: Option<&RefName>, number: usize) -> Result<Position, Error> {
     let name = name.map_or_else(|| base.to_owned(), |name| name.as_str().to_owned());
-    let log = repo.refs().reflog(if base == "HEAD" { "HEAD" } else { &name })?;
+    let log = past(repo, if base == "HEAD" { "HEAD" } else { &name })?;
     let timeline = match number.checked_sub(1) {
         None => log.first().and_then(|entry| entry.new),
         Some(back) => log.get(back).and_then(|entry| entry.old),

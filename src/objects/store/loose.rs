@@ -60,6 +60,13 @@ pub fn write(dir: &Path, tmp: &Path, object: &Encoded) -> Result<(), Error> {
     written.map(drop).map_err(Error::io("write", &path))
 }
 
+/// Makes an object durable that is there: whoever published it may have been killed before its name was.
+pub fn secure(dir: &Path, id: &ObjectId) -> Result<(), Error> {
+    let path = path(dir, id);
+    let fan = path.parent().expect("invariant: made by `path`");
+    durable::sync_dir(fan).and_then(|()| durable::sync_dir(dir)).map_err(Error::io("sync", &path))
+}
+
 /// Returns the ids of the loose objects that begin with `prefix`, lower-case hexadecimal digits.
 pub fn ids(dir: &Path, prefix: &str) -> Result<Vec<ObjectId>, Error> {
     let mut ids = Vec::new();

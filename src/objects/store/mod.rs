@@ -184,35 +184,63 @@ impl Store {
         self.locate(id).is_some() || loose::path(&self.dir, id).exists()
     }
 
-    /// Reads the stored form of an object, not yet verified.
-    fn fetch(&self, id: &ObjectId) -> Result<(Encoded, PathBuf), Error> {
-        let (encoded, path) = self.find(id)?;
+    /// Returns the places of an object in packs, that written last first.
+    fn packed(&self, id: &ObjectId) -> Vec<(Arc<Pack>, index::Position)> {
+        let packs = self.packs.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        packs.iter().rev().filter_map(|pack| Some((pack.clone(), pack.index().find(id)?))).collect()
+    }
+
+    /// Returns the copies of an object in their stored form, not yet verified, those written last first. There is
+    /// more than one where writers did not know of each other; they may be encoded differently.
+    fn copies(&self, id: &ObjectId) -> impl Iterator<Item = Result<(Encoded, PathBuf), Error>> {
+        let id = *id;
+        let packed = self.packed(&id).into_iter();
+        let packed = packed.map(move |(pack, at)| Ok((pack.read(&id, at)?, pack.path().to_owned())));
+        let loose = std::iter::once_with(move || loose::read(&self.dir, &id).transpose()).flatten();
+        let loose = loose.map(move |read| Ok((read?, loose::path(&self.dir, &id))));
+        packed.chain(loose).map(|copy| copy.and_then(|(encoded, path)| self.check_length(encoded, path)))
+    }
+
+    /// Refuses an interval that no server wrote, before it is inflated.
+    fn check_length(&self, encoded: Encoded, path: PathBuf) -> Result<(Encoded, PathBuf), Error> {
         if encoded.kind == Kind::Wal && encoded.length > self.longest_wal {
             let what = "an interval longer than a segment".to_owned();
-            return Err(Error::Corrupt { id: *id, path, what });
+            return Err(Error::Corrupt { id: encoded.id, path, what });
         }
         Ok((encoded, path))
     }
 
-    fn find(&self, id: &ObjectId) -> Result<(Encoded, PathBuf), Error> {
+    /// Returns what `take` makes of the first copy of an object that it takes. Where it takes none, the error is that
+    /// of the first: an object is damaged only if all of its copies are.
+    fn first_good<T>(&self, id: &ObjectId, take: impl Fn(Encoded, PathBuf) -> Result<T, Error>) -> Result<T, Error> {
+        let mut failed = None;
         for attempt in 0..2 {
-            if let Some((pack, position)) = self.locate(id) {
-                return Ok((pack.read(id, position)?, pack.path().to_owned()));
-            }
-            if let Some(encoded) = loose::read(&self.dir, id)? {
-                return Ok((encoded, loose::path(&self.dir, id)));
+            for copy in self.copies(id) {
+                match copy.and_then(|(encoded, path)| take(encoded, path)) {
+                    Ok(taken) => return Ok(taken),
+                    Err(error) => failed = failed.or(Some(error)),
+                }
             }
             if attempt > 0 || !self.rescan()? {
                 break;
             }
         }
-        Err(Error::Missing { id: *id })
+        Err(failed.unwrap_or(Error::Missing { id: *id }))
     }
 
     /// Reads an object and checks it against its id.
     pub fn read(&self, id: &ObjectId) -> Result<Object, Error> {
-        let (encoded, path) = self.fetch(id)?;
-        self.decode(id, encoded, path)
+        self.first_good(id, |encoded, path| self.decode(id, encoded, path))
+    }
+
+    /// Checks each copy of an object that is stored more than once: readers do not notice a damaged one as long as
+    /// there is another.
+    pub fn damaged_copies(&self, id: &ObjectId) -> Vec<Error> {
+        if self.packed(id).len() + usize::from(loose::path(&self.dir, id).exists()) < 2 {
+            return Vec::new();
+        }
+        let check = |(encoded, path)| self.decode(id, encoded, path).map(drop);
+        self.copies(id).filter_map(|copy| copy.and_then(check).err()).collect()
     }
 
     fn decode(&self, id: &ObjectId, encoded: Encoded, path: PathBuf) -> Result<Object, Error> {
@@ -228,17 +256,19 @@ impl Store {
         Ok(Object { kind: encoded.kind, content })
     }
 
-    /// Reads a frame that others are stored against; it must stand alone, so chains have one step.
+    /// Reads a frame that others are stored against, from a copy that stands alone, so chains have one step.
     fn base_frame(&self, id: &ObjectId) -> Result<Arc<Vec<u8>>, Error> {
         if let Some(content) = self.frames.get(id) {
             return Ok(content);
         }
-        let (encoded, path) = self.fetch(id)?;
-        if matches!(encoded.encoding, Encoding::Xor(_)) {
-            let what = "a delta is stored against it, but it is a delta itself".to_owned();
-            return Err(Error::Corrupt { id: *id, path, what });
-        }
-        let content = Arc::new(expect_kind(id, self.decode(id, encoded, path)?, Kind::Frame)?);
+        let object = self.first_good(id, |encoded, path| match encoded.encoding {
+            Encoding::Xor(_) => {
+                let what = "a delta is stored against it, but it is a delta itself".to_owned();
+                Err(Error::Corrupt { id: *id, path, what })
+            }
+            Encoding::Raw | Encoding::Zstd => self.decode(id, encoded, path),
+        })?;
+        let content = Arc::new(expect_kind(id, object, Kind::Frame)?);
         self.frames.insert(*id, content.clone());
         Ok(content)
     }
@@ -292,26 +322,28 @@ impl Store {
 
     /// Returns how an object is stored, without reading its content.
     pub fn stored(&self, id: &ObjectId) -> Result<Stored, Error> {
-        let (encoded, _) = self.fetch(id)?;
-        let bases = encoded.bases().to_vec();
-        Ok(Stored { kind: encoded.kind, length: encoded.length, stored: encoded.stored_bytes(), bases })
+        self.first_good(id, |encoded, _| {
+            let (length, stored) = (encoded.length, encoded.stored_bytes());
+            Ok(Stored { kind: encoded.kind, length, stored, bases: encoded.bases().to_vec() })
+        })
     }
 
     /// Returns the base of each block of a frame that is stored as a delta: a frame, and the number of
     /// the block in it. `None` where the frame stands alone.
     pub fn delta_of(&self, id: &ObjectId) -> Result<Option<encode::Xor>, Error> {
-        let (encoded, _) = self.fetch(id)?;
-        Ok(match encoded.encoding {
-            Encoding::Xor(delta) => Some(delta),
-            Encoding::Raw | Encoding::Zstd => None,
+        self.first_good(id, |encoded, _| match encoded.encoding {
+            Encoding::Xor(delta) => Ok(Some(delta)),
+            Encoding::Raw | Encoding::Zstd => Ok(None),
         })
     }
 
-    /// Stores one object by itself. Returns its id; one that is there already is not written again.
+    /// Stores one object by itself. Returns its id; one that is there already is not written again, but made durable.
     pub fn write_loose(&self, tmp: &Path, kind: Kind, content: &[u8], level: i32) -> Result<ObjectId, Error> {
         let id = ObjectId::of(kind, content);
-        if !self.contains(&id) {
-            loose::write(&self.dir, tmp, &Encoded::compress(id, kind, content, level))?;
+        match self.locate(&id) {
+            Some((pack, _)) => pack.secure()?,
+            None if loose::path(&self.dir, &id).exists() => loose::secure(&self.dir, &id)?,
+            None => loose::write(&self.dir, tmp, &Encoded::compress(id, kind, content, level))?,
         }
         Ok(id)
     }

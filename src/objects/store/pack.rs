@@ -56,6 +56,12 @@ impl Pack {
         &self.index_path
     }
 
+    /// Makes the pack durable: whoever published it may have been killed before its name was.
+    pub fn secure(&self) -> Result<(), Error> {
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        durable::sync_dir(dir).map_err(Error::io("sync", dir))
+    }
+
     /// Returns the index.
     pub fn index(&self) -> &Index {
         &self.index
@@ -145,9 +151,12 @@ impl PackWriter {
         put.map(|()| u64::from(position.length))
     }
 
-    /// Publishes the pack, then its index. Returns the bytes that the two take, 0 for an empty one.
+    /// Publishes the pack, then its index; all packs that were published before are durable after that too, which
+    /// whoever left out what they hold relies on. Returns the bytes that the two take, 0 for an empty one.
     pub fn finish(mut self) -> Result<u64, Error> {
         if self.entries.is_empty() {
+            durable::create_dir_all(&self.dir).map_err(Error::io("create", &self.dir))?;
+            durable::sync_dir(&self.dir).map_err(Error::io("sync", &self.dir))?;
             return Ok(0);
         }
         self.put(END)?;

@@ -25,8 +25,17 @@ pub struct WalInterval {
     pub object: ObjectId,
     /// End of the last whole record at or before `end`.
     pub whole: Lsn,
-    /// Time of the latest commit in it, microseconds since 1970.
+    /// Time of the latest commit in it, microseconds since 1970. Of one that was [cut](WalInterval::before):
+    /// no commit in it is later.
     pub commit_us: Option<i64>,
+}
+
+impl WalInterval {
+    /// Returns the part before `upto`, where a record ends: all that a chain has of an interval at whose midst it
+    /// leaves a timeline.
+    pub fn before(self, upto: Lsn) -> WalInterval {
+        WalInterval { end: self.end.min(upto), whole: self.whole.min(upto), ..self }
+    }
 }
 
 /// A snapshot of the timeline.
@@ -162,6 +171,14 @@ mod tests {
         let (log, length) = Log::parse(torn.as_bytes()).unwrap();
         assert_eq!((log.wal.len(), log.snapshots.len(), length), (2, 1, text.len()));
         assert_eq!(log.sealed(), Some(Lsn(99)));
+    }
+
+    #[test]
+    fn an_interval_is_cut_with_all_that_it_says() {
+        let Line::Wal(interval) = wal(8, 16) else { unreachable!() };
+        let cut = interval.before(Lsn(12));
+        assert_eq!((cut.start, cut.end, cut.whole, cut.commit_us), (Lsn(8), Lsn(12), Lsn(12), Some(-3)));
+        assert_eq!(interval.before(Lsn(99)), interval);
     }
 
     #[test]

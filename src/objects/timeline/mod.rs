@@ -162,6 +162,15 @@ impl Timelines {
         Ok(Timeline { id, history, log })
     }
 
+    /// Reads a timeline that something is about to rely on, and makes all of it durable: whoever made it or wrote its
+    /// last line may have been killed before that was.
+    pub fn secure(&self, id: TimelineId) -> Result<Timeline, Error> {
+        let timeline = self.read(id)?;
+        let path = self.path(id).join("log");
+        let synced = durable::sync_file(&path).and_then(|()| durable::sync_dir(&self.dir));
+        synced.map_err(io_error("sync", &path)).map(|()| timeline)
+    }
+
     /// Returns the ids of all timelines, sorted.
     pub fn list(&self) -> Result<Vec<TimelineId>, Error> {
         let names = match fs::read_dir(&self.dir) {
@@ -193,8 +202,8 @@ impl Timelines {
         }
     }
 
-    /// Locks a timeline's log, waiting for whoever has it. The lock goes with the guard, or with
-    /// the process: nothing stale is left by a crash.
+    /// Locks a timeline's log, waiting for whoever has it, and makes it durable. The lock goes with the guard, or
+    /// with the process: nothing stale is left by a crash.
     pub fn lock(&self, id: TimelineId) -> Result<LockedLog, Error> {
         let path = self.path(id).join("log");
         let file = File::options().read(true).append(true).open(&path);
@@ -210,6 +219,8 @@ impl Timelines {
             // What a crash left of an append that nobody was told of.
             file.set_len(length as u64).map_err(io_error("truncate", &path))?;
         }
+        // Whoever wrote the last line may have been killed before its sync, and here it is believed.
+        durable::sync_open(&file).map_err(io_error("sync", &path))?;
         Ok(LockedLog { id, start: self.history(id)?.start(), log, file, path })
     }
 
@@ -219,10 +230,7 @@ impl Timelines {
         for (timeline, upto) in self.chain(timeline)? {
             let upto = to.min(upto);
             let own = timeline.log.wal.iter().filter(|interval| interval.end > from && interval.start < upto);
-            found.extend(own.map(|interval| {
-                let interval = WalInterval { end: interval.end.min(upto), ..*interval };
-                (timeline.id, interval)
-            }));
+            found.extend(own.map(|interval| (timeline.id, interval.before(upto))));
             if upto == to {
                 break;
             }

@@ -1,0 +1,98 @@
+//! INVARIANT 8: what a command acknowledges is durable, and what it relies on too. Each sync is counted, so that one
+//! that gets lost, or comes on top, is noticed.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use crate::support::Env;
+
+/// Runs a command. Returns how often it synced what: the path in the repository, without ids and unfinished names.
+fn syncs(env: &Env, args: &[&str]) -> BTreeMap<String, usize> {
+    let trace = env.path().join("trace");
+    let _ = fs::remove_file(&trace);
+    let output = env.command(args).env("ZENITH_TRACE_SYNC", &trace).output().unwrap();
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let repo = env.repo().canonicalize().unwrap();
+    let mut counts = BTreeMap::new();
+    for line in fs::read_to_string(&trace).unwrap_or_default().lines() {
+        let path = line.strip_prefix(&format!("{}", repo.display())).unwrap_or(line).trim_start_matches('/');
+        let is_id = |part: &str| part.len() > 20 && part.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
+        let name = |part: &str| match part {
+            _ if part.starts_with("timeline-") => "new".to_owned(),
+            _ if is_id(part.split('.').next().unwrap_or_default()) => "ID".to_owned(),
+            _ => part.to_owned(),
+        };
+        let parts: Vec<String> = path.split('/').map(name).collect();
+        let name = match parts[0].as_str() {
+            "" => "repository".to_owned(),
+            "tmp" if parts.iter().any(|part| part == "new") => "tmp/timeline".to_owned(),
+            "tmp" => "tmp".to_owned(),
+            "objects" if parts.len() > 1 && parts[1].len() == 2 => "objects/fan".to_owned(),
+            _ => parts.join("/"),
+        };
+        *counts.entry(name).or_insert(0) += 1;
+    }
+    counts
+}
+
+/// Checks what a command syncs: names and how often, in any order.
+#[track_caller]
+fn assert_syncs(env: &Env, args: &[&str], expected: &[(&str, usize)]) {
+    let expected: BTreeMap<String, usize> = expected.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
+    assert_eq!(syncs(env, args), expected, "{args:?}");
+}
+
+#[test]
+fn each_command_syncs_what_it_says_and_what_it_relies_on() {
+    let env = Env::init();
+    let timeline = env.run(["rev-parse", "main"]).ok()[..32].to_owned();
+    let timeline = timeline.as_str();
+    let set = ["update-ref", "refs/branches/x", timeline];
+    let relied_on = [("timelines", 1), ("timelines/ID/log", 1)];
+    let check = |args: &[&str], own: &[(&str, usize)], relied_on: &[(&str, usize)]| {
+        assert_syncs(&env, args, &[own, relied_on].concat());
+    };
+    // The ref and its log, each with its folder, and the folder above, in which that may be new.
+    let log = [("logs/refs", 1), ("logs/refs/branches", 1), ("logs/refs/branches/x", 1)];
+    check(&set, &[&log[..], &[("refs", 1), ("refs/branches", 1), ("tmp", 1)]].concat(), &relied_on);
+    // It is so already, but whoever did it may not have synced it.
+    check(&set, &[("refs/branches", 1)], &relied_on);
+    check(&["update-ref", "-d", "refs/branches/x"], &[&log[..], &[("refs/branches", 1)]].concat(), &[]);
+    check(&["update-ref", "-d", "refs/branches/x"], &[("refs/branches", 1)], &[]);
+    let log = [("logs", 1), ("logs/refs", 1), ("logs/refs/tags", 1), ("logs/refs/tags/v1", 1)];
+    let tag = [&log[..], &[("refs", 1), ("refs/tags", 1), ("tmp", 1)]].concat();
+    check(&["update-ref", "refs/tags/v1", "main"], &tag, &relied_on);
+    check(&["symbolic-ref", "refs/branches/x"], &[("logs/HEAD", 1), ("repository", 2), ("tmp", 1)], &[]);
+    check(&["symbolic-ref", "refs/branches/x"], &[("repository", 1)], &[]);
+    env.run(["symbolic-ref", "refs/branches/main"]).ok();
+    // A timeline is five syncs in tmp/, and one of the folder that gets it.
+    let new = [("repository", 1), ("timelines", 1), ("tmp", 3), ("tmp/timeline", 5)];
+    assert_syncs(&env, &["fork-timeline", "main"], &[&new[..], &[("timelines", 2), relied_on[1]]].concat());
+    let log = [("logs/refs", 1), ("logs/refs/branches", 1), ("logs/refs/branches/y", 1)];
+    let branch =
+        [&log[..], &[("refs", 1), ("refs/branches", 1), ("tmp", 4), ("timelines", 3), ("timelines/ID/log", 2)]];
+    assert_syncs(&env, &["branch", "y"], &[&new[..], &branch.concat()].concat());
+    let log = [("logs/refs", 2), ("logs/refs/branches", 2), ("logs/refs/branches/z", 1)];
+    check(&["branch", "-m", "y", "z"], &[&log[..], &[("refs", 1), ("refs/branches", 2), ("tmp", 2)]].concat(), &[]);
+    check(&["config", "proxy.max_instances", "3"], &[("repository", 1), ("tmp", 1)], &[]);
+    check(&["rev-parse", "main"], &[], &[]);
+}
+
+#[test]
+fn wal_that_is_stored_already_is_made_durable() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t (i int)");
+    let wal = env.repo().join("timelines").join(&env.run(["rev-parse", "main"]).ok()[..32]).join("wal");
+    let name = fs::read_dir(&wal).unwrap().flatten().find(|entry| entry.file_name().len() == 24).unwrap();
+    fs::copy(name.path(), env.path().join("segment")).unwrap();
+    let object = [("objects", 1), ("objects/fan", 1)];
+    assert_syncs(&env, &["hash-wal", "-w", "segment"], &[&object[..], &[("repository", 1), ("tmp", 1)]].concat());
+    assert_syncs(&env, &["hash-wal", "-w", "segment"], &object);
+    env.run(["seal-wal", "main"]).ok();
+    env.sql("main", "insert into t values (1)");
+    let sealed = [&object[..], &[("repository", 1), ("timelines/ID/log", 2), ("tmp", 1)]].concat();
+    assert_syncs(&env, &["seal-wal", "main"], &sealed);
+    // "Sealed" is not said on the word of a line that nobody may have synced.
+    assert_syncs(&env, &["seal-wal", "main"], &[("timelines/ID/log", 1)]);
+}

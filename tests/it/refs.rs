@@ -1,0 +1,71 @@
+//! Refs mean what they say, and nothing of a branch is lost when its name or the config changes.
+
+use std::process::Stdio;
+
+use crate::support::Env;
+
+#[test]
+fn a_branch_is_a_whole_timeline_and_head_a_branch() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t (i int)");
+    let amid = format!("main@{}", env.sql("main", "select pg_current_wal_insert_lsn()"));
+    env.sql("main", "insert into t values (1)");
+    env.run(["stop"]).ok();
+    let timeline = env.run(["rev-parse", "main"]).ok()[..32].to_owned();
+    env.run(["update-ref", "refs/branches/try", &amid]).fails(1, &["whole timeline", "fork-timeline"]);
+    env.run(["update-ref", "refs/branches/try", &timeline]).ok();
+    env.run(["update-ref", "refs/branches/try", "main", &amid]).fails(1, &["whole timeline"]);
+    env.run(["update-ref", "refs/tags/v1", &amid]).ok();
+    env.run(["symbolic-ref", "refs/tags/v1"]).fails(1, &["HEAD names a branch", "refs/tags/v1"]);
+    assert_eq!(env.run(["symbolic-ref"]).ok(), "refs/branches/main");
+}
+
+#[test]
+fn the_past_of_a_branch_names_only_what_is_there() {
+    let env = Env::init();
+    let first = env.run(["rev-parse", "main"]).ok();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t (i int)");
+    env.run(["stop"]).ok();
+    let second = env.run(["rev-parse", "main"]).ok();
+    // An epoch that leaves nothing behind.
+    env.run(["start"]).ok();
+    env.run(["stop"]).ok();
+    assert_eq!(env.run(["rev-parse", "main", "main@{1}"]).ok(), format!("{second}\n{first}"));
+    env.run(["rev-parse", "main@{9}"]).fails(1, &["the log of"]);
+    let log = env.json(["reflog", "main", "--json"]);
+    let rows = log.as_array().unwrap();
+    assert_eq!((rows[0]["new"].as_str().unwrap(), rows[0]["old"].as_str().unwrap()), (&second[..32], &first[..32]));
+}
+
+#[test]
+fn a_renamed_branch_keeps_its_settings_and_its_log() {
+    let env = Env::init();
+    env.run(["branch", "try"]).ok();
+    env.run(["config", "branch.try.postgres.work_mem", "8MB"]).ok();
+    let log = env.json(["reflog", "try", "--json"]).as_array().unwrap().len();
+    env.run(["branch", "-m", "try", "better"]).ok();
+    assert_eq!(env.run(["config", "branch.better.postgres.work_mem"]).ok(), "8MB");
+    env.run(["config", "branch.try.postgres.work_mem"]).fails(1, &["not set"]);
+    assert_eq!(env.json(["reflog", "better", "--json"]).as_array().unwrap().len(), log + 1);
+    env.run(["start", "better"]).ok();
+    assert_eq!(env.sql("better", "show work_mem"), "8MB");
+}
+
+#[test]
+fn settings_that_are_changed_at_once_are_all_kept() {
+    let env = Env::init();
+    let key = |number: usize| format!("branch.b{number}.idle_timeout");
+    let set = |number: usize| {
+        env.command(["config", &key(number), "1h"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let commands: Vec<_> = (0..24).map(set).collect();
+    for command in commands {
+        let output = command.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let list = env.run(["config", "--list"]).ok();
+    let lost: Vec<usize> = (0..24).filter(|number| !list.contains(&key(*number))).collect();
+    assert!(lost.is_empty(), "lost: {lost:?}");
+}

@@ -169,6 +169,10 @@ fn commands_and_prose(program: &clap::Command) -> String {
     for (name, what) in [
         ("ZENITH_DIR", "The repository, as --repo."),
         ("ZENITH_PG_BIN", "The folder of PostgreSQL's programs, as --pg-bin."),
+        (
+            "ZENITH_TRACE_SYNC",
+            "A file to which each sync is noted, a line with the path of what was synced; for tests.",
+        ),
         ("NO_COLOR", "No colours, if set."),
     ] {
         roff.control("TP", []);
@@ -209,6 +213,6 @@ const REVISIONS: &[(&str, &str)] = &[
         "What had been committed by that time: the position before the first later commit.",
     ),
     ("main@{5 minutes ago}, main@{yesterday}, main@{now}", "The same, counted from now."),
-    ("main@{1}", "What the branch named one change ago, by its log; see zenith-reflog(1)."),
+    ("main@{1}", "What the branch named one change ago, by its log, without what is gone; see zenith-reflog(1)."),
     ("main~2", "Where the timeline forked, two epochs back. Every run of a writable server is an epoch."),
 ];

@@ -5,10 +5,13 @@ mod support;
 mod it {
     pub mod account;
     pub mod alive;
+    pub mod backups;
     pub mod bad_input;
     pub mod chaos;
     pub mod crash;
+    pub mod crashpoints;
     pub mod docs;
+    pub mod durability;
     pub mod forks;
     pub mod git;
     pub mod hostile;
@@ -18,6 +21,7 @@ mod it {
     pub mod pageserver;
     pub mod plumbing;
     pub mod private;
+    pub mod refs;
     pub mod restored;
     pub mod versions;
     pub mod wal_oracle;

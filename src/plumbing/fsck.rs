@@ -79,12 +79,7 @@ pub fn fsck(repo: &Repo, progress: &dyn Progress) -> Result<Outcome, CommandErro
 type Intervals = HashMap<ObjectId, (Lsn, u64)>;
 
 /// Reads an object, each copy of it, and all that can be known from it alone. Returns what is wrong.
-fn check_object(
-    repo: &Repo,
-    id: &ObjectId,
-    intervals: &Mutex<Intervals>,
-    alone: &Mutex<()>,
-) -> Vec<store::Error> {
+fn check_object(repo: &Repo, id: &ObjectId, intervals: &Mutex<Intervals>, alone: &Mutex<()>) -> Vec<store::Error> {
     let store = repo.store();
     let stored = match store.stored(id) {
         Ok(stored) => stored,

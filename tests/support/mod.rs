@@ -1,5 +1,7 @@
 //! A hermetic environment: a folder of its own, the program under test, and nothing of the user's.
 
+pub mod power;
+
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

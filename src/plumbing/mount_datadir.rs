@@ -16,6 +16,7 @@ use crate::plumbing::datadir::local;
 use crate::plumbing::datadir::vfs::Vfs;
 use crate::plumbing::datadir::vfs::ahead::{Wanted, follow_up};
 use crate::plumbing::datadir::vfs::base::Base;
+use crate::plumbing::datadir::vfs::idle::Idle;
 use crate::plumbing::datadir::wal::complete_below;
 use crate::plumbing::instance::mount;
 use crate::plumbing::instance::prefetch;
@@ -91,6 +92,7 @@ impl Watch<'_> {
         let begun = Instant::now();
         let (mut looked, mut tidied, mut used) = (begun, begun, begun);
         let (mut noted, mut told) = (false, 0);
+        let mut idle = Idle::default();
         let mut attempts = if self.server.is_none() || mount::is_prepared(self.dir) { 0 } else { ATTEMPTS };
         while !mounted.has_ended() {
             sleep(TICK);
@@ -120,6 +122,7 @@ impl Watch<'_> {
             let damages = self.vfs.base().damages();
             damages[told..].iter().for_each(|damage| self.cx.ui.warning(damage));
             told = damages.len();
+            idle.look(self.vfs);
             if tidied.elapsed() > TIDY {
                 tidied = looked;
                 // What fails now is tried again.

@@ -284,6 +284,11 @@ impl Store {
         self.frames.peek(id).is_some()
     }
 
+    /// Forgets the frames that were read lately.
+    pub fn forget_frames(&self) {
+        self.frames.clear();
+    }
+
     /// Reads a snapshot.
     pub fn snapshot(&self, id: &ObjectId) -> Result<Snapshot, Error> {
         let content = expect_kind(id, self.read(id)?, Kind::Snapshot)?;

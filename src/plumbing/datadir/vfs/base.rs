@@ -130,6 +130,12 @@ impl Base {
         receiver
     }
 
+    /// Forgets what the caches hold. It is read again when somebody wants it.
+    pub fn forget(&self) {
+        self.files.clear();
+        self.repo.store().forget_frames();
+    }
+
     fn note(&self, ino: u64, first: u32, count: u32) {
         if self.note_until.is_some_and(|until| Instant::now() < until) {
             let mut touched = self.touched.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

@@ -11,6 +11,7 @@
 pub mod ahead;
 pub mod base;
 pub mod file;
+pub mod idle;
 mod tree;
 
 use std::collections::{HashMap, HashSet};

@@ -4,7 +4,7 @@ CARGO ?= cargo
 # Where rustup puts it, which a shell may not know yet.
 export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
 
-.PHONY: help demo test build bench chaos kills crashpoints races fuzz regress man install clean
+.PHONY: help demo test build bench chaos kills crashpoints moments races fuzz regress man install clean
 
 help:
 	@echo "make demo     install what is missing, build, and play the walk-through"
@@ -13,6 +13,7 @@ help:
 	@echo "make chaos    kill anything at random for SECONDS=600, as SEED=1 has it, and look for what was lost"
 	@echo "make kills    kill servers and file systems 50 times under load, and look for what was lost"
 	@echo "make crashpoints  stop each command before each of its writes, and look at what is left"
+	@echo "make moments  show and start every kind of moment, on every kind of branch, of every version"
 	@echo "make races    connect just when a server is being stopped, hundreds of times"
 	@echo "make fuzz     feed each reader of foreign bytes with 10 million inputs"
 	@echo "make regress  run PostgreSQL's own regression suite on a lazy data directory"
@@ -51,6 +52,10 @@ kills:
 crashpoints:
 	scripts/install-deps test
 	$(CARGO) test --release --test it -- --ignored --exact it::crashpoints::a_crash_at_any_place_loses_nothing --show-output
+
+moments:
+	scripts/install-deps test
+	scripts/moments
 
 races:
 	scripts/install-deps test

@@ -202,6 +202,14 @@ impl Cx {
         self.out = ui::binary_stdout();
     }
 
+    /// Prints a line on what was done, for people; not with `--quiet`.
+    pub fn say(&mut self, text: impl std::fmt::Display) -> CmdResult {
+        if !self.ui.is_quiet() {
+            writeln!(self.out, "{text}")?;
+        }
+        Ok(())
+    }
+
     /// Prints a value as one line of JSON.
     pub fn json(&mut self, value: &impl serde::Serialize) -> CmdResult {
         serde_json::to_writer(&mut self.out, value).map_err(std::io::Error::from)?;
@@ -297,9 +305,8 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             match error.source.downcast_ref::<clap::Error>() {
                 Some(error) => drop(error.print()),
-                None => ui::error(error.text()),
+                None => ui::failure(&error),
             }
-            error.hints.iter().for_each(ui::hint);
             ExitCode::from(error.class as u8)
         }
     }

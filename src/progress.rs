@@ -37,6 +37,19 @@ impl Progress for Hidden {
     }
 }
 
+/// Draws nothing of what goes on side by side, but heeds that the user wants it stopped.
+#[derive(Clone, Copy)]
+pub struct Quietly<'a>(pub &'a dyn Progress);
+
+impl Progress for Quietly<'_> {
+    fn start(&self, _what: &str, _total_bytes: u64) {}
+    fn advance(&self, _bytes: u64) {}
+    fn finish(&self) {}
+    fn check(&self) -> Result<(), Interrupted> {
+        self.0.check()
+    }
+}
+
 /// Draws nothing but honours a stop flag.
 #[derive(Debug, Clone, Copy)]
 pub struct Stoppable<'a>(pub &'a StopFlag);

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anstyle::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::error::CommandError;
 use crate::progress::{Interrupted, Progress, StopFlag};
 use tame::{Tame, tamed};
 
@@ -63,6 +64,11 @@ impl Ui {
         self.stop.store(false, Ordering::Relaxed);
     }
 
+    /// Returns whether only what was asked for is to be said.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
     /// Tells what happens; not with `--quiet`.
     pub fn status(&self, text: impl Display) {
         if !self.quiet {
@@ -74,6 +80,12 @@ impl Ui {
     pub fn warning(&self, text: impl Display) {
         anstream::eprintln!("{HINT}warning:{HINT:#} {}", tamed(&text.to_string()));
     }
+}
+
+/// Tells what a command, or a part of it, failed with, and what to do about it.
+pub fn failure(failed: &CommandError) {
+    error(failed.text());
+    failed.hints.iter().for_each(hint);
 }
 
 /// Tells what went wrong.

@@ -15,8 +15,10 @@ mod it {
     pub mod forks;
     pub mod git;
     pub mod hostile;
+    pub mod jobs;
     pub mod layers;
     pub mod lazy;
+    pub mod moments;
     pub mod objects_store;
     pub mod pageserver;
     pub mod plumbing;

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
 
+use super::rev_parse::again_if_gone;
 use crate::cli::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::pg::Lsn;
@@ -188,11 +189,13 @@ pub fn all_positions(repo: &Repo) -> Result<Vec<Position>, CommandError> {
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let now = cx.now.clone();
     let repo = cx.take_repo()?;
-    let mut positions = if args.all { all_positions(&repo)? } else { Vec::new() };
-    for text in &args.revisions {
-        positions.push(revision::resolve(&repo, text, &now)?.position);
-    }
-    let reachable = rev_list(&repo, &positions)?;
+    let reachable = again_if_gone(|| {
+        let mut positions = if args.all { all_positions(&repo)? } else { Vec::new() };
+        for text in &args.revisions {
+            positions.push(revision::resolve(&repo, text, &now)?.position);
+        }
+        rev_list(&repo, &positions)
+    })?;
     if args.objects {
         return walk_objects(&repo, &reachable, &mut |kind, id| Ok(writeln!(cx.out, "{} {id}", kind.name())?));
     }

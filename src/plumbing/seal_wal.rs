@@ -9,11 +9,11 @@ use crate::cli::Cx;
 use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::pg::{Lsn, segment};
-use crate::objects::timeline::TimelineId;
+use crate::objects::timeline::{self, TimelineId};
 use crate::plumbing::datadir::wal::{Sealed, Upto, WalFilesError, hold, seal};
 use crate::plumbing::instance::{self, snapshot::snapshot_if_due};
-use crate::plumbing::postgres::alive::{Alive, Held, Status};
-use crate::plumbing::postgres::server;
+use crate::plumbing::postgres::alive::{Alive, Held};
+use crate::plumbing::postgres::{self, server};
 
 /// How long another command may have the lock of a server before it starts one, and between two looks.
 const PATIENCE: Duration = Duration::from_secs(25);
@@ -59,13 +59,18 @@ pub fn seal_active(repo: &Repo, timeline: TimelineId) -> Result<Option<Sealed>, 
     }
     let alive = Alive::at(repo.timelines().alive_file(timeline));
     let patience = Instant::now() + PATIENCE;
-    while alive.status()? == Status::Held && Instant::now() < patience {
-        sleep(PAUSE);
+    loop {
+        if let Some(flushed) = instance::ask(repo, timeline, server::flushed_lsn)? {
+            return seal_upto(repo, timeline, flushed);
+        }
+        match alive.take_from_the_dead() {
+            Ok(held) => return seal_stopped(repo, timeline, &held),
+            // Dropped by the command that had the lock.
+            Err(_) if !repo.timelines().exists(timeline) => return Err(timeline::Error::Unknown(timeline).into()),
+            Err(postgres::Error::StillAlive { .. }) if Instant::now() < patience => sleep(PAUSE),
+            Err(error) => return Err(error.into()),
+        }
     }
-    if let Some(endpoint) = instance::running(repo, timeline)? {
-        return seal_upto(repo, timeline, server::flushed_lsn(&endpoint)?);
-    }
-    seal_stopped(repo, timeline, &alive.take_from_the_dead()?)
 }
 
 /// Seals all of the active WAL of a timeline on which, as `held` proves, no server runs.

@@ -2,16 +2,17 @@
 
 use std::io::Write;
 
-use super::branch_or_head;
+use super::{Failed, branch_or_head};
 use crate::cli::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
-use crate::objects::refs::{self, Expect, RefKind, RefName, Value};
+use crate::objects::refs::{self, Expect, RefKind, RefName, Value, revision};
+use crate::objects::timeline::Position;
 use crate::plumbing::fork_timeline::fork_timeline;
-use crate::plumbing::instance::{self, Instance};
+use crate::plumbing::instance::{self, Held, Instance};
 use crate::plumbing::postgres::server::Status;
-use crate::plumbing::rev_parse::resolve_now;
-use crate::plumbing::update_ref::{read_branch, update_branch};
+use crate::plumbing::rev_parse::with_position;
+use crate::plumbing::update_ref::update_branch;
 use crate::ui::{ID, STRONG, paint};
 
 /// Create, list, rename or delete branches
@@ -34,7 +35,7 @@ pub struct Args {
     /// Show each branch's timeline and LSN
     #[arg(short, long)]
     verbose: bool,
-    /// Print one line of JSON: a list of name, timeline, lsn, head and running
+    /// Print one line of JSON: a list of name, timeline, lsn, head and running; of a change name, timeline and lsn
     #[arg(long)]
     json: bool,
     /// The new branch and where it begins; with -m the old and the new name; with -d branches
@@ -51,36 +52,50 @@ struct Row {
     running: bool,
 }
 
+/// A branch that was made, renamed or deleted.
+#[derive(serde::Serialize)]
+struct Changed {
+    name: String,
+    timeline: String,
+    lsn: String,
+}
+
+impl Changed {
+    fn new(name: &str, tip: Position) -> Changed {
+        Changed { name: name.to_owned(), timeline: tip.timeline.to_string(), lsn: tip.lsn.to_string() }
+    }
+}
+
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let repo = cx.take_repo()?;
     if args.delete {
         if args.names.is_empty() {
             return Err(CommandError::usage("the name of a branch is missing"));
         }
-        return args.names.iter().try_for_each(|name| delete(cx, &repo, name));
+        return delete_all(cx, &repo, &args);
     }
     match (args.rename, args.names.as_slice()) {
-        (true, [new]) => rename(cx, &repo, None, new),
-        (true, [old, new]) => rename(cx, &repo, Some(old), new),
+        (true, [new]) => rename(cx, &repo, None, new, args.json),
+        (true, [old, new]) => rename(cx, &repo, Some(old), new, args.json),
         (true, _) => Err(CommandError::usage("the old and the new name are missing")),
         (false, []) => list(cx, &repo, &args),
-        (false, [name]) => create(cx, &repo, name, "HEAD", args.force),
-        (false, [name, start]) => create(cx, &repo, name, start, args.force),
+        (false, [name]) => create(cx, &repo, name, "HEAD", &args),
+        (false, [name, start]) => create(cx, &repo, name, start, &args),
         (false, _) => Err(CommandError::usage("a branch has one name and one start")),
     }
 }
 
-fn create(cx: &mut Cx, repo: &Repo, name: &str, start: &str, force: bool) -> CmdResult {
+fn create(cx: &mut Cx, repo: &Repo, name: &str, start: &str, args: &Args) -> CmdResult {
     let branch = RefName::branch(name)?;
     let old = repo.refs().read(&branch)?;
-    if old.is_some() && !force {
+    if old.is_some() && !args.force {
         return Err(refs::Error::Exists(branch).into());
     }
-    refuse_if_running(repo, name, "moved")?;
-    let now = cx.now.clone();
-    let resolved = resolve_now(repo, start, &now)?;
+    let _held = hold_stopped(repo, name, "moved")?;
+    let (resolved, timeline) = with_position(repo, start, &cx.now, |resolved| {
+        Ok((resolved.clone(), fork_timeline(repo, resolved.position)?))
+    })?;
     let at_end = resolved.exact && resolved.name.as_ref().is_some_and(|name| name.kind() == RefKind::Branch);
-    let timeline = fork_timeline(repo, resolved.position)?;
     let signature = cx.sign(format!("branch: created from {start}"));
     let expect = old.map_or(Expect::Absent, Expect::Exactly);
     let made = update_branch(repo, &branch, timeline, &expect, &signature);
@@ -90,50 +105,76 @@ fn create(cx: &mut Cx, repo: &Repo, name: &str, start: &str, force: bool) -> Cmd
     }
     made?;
     let lsn = resolved.position.lsn;
-    if at_end {
-        writeln!(cx.out, "branching at end of WAL: {lsn}")?
-    } else {
-        writeln!(cx.out, "branching at {lsn}")?
+    if args.json {
+        return cx.json(&Changed::new(name, Position { timeline, lsn }));
     }
-    Ok(())
+    cx.say(format_args!("branching at {}{lsn}", if at_end { "end of WAL: " } else { "" }))
 }
 
-fn delete(cx: &mut Cx, repo: &Repo, name: &str) -> CmdResult {
+/// Deletes all of the branches that can be.
+fn delete_all(cx: &mut Cx, repo: &Repo, args: &Args) -> CmdResult {
+    let (mut deleted, mut failed) = (Vec::new(), Failed::default());
+    for name in &args.names {
+        let outcome = delete(cx, repo, name).and_then(|tip| {
+            deleted.push(Changed::new(name, tip));
+            if args.json { Ok(()) } else { cx.say(format_args!("deleted branch {name} (was {tip})")) }
+        });
+        match outcome {
+            // Of one there is no more to say.
+            Err(error) if args.names.len() == 1 => return Err(error),
+            outcome => failed.note(outcome)?,
+        }
+    }
+    if args.json {
+        cx.json(&deleted)?;
+    }
+    failed.end(|count| format!("{count} of {} branches were not deleted", args.names.len()))
+}
+
+/// Deletes a branch. Returns where it was.
+fn delete(cx: &Cx, repo: &Repo, name: &str) -> Result<Position, CommandError> {
     let branch = branch_or_head(repo, Some(name))?;
     if repo.refs().head()? == branch {
         return Err(CommandError::refused(format!("cannot delete '{name}': HEAD names it"))
             .hint("let HEAD name another one first: zenith symbolic-ref refs/branches/NAME"));
     }
-    refuse_if_running(repo, name, "deleted")?;
-    let old = Value::Branch(read_branch(repo, &branch)?);
-    let tip = repo.timelines().read(old.timeline())?.tip();
+    let held = hold_stopped(repo, branch.short(), "deleted")?;
+    let tip = revision::tip(repo, &branch)?.ok_or_else(|| refs::Error::Unknown(branch.clone()))?;
+    let old = Value::Branch(tip.timeline);
     repo.refs().update(repo.tmp()?, &branch, &Expect::Exactly(old), None, &cx.sign("branch: deleted"))?;
-    if let Some(instance) = instance::of_branch(repo, name)? {
-        instance.remove(repo)?;
+    if let Some((held, instance)) = held {
+        instance.remove(repo, held)?;
     }
-    Ok(writeln!(cx.out, "deleted branch {name} (was {tip})")?)
+    Ok(tip)
 }
 
-fn rename(cx: &mut Cx, repo: &Repo, old: Option<&str>, new: &str) -> CmdResult {
+fn rename(cx: &mut Cx, repo: &Repo, old: Option<&str>, new: &str, json: bool) -> CmdResult {
     let from = branch_or_head(repo, old)?;
     let to = RefName::branch(new)?;
-    refuse_if_running(repo, from.short(), "renamed")?;
+    let held = hold_stopped(repo, from.short(), "renamed")?;
     let signature = cx.sign(format!("branch: renamed {} to {new}", from.short()));
     repo.refs().rename(repo.tmp()?, &from, &to, &signature)?;
     super::config::rename_branch(repo, from.short(), new)?;
-    if let Some(mut instance) = instance::of_branch(repo, from.short())? {
+    if let Some((_held, mut instance)) = held {
         new.clone_into(&mut instance.config.branch);
         instance.write(repo)?;
+    }
+    if json {
+        let tip = revision::tip(repo, &to)?.ok_or(refs::Error::Unknown(to))?;
+        cx.json(&Changed::new(new, tip))?;
     }
     Ok(())
 }
 
-fn refuse_if_running(repo: &Repo, name: &str, what: &str) -> CmdResult {
-    let running = |instance: &Instance| instance.status(repo) != Status::Stopped || instance.timeline().is_some();
-    match instance::of_branch(repo, name)?.filter(running) {
-        Some(_) => Err(CommandError::refused(format!("'{name}' is running and cannot be {what}"))
-            .hint(format!("stop it first: zenith stop {name}"))),
-        None => Ok(()),
+/// Keeps the server of a branch from being started, if the branch has an instance; refuses where that runs.
+fn hold_stopped(repo: &Repo, name: &str, what: &str) -> Result<Option<(Held, Instance)>, CommandError> {
+    let held = instance::hold_of_branch(repo, name)?;
+    match &held {
+        Some((_, instance)) if instance.status(repo) != Status::Stopped || instance.timeline().is_some() => {
+            Err(CommandError::refused(format!("'{name}' is running and cannot be {what}"))
+                .hint(format!("stop it first: zenith stop {name}")))
+        }
+        _ => Ok(held),
     }
 }
 
@@ -141,8 +182,9 @@ fn list(cx: &mut Cx, repo: &Repo, args: &Args) -> CmdResult {
     let head = repo.refs().head()?;
     let instances = instance::list(repo)?;
     let mut rows = Vec::new();
-    for (name, value) in repo.refs().list(RefKind::Branch)? {
-        let tip = repo.timelines().read(value.timeline())?.tip();
+    for (name, _) in repo.refs().list(RefKind::Branch)? {
+        // It may have been deleted meanwhile.
+        let Some(tip) = revision::tip(repo, &name)? else { continue };
         let own = instances.iter().find(|instance| instance.config.branch == name.short());
         rows.push(Row {
             head: name == head,

@@ -11,6 +11,7 @@ use crate::objects::pg::Lsn;
 use crate::objects::refs::{RefKind, Value, revision};
 use crate::objects::timeline::{Position, Timeline};
 use crate::plumbing::rev_list::{Reachable, rev_list};
+use crate::plumbing::rev_parse::again_if_gone;
 use crate::ui::{ID, STRONG, paint};
 
 /// Show the history: tips, tags, fork points and snapshots, newest first
@@ -179,16 +180,18 @@ impl Lanes {
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let now = cx.now.clone();
     let repo = cx.take_repo()?;
-    let mut positions = Vec::new();
-    if args.all || (args.graph && args.revisions.is_empty()) {
-        positions = crate::plumbing::rev_list::all_positions(&repo)?;
-    } else if args.revisions.is_empty() {
-        positions.push(revision::resolve(&repo, "HEAD", &now)?.position);
-    }
-    for text in &args.revisions {
-        positions.push(revision::resolve(&repo, text, &now)?.position);
-    }
-    let mut points = points(&repo, &positions)?;
+    let mut points = again_if_gone(|| {
+        let mut positions = Vec::new();
+        if args.all || (args.graph && args.revisions.is_empty()) {
+            positions = crate::plumbing::rev_list::all_positions(&repo)?;
+        } else if args.revisions.is_empty() {
+            positions.push(revision::resolve(&repo, "HEAD", &now)?.position);
+        }
+        for text in &args.revisions {
+            positions.push(revision::resolve(&repo, text, &now)?.position);
+        }
+        points(&repo, &positions)
+    })?;
     points.truncate(args.limit.unwrap_or(usize::MAX));
     if args.json {
         return cx.json(&points);

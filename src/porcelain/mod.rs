@@ -22,12 +22,39 @@ pub mod tag;
 pub mod url;
 pub mod version;
 
-use crate::error::CommandError;
+use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::refs::{RefName, Value, revision};
 use crate::plumbing::instance::{self, Instance, read_only};
 use crate::plumbing::pageserver as daemon;
 use crate::plumbing::postgres::server::{Endpoint, Status};
+use crate::ui;
+
+/// Counts what failed of a command on several things: each failure is told, and keeps none of the others from being done.
+#[derive(Default)]
+struct Failed {
+    count: usize,
+}
+
+impl Failed {
+    /// Notes how one of them went. Fails where the rest is not to be done either.
+    fn note(&mut self, result: CmdResult) -> CmdResult {
+        match result {
+            Err(error) if matches!(error.class, Class::Interrupted | Class::BrokenPipe) => return Err(error),
+            Err(error) => {
+                ui::failure(&error);
+                self.count += 1;
+            }
+            Ok(()) => {}
+        }
+        Ok(())
+    }
+
+    /// Fails if one of them did, with `text` of how many.
+    fn end(self, text: impl FnOnce(usize) -> String) -> CmdResult {
+        if self.count == 0 { Ok(()) } else { Err(CommandError::refused(text(self.count))) }
+    }
+}
 
 /// Returns the branch that the user named, or HEAD; it must exist.
 fn branch_or_head(repo: &Repo, name: Option<&str>) -> Result<RefName, CommandError> {

@@ -7,7 +7,7 @@ use super::branch_or_head;
 use super::start::{report, start_branch};
 use super::stop::stop_and_report;
 use crate::cli::Cx;
-use crate::error::CmdResult;
+use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::plumbing::datadir::control::{self, Control};
 use crate::plumbing::instance::start::Wish;
@@ -110,7 +110,15 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         Action::Create { branch, port } => {
             let branch = branch_or_head(&repo, branch.as_deref())?;
             let timeline = read_branch(&repo, &branch)?;
-            let instance = instance::find_or_create(&repo, branch.short(), port)?;
+            let (_held, mut instance) = instance::hold_or_create(&repo, branch.short())?;
+            if let Some(port) = port.filter(|port| *port != instance.config.port) {
+                if instance.timeline().is_some() {
+                    return Err(CommandError::refused(format!("{} is running and keeps its port", instance.name))
+                        .hint(format!("stop it first: zenith stop {}", branch.short())));
+                }
+                instance.config.port = port;
+                instance.write(&repo)?;
+            }
             writeln!(cx.out, "{timeline}")?;
             writeln!(cx.out, "{} on port {}", instance.name, instance.config.port)?;
             Ok(())
@@ -118,7 +126,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         Action::Start { name } => {
             let branch = Instance::read(&repo, &name)?.config.branch;
             let branch = branch_or_head(&repo, Some(&branch))?;
-            let outcome = start_branch(cx, &repo, branch.short(), None, Wish::default())?;
+            let outcome = start_branch(cx, &repo, branch.short(), Wish::default())?;
             report(cx, &repo, &outcome)
         }
         Action::Stop { name } => {

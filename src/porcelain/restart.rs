@@ -28,8 +28,8 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let mut wish = Wish::default();
     if let Some(instance) = instance::of_branch(&repo, branch.short())? {
         (wish.tcp, wish.on_demand) = (instance.config.tcp, instance.config.on_demand);
-        stop(&repo, &instance.name, Mode::Fast, Duration::from_secs(60), &cx.sign("restart"), &cx.ui)?;
+        stop(&repo, &instance, Mode::Fast, Duration::from_secs(60), &cx.sign("restart"), &cx.ui)?;
     }
-    let outcome = start_branch(cx, &repo, branch.short(), None, wish)?;
+    let outcome = start_branch(cx, &repo, branch.short(), wish)?;
     report(cx, &repo, &outcome)
 }

@@ -1,14 +1,12 @@
 //! `zenith start`: runs PostgreSQL on a branch.
 
-use std::io::Write;
-
 use super::{branch_or_head, size};
 use crate::cli::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::plumbing::instance::mount::is_mounted;
+use crate::plumbing::instance::read_only;
 use crate::plumbing::instance::start::{Context, Outcome, Wish, start};
-use crate::plumbing::instance::{self, read_only};
 use crate::plumbing::postgres::account::Account;
 use crate::plumbing::postgres::server;
 use crate::plumbing::postgres::settings::LOOPBACK;
@@ -65,21 +63,14 @@ struct Row {
 }
 
 /// Starts the instance of a branch.
-pub fn start_branch(
-    cx: &Cx,
-    repo: &Repo,
-    branch: &str,
-    port: Option<u16>,
-    wish: Wish,
-) -> Result<Outcome, CommandError> {
-    let instance = instance::find_or_create(repo, branch, port)?;
-    with_context(cx, repo, |context| start(context, &instance.name, wish))
+pub fn start_branch(cx: &Cx, repo: &Repo, branch: &str, wish: Wish) -> Result<Outcome, CommandError> {
+    with_context(cx, repo, |context| start(context, branch, wish))
 }
 
 /// Starts a read-only instance at a revision.
-fn start_read_only(cx: &Cx, repo: &Repo, text: &str, port: Option<u16>, wish: Wish) -> Result<Outcome, CommandError> {
+fn start_read_only(cx: &Cx, repo: &Repo, text: &str, wish: Wish) -> Result<Outcome, CommandError> {
     let position = resolve_now(repo, text, &cx.now)?.position;
-    with_context(cx, repo, |context| read_only::start(context, text, position, port, wish))
+    with_context(cx, repo, |context| read_only::start(context, text, position, wish))
 }
 
 fn with_context(
@@ -110,7 +101,7 @@ pub fn report(cx: &mut Cx, repo: &Repo, outcome: &Outcome) -> CmdResult {
         (true, false) => "is shown",
         (true, true) => "is shown already",
     };
-    writeln!(cx.out, "{}: {} {state} on port {}", outcome.instance.name, config.branch, config.port)?;
+    cx.say(format_args!("{}: {} {state} on port {}", outcome.instance.name, config.branch, config.port))?;
     if let Some(why) = &outcome.refused {
         cx.ui.warning(format!("all files were restored first: {why}"));
     }
@@ -129,12 +120,13 @@ pub fn report(cx: &mut Cx, repo: &Repo, outcome: &Outcome) -> CmdResult {
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let repo = cx.take_repo()?;
-    let wish = Wish { tcp: args.tcp.then_some(LOOPBACK), eager: args.eager, hydrate: args.hydrate, on_demand: false };
+    let Args { port, eager, hydrate, .. } = args;
+    let wish = Wish { port, tcp: args.tcp.then_some(LOOPBACK), eager, hydrate, on_demand: false };
     let outcome = if args.read_only {
-        start_read_only(cx, &repo, args.revision.as_deref().unwrap_or("HEAD"), args.port, wish)?
+        start_read_only(cx, &repo, args.revision.as_deref().unwrap_or("HEAD"), wish)?
     } else {
         let branch = branch_or_head(&repo, args.revision.as_deref())?;
-        start_branch(cx, &repo, branch.short(), args.port, wish)?
+        start_branch(cx, &repo, branch.short(), wish)?
     };
     if !args.json {
         return report(cx, &repo, &outcome);

@@ -6,7 +6,7 @@ use super::pg::{Row, print_table, rows};
 use super::size;
 use crate::cli::Cx;
 use crate::error::CmdResult;
-use crate::objects::refs::Value;
+use crate::objects::refs::revision;
 
 /// Show HEAD and the instances
 #[derive(Debug, clap::Args)]
@@ -30,10 +30,7 @@ struct Status {
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let repo = cx.take_repo()?;
     let head = repo.refs().head()?;
-    let tip = match repo.refs().read(&head)? {
-        Some(Value::Branch(timeline)) => Some(repo.timelines().read(timeline)?.tip()),
-        _ => None,
-    };
+    let tip = revision::tip(&repo, &head)?;
     let status = Status {
         repository: repo.dir().display().to_string(),
         postgres: repo.config().postgres_major,

@@ -1,9 +1,11 @@
 //! `zenith stop`: ends a branch's server and keeps what it did.
 
-use std::io::Write;
+use std::collections::HashMap;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::{branch_or_head, find_instance};
+use super::{Failed, branch_or_head, find_instance};
 use crate::cli::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
@@ -11,6 +13,7 @@ use crate::plumbing::instance::settle::Settled;
 use crate::plumbing::instance::stop::stop;
 use crate::plumbing::instance::{self, Instance};
 use crate::plumbing::postgres::server::{Mode, Status};
+use crate::progress::Quietly;
 
 /// Stop the server of a branch
 ///
@@ -42,17 +45,48 @@ enum ModeArg {
 
 /// Stops an instance, and prints what became of it.
 pub fn stop_and_report(cx: &mut Cx, repo: &Repo, instance: &Instance, mode: Mode, timeout: Duration) -> CmdResult {
+    let settled = stop(repo, instance, mode, timeout, &cx.sign("stop"), &cx.ui)?;
+    report(cx, repo, instance, settled)
+}
+
+fn report(cx: &mut Cx, repo: &Repo, instance: &Instance, settled: Settled) -> CmdResult {
     let (name, branch) = (&instance.name, &instance.config.branch);
-    match stop(repo, name, mode, timeout, &cx.sign("stop"), &cx.ui)? {
-        Settled::Nothing => writeln!(cx.out, "{name}: {branch} was not running")?,
-        Settled::Discarded => writeln!(cx.out, "{name}: {branch} stopped")?,
-        Settled::Dropped => writeln!(cx.out, "{name}: {branch} stopped, nothing was committed")?,
+    match settled {
+        Settled::Nothing => cx.say(format_args!("{name}: {branch} was not running")),
+        Settled::Discarded => cx.say(format_args!("{name}: {branch} stopped")),
+        Settled::Dropped => cx.say(format_args!("{name}: {branch} stopped, nothing was committed")),
         Settled::Sealed { timeline, .. } => {
             let tip = repo.timelines().read(timeline)?.tip().lsn;
-            writeln!(cx.out, "{name}: {branch} stopped at {tip}")?;
+            cx.say(format_args!("{name}: {branch} stopped at {tip}"))
         }
     }
-    Ok(())
+}
+
+/// Stops that run at once: each waits for its server most of the time.
+const SIDE_BY_SIDE: usize = 8;
+
+/// Stops instances side by side, and prints what became of them in their order. One that does not stop keeps no other
+/// one running.
+fn stop_all(cx: &mut Cx, repo: &Repo, instances: &[Instance], mode: Mode, timeout: Duration) -> CmdResult {
+    let (signature, next) = (cx.sign("stop"), AtomicUsize::new(0));
+    let progress = Quietly(&cx.ui);
+    let work = || {
+        let mine = std::iter::from_fn(|| instances.get(next.fetch_add(1, Ordering::Relaxed)));
+        mine.map(|instance| (&instance.name, stop(repo, instance, mode, timeout, &signature, &progress)))
+            .collect::<Vec<_>>()
+    };
+    let mut settled: HashMap<&String, Result<Settled, CommandError>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..SIDE_BY_SIDE.min(instances.len())).map(|_| scope.spawn(work)).collect();
+        let done = threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        done.flatten().collect()
+    });
+    let mut failed = Failed::default();
+    for instance in instances {
+        let settled = settled.remove(&instance.name).expect("invariant: each is stopped by one thread");
+        let told = settled.and_then(|settled| report(cx, repo, instance, settled));
+        failed.note(told)?;
+    }
+    failed.end(|count| format!("{count} of {} servers did not stop", instances.len()))
 }
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
@@ -65,11 +99,8 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let timeout = Duration::from_secs(args.timeout);
     if args.all {
         let open = |instance: &Instance| instance.timeline().is_some() || instance.status(&repo) != Status::Stopped;
-        let instances = instance::list(&repo)?;
-        return instances
-            .iter()
-            .filter(|instance| open(instance))
-            .try_for_each(|instance| stop_and_report(cx, &repo, instance, mode, timeout));
+        let instances: Vec<Instance> = instance::list(&repo)?.into_iter().filter(open).collect();
+        return stop_all(cx, &repo, &instances, mode, timeout);
     }
     match find_instance(&repo, args.branch.as_deref())? {
         Some(instance) => stop_and_report(cx, &repo, &instance, mode, timeout),

@@ -2,12 +2,12 @@
 
 use std::io::Write;
 
-use super::date;
+use super::{Failed, date};
 use crate::cli::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::refs::{self, Expect, RefKind, RefName, Tag, Value};
-use crate::plumbing::rev_parse::resolve_now;
+use crate::plumbing::rev_parse::with_position;
 use crate::plumbing::update_ref::update_tag;
 use crate::ui::{ID, paint};
 
@@ -48,13 +48,25 @@ struct Row {
     message: Option<String>,
 }
 
+impl Row {
+    fn new(name: &RefName, tag: Tag) -> Row {
+        Row {
+            name: name.short().to_owned(),
+            timeline: tag.position.timeline.to_string(),
+            lsn: tag.position.lsn.to_string(),
+            time: jiff::Timestamp::from_microsecond(tag.time_us).unwrap_or_default().to_string(),
+            message: tag.message,
+        }
+    }
+}
+
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let repo = cx.take_repo()?;
     if args.delete {
         if args.names.is_empty() {
             return Err(CommandError::usage("the name of a tag is missing"));
         }
-        return args.names.iter().try_for_each(|name| delete(cx, &repo, name));
+        return delete_all(cx, &repo, &args);
     }
     match args.names.as_slice() {
         [] => list(cx, &repo, &args),
@@ -69,19 +81,45 @@ fn create(cx: &mut Cx, repo: &Repo, name: &str, revision: &str, args: &Args) -> 
     if !args.force && repo.refs().read(&tag)?.is_some() {
         return Err(refs::Error::Exists(tag).into());
     }
-    let now = cx.now.clone();
-    let position = resolve_now(repo, revision, &now)?.position;
     let signature = cx.sign(format!("tag: {revision}"));
-    let value = Tag { position, time_us: signature.time_us, message: args.message.clone() };
     let expect = if args.force { Expect::Anything } else { Expect::Absent };
-    update_tag(repo, &tag, value, &expect, &signature)
+    let value = with_position(repo, revision, &cx.now, |resolved| {
+        let value = Tag { position: resolved.position, time_us: signature.time_us, message: args.message.clone() };
+        update_tag(repo, &tag, value.clone(), &expect, &signature)?;
+        Ok(value)
+    })?;
+    if args.json { cx.json(&Row::new(&tag, value)) } else { Ok(()) }
 }
 
-fn delete(cx: &mut Cx, repo: &Repo, name: &str) -> CmdResult {
+/// Deletes all of the tags that can be.
+fn delete_all(cx: &mut Cx, repo: &Repo, args: &Args) -> CmdResult {
+    let (mut deleted, mut failed) = (Vec::new(), Failed::default());
+    for name in &args.names {
+        let outcome = delete(cx, repo, name).and_then(|(tag, was)| {
+            let position = was.position;
+            deleted.push(Row::new(&tag, was));
+            if args.json { Ok(()) } else { cx.say(format_args!("deleted tag {name} (was {position})")) }
+        });
+        match outcome {
+            // Of one there is no more to say.
+            Err(error) if args.names.len() == 1 => return Err(error),
+            outcome => failed.note(outcome)?,
+        }
+    }
+    if args.json {
+        cx.json(&deleted)?;
+    }
+    failed.end(|count| format!("{count} of {} tags were not deleted", args.names.len()))
+}
+
+/// Deletes a tag. Returns what it was.
+fn delete(cx: &Cx, repo: &Repo, name: &str) -> Result<(RefName, Tag), CommandError> {
     let tag = RefName::tag(name)?;
     let old = repo.refs().update(repo.tmp()?, &tag, &Expect::Present, None, &cx.sign("tag: deleted"))?;
-    let was = old.map(|old| if let Value::Tag(tag) = old { format!(" (was {})", tag.position) } else { String::new() });
-    Ok(writeln!(cx.out, "deleted tag {name}{}", was.unwrap_or_default())?)
+    match old {
+        Some(Value::Tag(was)) => Ok((tag, was)),
+        _ => Err(refs::Error::Unknown(tag).into()),
+    }
 }
 
 fn list(cx: &mut Cx, repo: &Repo, args: &Args) -> CmdResult {
@@ -89,13 +127,7 @@ fn list(cx: &mut Cx, repo: &Repo, args: &Args) -> CmdResult {
     let tags: Vec<(RefName, Tag)> =
         tags.filter_map(|(name, value)| if let Value::Tag(tag) = value { Some((name, tag)) } else { None }).collect();
     if args.json {
-        let rows = tags.into_iter().map(|(name, tag)| Row {
-            name: name.short().to_owned(),
-            timeline: tag.position.timeline.to_string(),
-            lsn: tag.position.lsn.to_string(),
-            time: jiff::Timestamp::from_microsecond(tag.time_us).unwrap_or_default().to_string(),
-            message: tag.message,
-        });
+        let rows = tags.into_iter().map(|(name, tag)| Row::new(&name, tag));
         return cx.json(&rows.collect::<Vec<_>>());
     }
     let width = tags.iter().map(|(name, _)| name.short().chars().count()).max().unwrap_or(0);

@@ -1,5 +1,7 @@
 //! `global/pg_control`: the state of a cluster (`src/include/catalog/pg_control.h`).
 
+use std::ops::Range;
+
 use super::Lsn;
 use super::version::Version;
 
@@ -93,6 +95,19 @@ impl ControlFile {
     }
 }
 
+/// Where a backup begins, where it ends, and whether its end must be found: the same in all versions, bytes.
+const BACKUP: Range<usize> = 152..169;
+
+/// Takes out of the content of `pg_control` that the cluster came from a backup whose end was not found yet.
+pub fn forget_backup(bytes: &mut [u8], version: &Version) -> Result<(), Error> {
+    ControlFile::parse(bytes, version)?;
+    let crc_at = version.control_crc_offset;
+    bytes[BACKUP].fill(0);
+    let crc = super::wal::crc32c(&[&bytes[..crc_at]]);
+    bytes[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -102,5 +117,28 @@ mod tests {
         let version = Version::of_major(15).unwrap();
         assert_eq!(ControlFile::parse(b"x", version), Err(Error::TooShort(1)));
         assert_eq!(ControlFile::parse(&[0; 8192], version), Err(Error::Checksum));
+        assert_eq!(forget_backup(&mut [0; 8192], version), Err(Error::Checksum));
+    }
+
+    #[test]
+    fn a_backup_is_forgotten_and_nothing_else() {
+        for version in &super::super::version::VERSIONS {
+            let crc_at = version.control_crc_offset;
+            let mut bytes = vec![0; 8192];
+            bytes[16] = 1;
+            bytes[217] = 32; // blocks of 8 KiB
+            bytes[225] = 32;
+            bytes[231] = 1; // segments of 16 MiB
+            let seal = |bytes: &mut [u8]| {
+                let crc = crate::objects::pg::wal::crc32c(&[&bytes[..crc_at]]);
+                bytes[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
+            };
+            seal(&mut bytes);
+            let clean = bytes.clone();
+            bytes[BACKUP].fill(7);
+            seal(&mut bytes);
+            forget_backup(&mut bytes, version).unwrap();
+            assert_eq!(bytes, clean);
+        }
     }
 }

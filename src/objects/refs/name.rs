@@ -45,7 +45,9 @@ pub struct BadName {
 impl RefName {
     /// Returns the full name of the ref of `kind` that is called `short`.
     pub fn new(kind: RefKind, short: &str) -> Result<RefName, BadName> {
-        match broken_rule(short) {
+        // As git, which would not know which of the two is meant.
+        let is_head = kind == RefKind::Branch && short == "HEAD";
+        match broken_rule(short).or(is_head.then_some("stands for the branch that is the current one")) {
             Some(rule) => Err(BadName { name: short.to_owned(), rule }),
             None => Ok(RefName(format!("refs/{}/{short}", kind.folder()))),
         }

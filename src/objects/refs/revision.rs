@@ -179,7 +179,11 @@ fn base(repo: &Repo, text: &str, base: &str) -> Result<(Option<RefName>, Positio
     for name in candidates {
         match refs.read(&name)? {
             Some(Value::Tag(tag)) => return Ok((Some(name), tag.position)),
-            Some(Value::Branch(timeline)) => return Ok((Some(name), repo.timelines().read(timeline)?.tip())),
+            Some(Value::Branch(_)) => {
+                if let Some(tip) = tip(repo, &name)? {
+                    return Ok((Some(name), tip));
+                }
+            }
             None => {}
         }
     }
@@ -188,6 +192,19 @@ fn base(repo: &Repo, text: &str, base: &str) -> Result<(Option<RefName>, Positio
         None => {
             let _ = text;
             Err(Error::Unknown { name: base.to_owned(), near: near(repo, base) })
+        }
+    }
+}
+
+/// Returns the tip of a branch; `None` if there is no such branch by now.
+pub fn tip(repo: &Repo, branch: &RefName) -> Result<Option<Position>, Error> {
+    let mut gone = None;
+    loop {
+        let Some(value) = repo.refs().read(branch)? else { return Ok(None) };
+        match repo.timelines().read(value.timeline()) {
+            // A branch leaves a timeline before that is removed: look where it is now.
+            Err(timeline::Error::Unknown(id)) if gone != Some(id) => gone = Some(id),
+            timeline => return Ok(Some(timeline?.tip())),
         }
     }
 }

@@ -157,7 +157,11 @@ impl Timelines {
     pub fn read(&self, id: TimelineId) -> Result<Timeline, Error> {
         let history = self.history(id)?;
         let path = self.path(id).join("log");
-        let text = fs::read(&path).map_err(io_error("read", &path))?;
+        let text = fs::read(&path).map_err(|error| match error.kind() {
+            // Removed since.
+            io::ErrorKind::NotFound if !self.exists(id) => Error::Unknown(id),
+            _ => io_error("read", &path)(error),
+        })?;
         let (log, _) = Log::parse(&text).map_err(|(line, what)| Error::Corrupt { path, line, what })?;
         Ok(Timeline { id, history, log })
     }

@@ -4,9 +4,15 @@
 //! `instances/<name>/config` is TOML: `branch` (short name), `port`, `tcp`, and while an epoch is open
 //! `timeline`. A read-only instance has `at`, the timeline and the LSN that it shows; its `branch` is the
 //! revision as the user wrote it, and its `timeline` only names its data directory. One that the proxy started is
-//! `on_demand`. `instances/<name>/log` is the server's log. Whoever starts or stops an instance holds the lock on
-//! `instances/<name>/lock`. The lock of a server that writes is `timelines/<timeline>/alive`, that of one that shows the past
-//! `instances/<name>/alive`: see [`alive`](crate::plumbing::postgres::alive).
+//! `on_demand`. `instances/<name>/log` is the server's log. Whoever starts, stops, renames or forgets an instance holds the
+//! lock on `instances/<name>/lock`. The lock of a server that writes is `timelines/<timeline>/alive`, that of one that shows
+//! the past `instances/<name>/alive`: see [`alive`](crate::plumbing::postgres::alive).
+//!
+//! # Locks
+//! Any number of commands run at once. They lock in one order: an instance, then its server's, then `instances/lock`, which
+//! is held only while an instance is named or numbered, then a timeline's log or the refs. Whoever found an instance
+//! without a lock finds out in [`Instance::hold`] whether it is still that one, and looks again if it is not; whoever
+//! lists puts up with what goes away meanwhile.
 //!
 //! An epoch is open from [`start`](start::start) until [`settle`](settle::settle), which a stop runs and,
 //! after a crash, the next start.
@@ -23,7 +29,10 @@ pub mod stop;
 use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -110,7 +119,7 @@ fn io_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error 
     move |source| Error::Io { verb, path, source }
 }
 
-/// Holds an instance against other commands that would start or stop it.
+/// Holds an instance against other commands that would start, stop or forget it.
 #[must_use = "the instance is unlocked again when this is dropped"]
 pub struct Held(#[expect(dead_code, reason = "keeps the lock")] File);
 
@@ -181,19 +190,32 @@ impl Instance {
         Ok(written.map_err(io_error("write", &path))?)
     }
 
-    /// Forgets an instance that does not run.
-    pub fn remove(&self, repo: &Repo) -> Result<(), Error> {
+    /// Forgets an instance that does not run: all of it at once, so that nobody finds a part.
+    pub fn remove(&self, repo: &Repo, _held: Held) -> Result<(), CommandError> {
         let dir = Instance::dir(repo, &self.name);
-        fs::remove_dir_all(&dir).map_err(io_error("remove", &dir))
+        let away = repo.tmp()?.join(format!("removed-{}", self.name));
+        durable::publish_dir(&dir, &away).map_err(io_error("remove", &dir))?;
+        Ok(fs::remove_dir_all(&away).map_err(io_error("remove", &away))?)
     }
 
-    /// Waits until nobody else starts or stops the instance, and keeps others waiting.
-    pub fn hold(repo: &Repo, name: &str) -> Result<Held, Error> {
-        let path = Instance::dir(repo, name).join("lock");
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(io_error("open", &path))?;
+    /// Waits until nobody else starts, stops or forgets the instance, and keeps others waiting. Returns it as it is then.
+    /// It is [unknown](Error::Unknown) if it was forgotten meanwhile, even if its name is another's by now.
+    pub fn hold(&self, repo: &Repo) -> Result<(Held, Instance), Error> {
+        let unknown = || Error::Unknown(self.name.clone());
+        let path = Instance::dir(repo, &self.name).join("lock");
+        let file = match File::options().create(true).truncate(false).write(true).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(unknown()),
+            file => file.map_err(io_error("open", &path))?,
+        };
         file.lock().map_err(io_error("lock", &path))?;
-        Ok(Held(file))
+        let inode = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let own = file.metadata().map(inode).map_err(io_error("read", &path))?;
+        if fs::metadata(&path).map(inode).ok() != Some(own) {
+            return Err(unknown());
+        }
+        let now = Instance::read(repo, &self.name)?;
+        let is_same = (&now.config.branch, &now.config.at) == (&self.config.branch, &self.config.at);
+        if is_same { Ok((Held(file), now)) } else { Err(unknown()) }
     }
 }
 
@@ -206,8 +228,10 @@ pub fn list(repo: &Repo) -> Result<Vec<Instance>, Error> {
         Err(error) => return Err(io_error("list", &dir)(error)),
     };
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
-    let instances =
-        names.filter(|name| dir.join(name).join("config").is_file()).map(|name| Instance::read(repo, &name));
+    let known = names.filter(|name| dir.join(name).is_dir());
+    let instances = known.map(|name| Instance::read(repo, &name));
+    // One may be made, or forgotten, this instant.
+    let instances = instances.filter(|read| !matches!(read, Err(Error::Unknown(_))));
     let mut instances = instances.collect::<Result<Vec<_>, _>>()?;
     instances.sort_by_key(|instance| (instance.name.len(), instance.name.clone()));
     Ok(instances)
@@ -227,6 +251,27 @@ pub fn running(repo: &Repo, timeline: TimelineId) -> Result<Option<Endpoint>, Co
     }
 }
 
+/// How long a command waits for a server that starts or shuts down, and between two looks.
+const PATIENCE: Duration = Duration::from_secs(25);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Asks the server that writes to `timeline`; `None` if none runs. One that starts or shuts down takes no connections: it
+/// is waited for until it answers or is gone.
+pub fn ask<T>(
+    repo: &Repo,
+    timeline: TimelineId,
+    question: impl Fn(&Endpoint) -> Result<T, postgres::Error>,
+) -> Result<Option<T>, CommandError> {
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        let Some(endpoint) = running(repo, timeline)? else { return Ok(None) };
+        match question(&endpoint) {
+            Err(error) if error.may_pass() && Instant::now() < patience => sleep(PAUSE),
+            answer => return Ok(Some(answer?)),
+        }
+    }
+}
+
 /// Returns the folder of the repository's sockets.
 pub fn socket_dir(repo: &Repo) -> Result<PathBuf, postgres::Error> {
     let fallback = std::env::temp_dir();
@@ -242,30 +287,64 @@ fn hold_all(repo: &Repo) -> Result<Held, Error> {
     Ok(Held(file))
 }
 
-/// Returns the instance of a branch; makes one with the next name and a free port if there is none.
-pub fn find_or_create(repo: &Repo, branch: &str, port: Option<u16>) -> Result<Instance, CommandError> {
-    let _held = hold_all(repo)?;
-    if let Some(mut instance) = of_branch(repo, branch)? {
-        if let Some(port) = port.filter(|port| *port != instance.config.port) {
-            instance.config.port = port;
-            instance.write(repo)?;
+/// Holds the instance of a branch; makes one with the next name and a free port if there is none.
+pub fn hold_or_create(repo: &Repo, branch: &str) -> Result<(Held, Instance), CommandError> {
+    loop {
+        match find_or_create(repo, branch)?.hold(repo) {
+            // Somebody forgot it meanwhile.
+            Err(Error::Unknown(_)) => {}
+            held => return Ok(held?),
         }
-        return Ok(instance);
     }
-    create(repo, branch, port, None)
 }
 
-/// Makes an instance with the next name, and a free port unless one is given.
-fn create(repo: &Repo, branch: &str, port: Option<u16>, at: Option<String>) -> Result<Instance, CommandError> {
+/// Holds the instance of a branch that is about to be moved, renamed or deleted, if it has one: nobody starts it then.
+pub fn hold_of_branch(repo: &Repo, branch: &str) -> Result<Option<(Held, Instance)>, Error> {
+    loop {
+        let Some(instance) = of_branch(repo, branch)? else { return Ok(None) };
+        match instance.hold(repo) {
+            Err(Error::Unknown(_)) => {}
+            held => return held.map(Some),
+        }
+    }
+}
+
+fn find_or_create(repo: &Repo, branch: &str) -> Result<Instance, CommandError> {
+    let _held = hold_all(repo)?;
+    of_branch(repo, branch)?.map_or_else(|| create(repo, branch, None), Ok)
+}
+
+/// Makes an instance with the next name and a free port. To be called with the lock of all in hand.
+fn create(repo: &Repo, branch: &str, at: Option<String>) -> Result<Instance, CommandError> {
     let all = list(repo)?;
-    // The page server has a socket in the same folder.
-    let proxy = repo.config().proxy.listen.port();
-    let taken: Vec<u16> = all.iter().map(|instance| instance.config.port).chain([proxy]).collect();
-    let port = port.map_or_else(|| settings::free_port(FIRST_PORT, &taken, &socket_dir(repo)?), Ok)?;
+    let port = free_port(repo, &all)?;
     let free = (1..).map(|number| format!("pg{number}")).find(|name| all.iter().all(|instance| instance.name != *name));
     let name = free.expect("invariant: numbers do not end");
     let config = Config { branch: branch.to_owned(), port, tcp: None, on_demand: false, timeline: None, at };
     let instance = Instance { name, config };
     instance.write(repo)?;
     Ok(instance)
+}
+
+/// Returns a port that no instance has and nobody listens on.
+fn free_port(repo: &Repo, all: &[Instance]) -> Result<u16, postgres::Error> {
+    // The page server has a socket in the same folder.
+    let proxy = repo.config().proxy.listen.port();
+    let taken: Vec<u16> = all.iter().map(|instance| instance.config.port).chain([proxy]).collect();
+    settings::free_port(FIRST_PORT, &taken, &socket_dir(repo)?)
+}
+
+impl Instance {
+    /// Gives an instance that does not run the port that was asked for; else its last one, or another one where somebody
+    /// has that. The config keeps the last one until the server runs, unless that is taken.
+    fn choose_port(&mut self, repo: &Repo, wanted: Option<u16>, tcp: Option<IpAddr>) -> Result<(), CommandError> {
+        if let Some(port) = wanted {
+            self.config.port = port;
+        } else if !settings::is_free(self.config.port, &socket_dir(repo)?, tcp) {
+            let _held = hold_all(repo)?;
+            self.config.port = free_port(repo, &list(repo)?)?;
+            self.write(repo)?;
+        }
+        Ok(())
+    }
 }

@@ -161,6 +161,7 @@ pub fn mount(repo: &Repo, dir: &Path, wanted: &Wanted) -> Result<(), Error> {
     let output = child.stdout.take().expect("invariant: it is piped");
     BufReader::new(output).read_line(&mut answer).map_err(Error::io("read from", program))?;
     if answer.trim() == "ready" {
+        server::let_run(child);
         return Ok(());
     }
     let _ = child.wait();

@@ -1,17 +1,24 @@
 //! Read-only instances: a server that shows a moment of the past, beside all others.
 //!
-//! It is a standby that has replayed all WAL up to that moment, and waits for more that never comes. So it
-//! needs no recovery target: behind the moment there is nothing to replay.
+//! A moment is a database at rest. Its files are recovered to the end of the WAL that is laid out for it, as after
+//! a crash at that moment: what had not committed is over, and its locks are gone. Then they are shut down cleanly, and
+//! shown by a standby that has nothing to replay and refuses to write, whatever a client says. What the recovery wrote
+//! lies in the moment's own folder and goes with it.
+
+use std::path::Path;
 
 use super::mount;
-use super::start::{Context, LaidOut, Outcome, Wish, lay_out_all, run_server, runs_already};
-use super::{Instance, create, hold_all, list};
+use super::start::{Context, LaidOut, Outcome, Wish, lay_out_all, run_server, runs_already, settings_of};
+use super::{Held, Instance, create, hold_all, list};
 use crate::error::CommandError;
 use crate::objects::Repo;
+use crate::objects::pg::control::State;
 use crate::objects::timeline::{Position, TimelineId};
 use crate::plumbing::datadir::wal::complete;
-use crate::plumbing::postgres::recovery;
 use crate::plumbing::postgres::server::{self, Mode};
+use crate::plumbing::postgres::settings::Role;
+use crate::plumbing::postgres::{self, alive, recovery};
+use crate::plumbing::write_snapshot::inspect;
 
 /// How long a server that failed may take to go.
 const STOP_WAIT: std::time::Duration = std::time::Duration::from_secs(10);
@@ -23,25 +30,29 @@ pub fn of_revision(repo: &Repo, text: &str) -> Result<Vec<Instance>, super::Erro
 }
 
 /// Returns the read-only instance that shows `position` under the name `text`; makes one if there is none.
-fn find_or_create(repo: &Repo, text: &str, position: Position, port: Option<u16>) -> Result<Instance, CommandError> {
+fn find_or_create(repo: &Repo, text: &str, position: Position) -> Result<Instance, CommandError> {
     let _held = hold_all(repo)?;
     let at = position.to_string();
     let known = of_revision(repo, text)?.into_iter().find(|instance| instance.config.at.as_ref() == Some(&at));
-    known.map_or_else(|| create(repo, text, port, Some(at)), Ok)
+    known.map_or_else(|| create(repo, text, Some(at)), Ok)
+}
+
+/// Holds it.
+fn hold_or_create(repo: &Repo, text: &str, position: Position) -> Result<(Held, Instance), CommandError> {
+    loop {
+        match find_or_create(repo, text, position)?.hold(repo) {
+            // Somebody stopped it meanwhile.
+            Err(super::Error::Unknown(_)) => {}
+            held => return Ok(held?),
+        }
+    }
 }
 
 /// Starts a server that shows `position`, which the user calls `text`, unless it runs. Costs the replay of the
 /// WAL since the newest snapshot before it.
-pub fn start(
-    cx: &Context,
-    text: &str,
-    position: Position,
-    port: Option<u16>,
-    wish: Wish,
-) -> Result<Outcome, CommandError> {
+pub fn start(cx: &Context, text: &str, position: Position, wish: Wish) -> Result<Outcome, CommandError> {
     let Context { repo, .. } = cx;
-    let mut instance = find_or_create(repo, text, position, port)?;
-    let _held = Instance::hold(repo, &instance.name)?;
+    let (held, mut instance) = hold_or_create(repo, text, position)?;
     let from = position;
     if runs_already(cx, &instance)? {
         instance.claim(repo, wish)?;
@@ -49,6 +60,7 @@ pub fn start(
         return Ok(Outcome { instance, already: true, from, snapshot, replayed, resumed, refused });
     }
     discard_files(repo, &mut instance)?;
+    instance.choose_port(repo, wish.port, wish.tcp)?;
     let started = prepare_and_run(cx, &mut instance, position, wish);
     if started.is_err() {
         if instance.timeline().is_some() {
@@ -56,7 +68,7 @@ pub fn start(
         }
         // The error says more than what could go wrong here.
         let _ = discard_files(repo, &mut instance);
-        let _ = instance.remove(repo);
+        let _ = instance.remove(repo, held);
     }
     Ok(Outcome::fresh(instance, from, started?))
 }
@@ -67,7 +79,7 @@ fn prepare_and_run(
     position: Position,
     wish: Wish,
 ) -> Result<LaidOut, CommandError> {
-    let Context { repo, account, progress, .. } = cx;
+    let Context { repo, account, .. } = cx;
     let id = TimelineId::random();
     // Noted first: what a crash leaves from here on, the next start or stop finds and removes.
     instance.config.timeline = Some(id.to_string());
@@ -76,18 +88,31 @@ fn prepare_and_run(
     let dir = repo.datadir(id);
     let (data, wal_dir) = (dir.join("data"), dir.join("wal"));
     let mut laid_out = lay_out_all(cx, instance, position, (&dir, &wal_dir), wish)?;
-    recovery::write_backup_label(&data, &laid_out.snapshot)?;
-    recovery::write_standby_signal(&data)?;
     if mount::is_mounted(&data) {
-        laid_out.fetch(repo, data);
+        laid_out.fetch(repo, data.clone());
     }
     account.own(repo.dir())?;
     complete(repo, &laid_out.snapshot, position.timeline, &wal_dir)?;
+    if !recovery::is_exact(&laid_out.snapshot) || laid_out.snapshot.consistent != position.lsn {
+        recovery::write_backup_label(&data, &laid_out.snapshot)?;
+        recover(cx, instance, &data, &held)?;
+    }
+    recovery::make_standby(&data, inspect(&data)?.version)?;
     run_server(cx, instance, id, &held, wish)?;
-    // It lets readers in as soon as its files are consistent, before it is there.
-    server::wait_for_replay(&instance.endpoint(repo)?, position.lsn, &instance.log(repo), *progress)?;
     instance.write(repo)?;
     Ok(laid_out)
+}
+
+/// Brings the files in `data` to rest at the end of their WAL.
+fn recover(cx: &Context, instance: &Instance, data: &Path, held: &alive::Held) -> Result<(), CommandError> {
+    let Context { repo, binaries, account, progress, .. } = cx;
+    let (log, settings) = (instance.log(repo), settings_of(repo, instance, Role::Recovery)?);
+    let log_start = server::recover(binaries, account, data, &log, &settings, held, *progress)?;
+    if inspect(data)?.control.state == State::ShutDown {
+        return Ok(());
+    }
+    let tail = server::tail(&log, log_start);
+    Err(postgres::Error::DidNotStart { log, tail }.into())
 }
 
 /// Removes the files of a read-only instance whose server does not run: they hold nothing of their own.
@@ -101,7 +126,7 @@ fn discard_files(repo: &Repo, instance: &mut Instance) -> Result<(), CommandErro
 }
 
 /// Forgets a read-only instance whose server does not run.
-pub fn discard(repo: &Repo, mut instance: Instance) -> Result<(), CommandError> {
+pub fn discard(repo: &Repo, mut instance: Instance, held: Held) -> Result<(), CommandError> {
     discard_files(repo, &mut instance)?;
-    Ok(instance.remove(repo)?)
+    instance.remove(repo, held)
 }

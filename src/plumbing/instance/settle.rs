@@ -13,7 +13,7 @@ use crate::objects::pg::wal::WalReader;
 use crate::objects::refs::{Expect, RefKind, RefName, Signature, Value};
 use crate::objects::snapshot::Snapshot;
 use crate::objects::store::file::{READ_BLOCKS, StoredFile};
-use crate::objects::timeline::{Timeline, TimelineId};
+use crate::objects::timeline::{self, Timeline, TimelineId};
 use crate::objects::{ObjectId, Repo};
 use crate::plumbing::datadir::control::Control;
 use crate::plumbing::datadir::local;
@@ -143,7 +143,11 @@ fn droppable(
         }
     }
     for other in repo.timelines().list()? {
-        let history = repo.timelines().history(other)?;
+        // Other commands drop theirs at the same time.
+        let history = match repo.timelines().history(other) {
+            Err(timeline::Error::Unknown(_)) => continue,
+            history => history?,
+        };
         if history.ancestors.iter().any(|ancestor| ancestor.timeline == timeline.id) {
             return Ok(None);
         }

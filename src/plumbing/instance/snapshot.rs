@@ -56,7 +56,7 @@ pub fn snapshot(
         }
         None => repo.timelines().snapshot_before(repo.timelines().read(timeline)?.tip())?.1.object,
     };
-    let mut backup = Some(Backup::begin(&instance.endpoint(repo)?)?);
+    let mut backup = Some(super::ask(repo, timeline, Backup::begin)?.ok_or_else(not_running)?);
     let mut end_backup = || {
         let ended = backup.take().expect("invariant: called once").end()?;
         seal_active(repo, timeline)?;

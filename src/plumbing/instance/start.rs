@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use super::mount::{self, Wanted};
 use super::prefetch::{self, Plan};
-use super::{Instance, settle::settle, socket_dir};
+use super::{Instance, hold_or_create, settle::settle, socket_dir};
 use crate::error::{CmdResult, CommandError};
 use crate::objects::format::Shared;
 use crate::objects::pg::record::Record;
-use crate::objects::refs::{Expect, RefName, Signature, Value};
+use crate::objects::refs::{self, Expect, RefName, Signature, Value};
 use crate::objects::snapshot::Snapshot;
 use crate::objects::timeline::{Position, TimelineId};
 use crate::objects::{ObjectId, Repo, durable};
@@ -40,6 +40,8 @@ pub struct Context<'a> {
 /// How it is to be started.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Wish {
+    /// The port, rather than the instance's last one.
+    pub port: Option<u16>,
     /// The loopback address to listen on too.
     pub tcp: Option<IpAddr>,
     /// Restore all files first.
@@ -75,34 +77,52 @@ impl Outcome {
     }
 }
 
-/// Starts the server of an instance, unless it runs. Costs the replay of the WAL since the newest
+/// Starts the server of a branch, unless it runs. Costs the replay of the WAL since the newest
 /// snapshot, and where lazy data directories are not to be had the restore of the cluster's files.
 /// After a crash the server goes on with the files that it had.
-pub fn start(cx: &Context, name: &str, wish: Wish) -> Result<Outcome, CommandError> {
+pub fn start(cx: &Context, branch: &str, wish: Wish) -> Result<Outcome, CommandError> {
     let Context { repo, .. } = cx;
-    let _held = Instance::hold(repo, name)?;
-    let mut instance = Instance::read(repo, name)?;
-    let branch = RefName::branch(&instance.config.branch)?;
+    let (held, mut instance) = hold_or_create(repo, branch)?;
+    let branch = RefName::branch(branch)?;
     if let (Some(timeline), true) = (instance.timeline(), runs_already(cx, &instance)?) {
         instance.claim(repo, wish)?;
         let from = repo.timelines().read(timeline)?.tip();
         let (snapshot, replayed, resumed, refused) = (None, 0, false, None);
         return Ok(Outcome { instance, already: true, from, snapshot, replayed, resumed, refused });
     }
-    if let Some(outcome) = resume(cx, &mut instance, &branch, wish)? {
+    if repo.refs().read(&branch)?.is_none() && instance.timeline().is_none() {
+        // The branch was deleted meanwhile.
+        instance.remove(repo, held)?;
+        return Err(refs::Error::Unknown(branch).into());
+    }
+    let last_port = instance.config.port;
+    instance.choose_port(repo, wish.port, wish.tcp)?;
+    let started = start_stopped(cx, &mut instance, &branch, wish);
+    if started.is_err() && wish.port.is_some() {
+        // What was refused is not kept.
+        instance.config.port = last_port;
+        instance.write(repo)?;
+    }
+    started
+}
+
+/// Starts the server of an instance that does not run.
+fn start_stopped(cx: &Context, instance: &mut Instance, branch: &RefName, wish: Wish) -> Result<Outcome, CommandError> {
+    let Context { repo, .. } = cx;
+    if let Some(outcome) = resume(cx, instance, branch, wish)? {
         return Ok(outcome);
     }
     // What a crash left open.
-    settle(repo, &mut instance, cx.signature, cx.progress)?;
-    let parent = super::super::update_ref::read_branch(repo, &branch)?;
+    settle(repo, instance, cx.signature, cx.progress)?;
+    let parent = super::super::update_ref::read_branch(repo, branch)?;
     super::super::seal_wal::seal_active(repo, parent)?;
     let from = repo.timelines().read(parent)?.tip();
     let timeline = TimelineId::random();
-    let mut epoch = Epoch { cx, branch: &branch, parent, timeline, instance: &mut instance, kept: false };
+    let mut epoch = Epoch { cx, branch, parent, timeline, instance, kept: false };
     let (held, laid_out) = epoch.prepare(from, wish)?;
     epoch.run(&held, wish)?;
     drop(epoch);
-    Ok(Outcome::fresh(instance, from, laid_out))
+    Ok(Outcome::fresh(instance.clone(), from, laid_out))
 }
 
 /// Returns whether the server of an instance runs, once it takes connections. One that is dying is waited for.
@@ -174,21 +194,12 @@ pub(super) fn run_server(
     wish: Wish,
 ) -> Result<(), postgres::Error> {
     let Context { repo, binaries, account, progress, .. } = cx;
-    let tcp = wish.tcp;
-    (instance.config.tcp, instance.config.on_demand) = (tcp, wish.on_demand);
-    let instances = repo.dir().join("instances");
-    let settings = Settings {
-        port: instance.config.port,
-        socket_dir: socket_dir(repo)?,
-        tcp,
-        name: instance.config.branch.clone(),
-        hba_file: settings::write_hba_file(&instances)?,
-        own: repo.config().settings_of(&instance.config.branch),
-        role: match instance.is_read_only() {
-            true => Role::Standby,
-            false => Role::Primary { archive_command: archive_command(repo, timeline)? },
-        },
+    (instance.config.tcp, instance.config.on_demand) = (wish.tcp, wish.on_demand);
+    let role = match instance.is_read_only() {
+        true => Role::Standby,
+        false => Role::Primary { archive_command: archive_command(repo, timeline)? },
     };
+    let settings = settings_of(repo, instance, role)?;
     let (data, log) = (repo.datadir(timeline).join("data"), instance.log(repo));
     if repo.config().core.shared == Shared::Group {
         // PostgreSQL lets its group read its files then, as far as it ever does.
@@ -200,6 +211,19 @@ pub(super) fn run_server(
     }
     server::start(binaries, account, &data, &log, &settings, held, *progress)?.keep();
     Ok(())
+}
+
+/// Returns what zenith sets for the server of an instance.
+pub(super) fn settings_of(repo: &Repo, instance: &Instance, role: Role) -> Result<Settings, postgres::Error> {
+    Ok(Settings {
+        port: instance.config.port,
+        socket_dir: socket_dir(repo)?,
+        tcp: instance.config.tcp,
+        name: instance.config.branch.clone(),
+        hba_file: settings::write_hba_file(&repo.dir().join("instances"))?,
+        own: repo.config().settings_of(&instance.config.branch),
+        role,
+    })
 }
 
 /// The files and the WAL of a server that is to start.

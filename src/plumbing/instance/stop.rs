@@ -3,30 +3,32 @@
 use std::time::Duration;
 
 use super::settle::{Settled, settle};
-use super::{Instance, read_only};
+use super::{Error, Instance, read_only};
 use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::objects::refs::Signature;
 use crate::plumbing::postgres::server::{self, Mode};
 use crate::progress::Progress;
 
-/// Stops an instance, if its server runs, and closes its epoch; one that is read-only is forgotten. Costs the
-/// WAL that is not sealed yet and the blocks that changed, or reading all files of a data directory that is not lazy.
+/// Stops an instance, if its server runs, and closes its epoch; one that is read-only is forgotten. Does nothing if another
+/// command has done that, and forgot the instance. Costs the WAL that is not sealed yet and the blocks that changed, or reading all files of a data directory that is not lazy.
 pub fn stop(
     repo: &Repo,
-    name: &str,
+    instance: &Instance,
     mode: Mode,
     timeout: Duration,
     signature: &Signature,
     progress: &dyn Progress,
 ) -> Result<Settled, CommandError> {
-    let _held = Instance::hold(repo, name)?;
-    let mut instance = Instance::read(repo, name)?;
+    let (held, mut instance) = match instance.hold(repo) {
+        Err(Error::Unknown(_)) => return Ok(Settled::Nothing),
+        held => held?,
+    };
     if instance.timeline().is_some() {
         server::stop(&instance.alive(repo), mode, timeout, &instance.log(repo), progress)?;
     }
     if instance.is_read_only() {
-        read_only::discard(repo, instance)?;
+        read_only::discard(repo, instance, held)?;
         return Ok(Settled::Discarded);
     }
     settle(repo, &mut instance, signature, progress)

@@ -406,10 +406,8 @@ impl Supervisor {
         let cx = Context { repo: &repo, binaries, account, progress: &Hidden, signature: &signature };
         let wish = Wish { on_demand: true, ..Wish::default() };
         let start = |tcp| match target {
-            Target::Branch(name) => {
-                start(&cx, &instance::find_or_create(&repo, name, None)?.name, Wish { tcp, ..wish })
-            }
-            Target::At(name, position) => read_only::start(&cx, name, *position, None, Wish { tcp, ..wish }),
+            Target::Branch(name) => start(&cx, name, Wish { tcp, ..wish }),
+            Target::At(name, position) => read_only::start(&cx, name, *position, Wish { tcp, ..wish }),
         };
         let tcp = (repo.config().proxy.others == Others::Scram).then(|| own_loopback(&self.dir));
         let outcome = match start(tcp) {
@@ -533,14 +531,18 @@ impl Supervisor {
 
     fn stop_blocking(&self, name: &str) -> Result<bool, CommandError> {
         let repo = self.repo()?;
-        let instance = Instance::read(&repo, name)?;
+        let instance = match Instance::read(&repo, name) {
+            // Somebody else stopped it.
+            Err(instance::Error::Unknown(_)) => return Ok(true),
+            instance => instance?,
+        };
         let is_used =
             || Ok::<_, CommandError>(server::clients(&instance.endpoint(&repo)?).is_ok_and(|count| count > 0));
         if instance.status(&repo) != Status::Stopped && (!instance.config.on_demand || is_used()?) {
             return Ok(false);
         }
         let begun = Instant::now();
-        stop::stop(&repo, name, Mode::Fast, STOP_WAIT, &self.sign("stop"), &Hidden)?;
+        stop::stop(&repo, &instance, Mode::Fast, STOP_WAIT, &self.sign("stop"), &Hidden)?;
         self.metrics.stop.observe(begun.elapsed().as_secs_f64());
         Ok(true)
     }

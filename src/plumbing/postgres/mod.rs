@@ -15,6 +15,8 @@ pub mod settings;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use postgres::error::SqlState;
+
 use crate::progress::Interrupted;
 
 /// PostgreSQL cannot be found or does not do what it should.
@@ -70,6 +72,20 @@ impl Error {
     pub(super) fn io(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
         let path = path.to_owned();
         move |source| Error::Io { verb, path, source }
+    }
+
+    /// Returns whether the server did not answer because it starts or shuts down.
+    pub fn may_pass(&self) -> bool {
+        let Error::Query { source, .. } = self else { return false };
+        match source.code() {
+            Some(code) => {
+                [SqlState::CANNOT_CONNECT_NOW, SqlState::ADMIN_SHUTDOWN, SqlState::CRASH_SHUTDOWN].contains(code)
+            }
+            // Its socket is not there yet, or not any more.
+            None => {
+                source.is_closed() || std::error::Error::source(source).is_some_and(|cause| cause.is::<io::Error>())
+            }
+        }
     }
 
     /// Returns what the user can do about it.

@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::Error;
 use crate::objects::durable;
-use crate::objects::pg::control::{ControlFile, State};
+use crate::objects::pg::control::{self, ControlFile, State};
 use crate::objects::pg::segment;
 use crate::objects::pg::version::Version;
 use crate::objects::snapshot::Snapshot;
@@ -46,8 +46,15 @@ fn was_standby(data_dir: &Path, snapshot: &Snapshot) -> Result<bool, Error> {
     Ok(control.is_some_and(|control| matches!(control.state, State::InArchiveRecovery | State::ShutDownInRecovery)))
 }
 
-/// Makes the server of a data directory a standby: it replays what there is, and never writes WAL.
-pub fn write_standby_signal(data_dir: &Path) -> Result<(), Error> {
+/// Makes the server of a data directory at rest a standby: it never writes WAL. `pg_control` may speak of the backup that
+/// the files came from, also after they were recovered; PostgreSQL 14 would let nobody in before it had found the end
+/// of that.
+pub fn make_standby(data_dir: &Path, version: &Version) -> Result<(), Error> {
+    let path = data_dir.join("global/pg_control");
+    let mut bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+    let damaged = |error| Error::io("read", &path)(io::Error::new(io::ErrorKind::InvalidData, error));
+    control::forget_backup(&mut bytes, version).map_err(damaged)?;
+    fs::write(&path, &bytes).map_err(Error::io("write", &path))?;
     let path = data_dir.join("standby.signal");
     fs::write(&path, "").map_err(Error::io("write", &path))
 }

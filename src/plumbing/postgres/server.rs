@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -33,8 +33,6 @@ const DOUBT_WAIT: Duration = Duration::from_secs(20);
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const IMPATIENCE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_millis(50);
-/// How long a standby may stay at one record.
-const REPLAY_PATIENCE: Duration = Duration::from_secs(60);
 /// Lines of the log that an error shows.
 const TAIL_LINES: usize = 10;
 
@@ -74,8 +72,10 @@ pub struct Started {
 
 impl Started {
     /// Lets the server run on after this process.
-    pub fn keep(mut self) -> u32 {
-        self.child.take().map_or(0, |child| child.id())
+    pub fn keep(mut self) {
+        if let Some(child) = self.child.take() {
+            let_run(child);
+        }
     }
 }
 
@@ -96,6 +96,13 @@ impl Drop for Started {
     }
 }
 
+/// Lets a child run on, and waits for its end as long as this process lives: otherwise it would stay as a zombie.
+pub fn let_run(mut child: Child) {
+    let wait = move || drop(child.wait());
+    // Without the thread it is a zombie, and harmless.
+    let _ = std::thread::Builder::new().name("child".to_owned()).stack_size(64 << 10).spawn(wait);
+}
+
 /// Starts a server on `data_dir`, which inherits the proof of its life, and waits until it takes connections. It gets its own
 /// process group, so that Ctrl-C in this terminal does not reach it. Recovery may take as long as it does.
 pub fn start(
@@ -114,12 +121,9 @@ pub fn start(
     if !is_free(settings.port, &settings.socket_dir, settings.tcp) {
         return Err(Error::PortTaken { port: settings.port, dir: settings.socket_dir.clone() });
     }
-    let mut file = File::options().create(true).append(true).read(true).open(log).map_err(Error::io("open", log))?;
-    let log_start = file.seek(SeekFrom::End(0)).map_err(Error::io("read", log))?;
-    let stdout = file.try_clone().map_err(Error::io("open", log))?;
     let mut command = account.command(&program);
     command.arg("-D").arg(data_dir).args(settings.arguments());
-    command.stdin(Stdio::null()).stdout(stdout).stderr(file).process_group(0);
+    let log_start = detach(&mut command, log)?;
     held.hand_to(&mut command)?;
     let child = command.spawn().map_err(Error::io("run", &program))?;
     let pid = child.id() as i32; // pids are i32
@@ -141,6 +145,57 @@ pub fn start(
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
     }
+}
+
+/// Gives a command its own process group, nothing to read, and `log` to write to. Returns where its messages begin.
+fn detach(command: &mut Command, log: &Path) -> Result<u64, Error> {
+    let mut file = File::options().create(true).append(true).read(true).open(log).map_err(Error::io("open", log))?;
+    let log_start = file.seek(SeekFrom::End(0)).map_err(Error::io("read", log))?;
+    let stdout = file.try_clone().map_err(Error::io("open", log))?;
+    command.stdin(Stdio::null()).stdout(stdout).stderr(file).process_group(0);
+    Ok(log_start)
+}
+
+/// A recovery that is under way. Dropping it ends that as a crash would.
+struct Recovering(Child);
+
+impl Drop for Recovering {
+    fn drop(&mut self) {
+        // Both fail only where it has ended already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Recovers the files in `data_dir` to the end of their WAL, and shuts them down cleanly there. It is one process that
+/// talks to nobody: no client comes in, and nothing of the cluster's own runs, such as its schedulers. May take as long
+/// as recovery does. Returns where its messages begin in `log`; whether all went well stands in `pg_control`.
+pub fn recover(
+    binaries: &Binaries,
+    account: &Account,
+    data_dir: &Path,
+    log: &Path,
+    settings: &Settings,
+    held: &Held,
+    progress: &dyn Progress,
+) -> Result<u64, Error> {
+    let program = binaries.program("postgres")?;
+    let mut command = account.command(&program);
+    // It recovers before it looks for the database in which it reads statements, of which there are none.
+    command.args(["--single", "-D"]).arg(data_dir).args(settings.arguments()).arg("template1");
+    let log_start = detach(&mut command, log)?;
+    held.hand_to(&mut command)?;
+    let mut child = Recovering(command.spawn().map_err(Error::io("run", &program))?);
+    held.note(Process::of(child.0.id() as i32))?; // pids are i32
+    let (begun, mut pause) = (Instant::now(), FIRST_PAUSE);
+    while child.0.try_wait().map_err(Error::io("wait for", &program))?.is_none() {
+        progress.check()?;
+        sleep(pause);
+        if begun.elapsed() > IMPATIENCE {
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+    Ok(log_start)
 }
 
 /// Returns whether the server with that pid says in its pid file that it takes connections.
@@ -220,29 +275,6 @@ pub fn terminate(endpoint: &Endpoint, pids: &[i32]) -> Result<(), Error> {
     let end = "SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid";
     let done = connect(endpoint)?.execute(end, &[&pids]);
     done.map(|_| ()).map_err(|source| Error::Query { port: endpoint.port, source })
-}
-
-/// Waits until a standby has replayed the WAL up to `lsn`. Fails when it gets no further for a minute.
-pub fn wait_for_replay(endpoint: &Endpoint, lsn: Lsn, log: &Path, progress: &dyn Progress) -> Result<(), Error> {
-    let query = |source| Error::Query { port: endpoint.port, source };
-    let mut client = connect(endpoint)?;
-    let (mut reached, mut moved) = (Lsn(0), Instant::now());
-    loop {
-        progress.check()?;
-        let row = client.query_one("SELECT coalesce(pg_last_wal_replay_lsn(), '0/0')::text", &[]).map_err(query)?;
-        let text: String = row.get(0);
-        let now = text.parse().map_err(|error| Error::Failed { program: "postgres", output: format!("{error}") })?;
-        if now >= lsn {
-            return Ok(());
-        }
-        if now > reached {
-            (reached, moved) = (now, Instant::now());
-        } else if moved.elapsed() > REPLAY_PATIENCE {
-            let seconds = REPLAY_PATIENCE.as_secs();
-            return Err(Error::Timeout { what: "replay its WAL", seconds, log: log.to_owned() });
-        }
-        sleep(FIRST_PAUSE);
-    }
 }
 
 /// A server in backup mode. Dropping it ends the backup without a result.
@@ -332,7 +364,7 @@ pub fn stop(alive: &Alive, mode: Mode, timeout: Duration, log: &Path, progress: 
 /// Becomes `psql`, connected to a server with the session's `options`; the user's own arguments come last
 /// and win. Returns only if that fails.
 pub fn become_psql(psql: &Path, endpoint: &Endpoint, options: &str, arguments: &[std::ffi::OsString]) -> Error {
-    let mut command = std::process::Command::new(psql);
+    let mut command = Command::new(psql);
     if !options.is_empty() {
         let own = std::env::var("PGOPTIONS").unwrap_or_default();
         command.env("PGOPTIONS", format!("{own} {options}").trim());

@@ -39,9 +39,25 @@ pub struct Settings {
 pub enum Role {
     /// Reads and writes. Segments are sealed by the shell command: see [`shell_command`].
     Primary { archive_command: String },
-    /// Shows the past.
+    /// Brings files that are temporary to the end of their WAL, for a [standby](Role::Standby) to show them.
+    Recovery,
+    /// Shows the past, from files that are temporary.
     Standby,
 }
+
+/// What a crash leaves of temporary files, nobody goes on with: nothing has to be durable, and nothing is sealed.
+const TEMPORARY: [&str; 2] = ["archive_mode=off", "fsync=off"];
+
+/// All of its WAL is replayed already; it has nobody to ask for more. PostgreSQL runs the last command before it takes
+/// writes, when somebody promotes the standby, and ends the server where that command does not end by itself:
+/// what was written would be gone with the files.
+const STANDBY: [&str; 5] = [
+    "hot_standby=on",
+    "primary_conninfo=",
+    "restore_command=",
+    "recovery_target_timeline=current",
+    "recovery_end_command=kill -KILL $$",
+];
 
 impl Settings {
     /// Returns the arguments for `postgres`.
@@ -74,17 +90,9 @@ impl Settings {
             Role::Primary { archive_command } => {
                 arguments.extend(["archive_mode=on".into(), format!("archive_command={archive_command}").into()]);
             }
-            // All of the WAL that it is to replay lies there; it has nobody to ask for more.
-            Role::Standby => arguments.extend(
-                [
-                    "archive_mode=off",
-                    "hot_standby=on",
-                    "primary_conninfo=",
-                    "restore_command=",
-                    "recovery_target_timeline=current",
-                ]
-                .map(OsString::from),
-            ),
+            // A standby accepts no less, and no replication slot asks for more.
+            Role::Recovery => arguments.extend(TEMPORARY.into_iter().chain(["wal_level=logical"]).map(OsString::from)),
+            Role::Standby => arguments.extend(TEMPORARY.into_iter().chain(STANDBY).map(OsString::from)),
         }
         if cfg!(target_os = "linux") {
             // The default opens every file before recovery.

@@ -211,3 +211,28 @@ fn units_are_what_their_managers_take() {
     // It tells of what it does not know or cannot find.
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }
+
+#[test]
+fn servers_that_have_ended_are_no_zombies() {
+    let daemon = Daemon::new(&["a", "b"]);
+    let parent = daemon.env.json(["pageserver", "status", "--json"])["pid"].to_string();
+    for name in ["a", "b"] {
+        assert_eq!(daemon.ask(name, "select name from whoami").unwrap(), name);
+    }
+    assert!(!children(&parent).is_empty());
+    daemon.env.run(["stop", "--all"]).ok();
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !children(&parent).is_empty() {
+        assert!(std::time::Instant::now() < patience, "{:?}", children(&parent));
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+}
+
+/// Returns the name and state of each child of a process.
+fn children(parent: &str) -> Vec<String> {
+    let stat = |entry: std::fs::DirEntry| std::fs::read_to_string(entry.path().join("stat")).ok();
+    let processes = std::fs::read_dir("/proc").unwrap().flatten().filter_map(stat);
+    let is_child =
+        |stat: &String| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.split(' ').nth(1) == Some(parent));
+    processes.filter(is_child).map(|stat| stat.split(' ').skip(1).take(2).collect::<Vec<_>>().join(" ")).collect()
+}

@@ -1,0 +1,190 @@
+//! Any number of commands work in one repository at once, and what one of them is refused, it leaves as it was.
+
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::support::Env;
+
+/// How long anything may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(20);
+
+#[track_caller]
+fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let patience = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < patience, "waited for {what}");
+        sleep(PAUSE);
+    }
+}
+
+#[test]
+fn four_jobs_of_fifteen_cycles_do_not_disturb_each_other() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select 1 i");
+    env.run(["stop"]).ok();
+    let over = AtomicBool::new(false);
+    let run = |words: &[&str]| {
+        let ran = env.run(words);
+        if ran.code == 0 { Ok(()) } else { Err(format!("{words:?}: {}{}", ran.out, ran.err)) }
+    };
+    let job = |number: u32| {
+        (0..15).try_for_each(|cycle| {
+            let name = format!("job{number}-{cycle}");
+            run(&["branch", &name, "main"])?;
+            run(&["start", &name])?;
+            run(&["stop", &name, "--mode", "immediate"])?;
+            run(&["branch", "-d", &name])
+        })
+    };
+    // Whoever only looks, sees what there is.
+    let look = || {
+        let words = [&["pg", "list"][..], &["branch", "-v"], &["status"], &["rev-list", "--all"], &["log", "--graph"]];
+        while !over.load(Ordering::Relaxed) {
+            words.iter().try_for_each(|words| run(words))?;
+        }
+        Ok::<_, String>(())
+    };
+    std::thread::scope(|scope| {
+        let looking = scope.spawn(look);
+        let jobs: Vec<_> = (0..4).map(|number| scope.spawn(move || job(number))).collect();
+        let done: Vec<Result<(), String>> = jobs.into_iter().map(|job| job.join().unwrap()).collect();
+        over.store(true, Ordering::Relaxed);
+        assert_eq!(done, vec![Ok(()); 4]);
+        assert_eq!(looking.join().unwrap(), Ok(()));
+    });
+    let rows = env.json(["pg", "list", "--json"]);
+    let branches: Vec<_> = rows.as_array().unwrap().iter().map(|row| row["branch"].as_str().unwrap()).collect();
+    assert_eq!(branches, ["main"]);
+    assert_eq!(std::fs::read_dir(env.repo().join("datadirs")).unwrap().count(), 0);
+    env.run(["fsck"]).ok();
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "select i from t"), "1");
+}
+
+#[test]
+fn jobs_that_share_a_branch_and_a_moment_all_get_its_server() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select 1 i");
+    let moment = format!("main@{}", env.run(["seal-wal", "main"]).ok());
+    env.run(["stop"]).ok();
+    let cycle = |words: &[&str], stop: &str| {
+        for _ in 0..5 {
+            env.run(words).ok();
+            let ran = env.run(["stop", stop]);
+            // Another one was faster.
+            assert!(ran.code == 0 || ran.err.contains("is not running") || ran.err.contains("not a branch"), "{ran:?}");
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| cycle(&["start", "main"], "main"));
+            scope.spawn(|| cycle(&["start", "--read-only", &moment], &moment));
+        }
+    });
+    let rows = env.json(["pg", "list", "--json"]);
+    assert!(rows.as_array().unwrap().iter().all(|row| row["running"] == false && row["crashed"] == false), "{rows}");
+}
+
+#[test]
+fn a_port_that_was_refused_is_not_kept() {
+    let env = Env::init();
+    env.run(["branch", "try"]).ok();
+    let port = |args: &[&str]| env.json(args.iter().chain(&["--json"]))["port"].to_string();
+    let main = port(&["start", "main"]);
+    env.run(["start", "try", "--port", &main]).fails(1, &["is taken"]);
+    let own = port(&["start", "try"]);
+    assert_ne!(own, main);
+    env.run(["stop", "try"]).ok();
+    env.run(["start", "try", "--port", &main]).fails(1, &["is taken"]);
+    assert_eq!(port(&["start", "try"]), own);
+    env.run(["stop", "try"]).ok();
+    // Somebody else has it by now: who did not ask for that one gets another one.
+    env.run(["branch", "other"]).ok();
+    assert_eq!(port(&["start", "other", "--port", &own]), own);
+    assert_ne!(port(&["start", "try"]), own);
+}
+
+#[test]
+fn all_that_can_be_deleted_is() {
+    let env = Env::init();
+    for name in ["a", "b", "c"] {
+        env.run(["branch", name]).ok();
+        env.run(["tag", &format!("v{name}")]).ok();
+    }
+    env.run(["start", "b"]).ok();
+    let ran = env.run(["branch", "-d", "a", "b", "c", "none"]);
+    assert!(ran.out.contains("deleted branch a") && ran.out.contains("deleted branch c"), "{ran:?}");
+    ran.fails(1, &["'b' is running", "stop it first: zenith stop b", "none", "2 of 4 branches were not deleted"]);
+    assert_eq!(env.run(["branch"]).ok(), "  b\n* main");
+    env.run(["tag", "-d", "va", "none", "vc"]).fails(1, &["none", "1 of 3 tags were not deleted"]);
+    assert_eq!(env.run(["tag"]).ok(), "vb");
+}
+
+#[test]
+fn head_is_no_name_for_a_branch() {
+    let env = Env::init();
+    env.run(["branch", "HEAD"]).fails(1, &["'HEAD' is not a valid name"]);
+    env.run(["branch", "-m", "main", "HEAD"]).fails(1, &["'HEAD' is not a valid name"]);
+    env.run(["update-ref", "refs/branches/HEAD", "main"]).fails(1, &["'HEAD' is not a valid name"]);
+    assert_eq!(env.run(["branch"]).ok(), "* main");
+}
+
+#[test]
+fn quiet_says_nothing_and_json_is_json() {
+    let env = Env::init();
+    assert_eq!(env.run(["branch", "-q", "a"]).ok(), "");
+    let made = env.json(["branch", "--json", "b"]);
+    assert_eq!(made["name"], "b");
+    assert_eq!(env.json(["branch", "--json", "-m", "b", "c"])["name"], "c");
+    assert_eq!(env.json(["tag", "--json", "v"])["name"], "v");
+    assert_eq!(env.json(["tag", "--json", "-d", "v"])[0]["name"], "v");
+    let ran = env.run(["start", "-q", "a"]);
+    assert_eq!((ran.out.as_str(), ran.err.as_str()), ("", ""));
+    assert_eq!(env.run(["stop", "-q", "a"]).ok(), "");
+    assert_eq!(env.run(["branch", "-q", "-d", "a"]).ok(), "");
+    assert_eq!(env.json(["branch", "--json", "-d", "c"])[0]["name"], "c");
+    assert_eq!(env.run(["branch"]).ok(), "* main");
+}
+
+#[test]
+fn what_is_made_of_a_server_that_shuts_down_waits_for_it() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select 1 i");
+    // A smart shutdown lets its clients go on, and new ones out.
+    let mut client = env.command(["psql", "main", "--", "-c", "select pg_sleep(4)"]);
+    let mut client = client.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("a client", || env.sql("main", "select count(*) from pg_stat_activity where query ~ 'sleep.4'") == "1");
+    let mut stop = env.command(["stop", "--mode", "smart"]).stdout(Stdio::null()).spawn().unwrap();
+    wait_until("the shutdown", || env.run(["psql", "main", "--", "-c", "select 1"]).err.contains("is shutting down"));
+    env.run(["branch", "late"]).ok();
+    env.run(["tag", "v"]).ok();
+    assert!(client.wait().unwrap().success());
+    assert!(stop.wait().unwrap().success());
+    env.run(["start", "late"]).ok();
+    assert_eq!(env.sql("late", "select i from t"), "1");
+    env.run(["snapshot", "main"]).fails(1, &["'main' is not running"]);
+}
+
+#[test]
+fn servers_stop_side_by_side_and_are_told_in_order() {
+    let env = Env::init();
+    let names: Vec<String> = (1..=6).map(|number| format!("b{number}")).collect();
+    for name in &names {
+        env.run(["branch", name]).ok();
+        env.run(["start", name]).ok();
+    }
+    env.sql("b3", "create table t as select 3 i");
+    let told = env.run(["stop", "--all"]).ok();
+    let branches: Vec<&str> = told.lines().map(|line| line.split(' ').nth(1).unwrap()).collect();
+    assert_eq!(branches, names);
+    let rows = env.json(["pg", "list", "--json"]);
+    assert!(rows.as_array().unwrap().iter().all(|row| row["running"] == false && row["crashed"] == false), "{rows}");
+    env.run(["start", "b3"]).ok();
+    assert_eq!(env.sql("b3", "select i from t"), "3");
+}

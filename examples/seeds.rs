@@ -42,7 +42,7 @@ fn main() {
         write("refs", "tag", tag.1.format().as_bytes());
     }
 
-    let mut stored = |name: &str, id: &ObjectId, content: &[u8], kind| {
+    let stored = |name: &str, id: &ObjectId, content: &[u8], kind| {
         let mut bytes = Vec::new();
         Encoded::compress(*id, kind, content, 3).write(&mut bytes);
         if bytes.len() < 4096 {

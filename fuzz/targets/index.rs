@@ -31,7 +31,8 @@ fuzz_target!(|bytes: &[u8]| {
     look(bytes, false);
     look(&built, true);
     if let Some((last, rest)) = bytes.split_last() {
-        let at = rest.iter().fold(usize::from(*last), |at, byte| at * 31 + usize::from(*byte)) % built.len();
+        let at =
+            rest.iter().fold(usize::from(*last), |at, byte| at.wrapping_mul(31) ^ usize::from(*byte)) % built.len();
         built[at] ^= last | 1;
         look(&built, false);
     }

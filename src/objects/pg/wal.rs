@@ -133,8 +133,9 @@ struct PageHeader {
 pub struct WalReader<S> {
     source: S,
     expected: Expected,
-    /// The bytes at hand, from `chunk_start` on.
+    /// Room for the bytes at hand, how many they are, and where they begin.
     chunk: Vec<u8>,
+    filled: usize,
     chunk_start: Lsn,
     /// Where the next record is looked for.
     next: Lsn,
@@ -154,6 +155,7 @@ impl<S: WalSource> WalReader<S> {
             source,
             expected,
             chunk,
+            filled: 0,
             chunk_start: Lsn(0),
             next: start,
             last: None,
@@ -373,16 +375,18 @@ impl<S: WalSource> WalReader<S> {
 
     /// Returns as much of the page at `lsn` as the source has.
     fn page(&mut self, lsn: Lsn) -> Result<&[u8], WalError> {
-        let within = lsn >= self.chunk_start && lsn.since(self.chunk_start) < self.chunk.len() as u64;
-        if !within || (lsn.since(self.chunk_start) as usize + PAGE > self.chunk.len() && self.chunk.len() < CHUNK) {
-            self.chunk.resize(CHUNK, 0);
+        let within = lsn >= self.chunk_start && lsn.since(self.chunk_start) < self.filled as u64;
+        if !within || (lsn.since(self.chunk_start) as usize + PAGE > self.filled && self.filled < CHUNK) {
+            if self.chunk.is_empty() {
+                self.chunk = vec![0; CHUNK];
+            }
+            // At the end of the WAL this happens for each record: no more than what is there may be touched.
+            (self.filled, self.chunk_start) = (0, lsn);
             let read = self.source.read(lsn, &mut self.chunk);
-            let read = read.map_err(|error| WalError { lsn, what: What::Io(error) })?;
-            self.chunk.truncate(read);
-            self.chunk_start = lsn;
+            self.filled = read.map_err(|error| WalError { lsn, what: What::Io(error) })?.min(CHUNK);
         }
         let offset = lsn.since(self.chunk_start) as usize;
-        let end = (offset + PAGE).min(self.chunk.len());
+        let end = (offset + PAGE).min(self.filled);
         if offset >= end { Err(WalError { lsn, what: What::End }) } else { Ok(&self.chunk[offset..end]) }
     }
 }

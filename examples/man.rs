@@ -3,6 +3,7 @@
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, italic, roman};
 use zenith::cli::{COMMANDS, Group, clap};
+use zenith::plumbing::postgres::policy::{Class, RULES, SCHEDULERS, Value};
 
 fn main() -> std::io::Result<()> {
     for (name, text) in pages() {
@@ -16,6 +17,7 @@ pub fn pages() -> Vec<(String, String)> {
     let mut program = clap();
     program.build();
     let mut pages = vec![("zenith.1".to_owned(), program_page(&program))];
+    pages.push(("zenith-settings.5".to_owned(), settings_page()));
     for command in &COMMANDS {
         let found = program.find_subcommand(command.name).expect("invariant: built from the table");
         pages.push((format!("zenith-{}.1", command.name), command_page(found)));
@@ -93,6 +95,133 @@ fn command_page(command: &clap::Command) -> String {
     roff.text([roman("Part of the "), bold("zenith"), roman("(1) suite.")]);
     String::from_utf8(out).unwrap() + &roff.to_roff()
 }
+
+/// Returns zenith-settings(5): the table that the program goes by.
+fn settings_page() -> String {
+    let mut roff = Roff::new();
+    roff.control("TH", ["ZENITH-SETTINGS", "5", "", "zenith", "zenith manual"]);
+    roff.control("SH", ["NAME"]);
+    roff.text([roman("zenith-settings - what becomes of a cluster's own settings and files")]);
+    roff.control("SH", ["DESCRIPTION"]);
+    paragraphs(&mut roff, SETTINGS);
+    type Takes = fn(Class) -> bool;
+    let groups: [(&str, &str, Takes); 5] = [
+        ("FORCED", "Has zenith's value in every server. zenith config refuses to set it for a branch.", |class| {
+            matches!(class, Class::Forced(_))
+        }),
+        ("GIVES WAY", "The value named is replaced, unless it is the branch's own setting.", |class| {
+            matches!(class, Class::Instead { .. })
+        }),
+        ("RAISED IN A MOMENT", "In a server that only reads, at least what the WAL was written with.", |class| {
+            matches!(class, Class::AtLeast)
+        }),
+        (
+            "DROPPED ON A COPY",
+            "Has this value unless the branch is live, or has an own setting of that name.",
+            |class| matches!(class, Class::Dropped(_)),
+        ),
+        ("KEPT", "Stays as it is in the cluster's files.", |class| matches!(class, Class::Kept)),
+    ];
+    for (title, what, takes) in groups {
+        roff.control("SH", [title]);
+        roff.text([roman(what)]);
+        for rule in RULES.iter().filter(|rule| takes(rule.class)) {
+            roff.control("TP", []);
+            let value = match rule.class {
+                Class::Forced(Value::Fixed(value)) | Class::Dropped(Value::Fixed(value)) => format!(" = '{value}'"),
+                Class::Instead { of, with } => format!(": {of} becomes {with}"),
+                _ => String::new(),
+            };
+            let versions = match rule.versions {
+                (14, 18) => String::new(),
+                (14, last) => format!(" (until {last})"),
+                (first, _) => format!(" (since {first})"),
+            };
+            roff.text([bold(rule.name.replace(' ', ", ")), roman(value + &versions)]);
+            let mut why = rule.why.to_owned() + ".";
+            if rule.name == "shared_preload_libraries" {
+                why = format!("{why} They are: {}.", SCHEDULERS.join(", "));
+            }
+            roff.text([roman(why)]);
+        }
+        if title == "KEPT" {
+            roff.control("TP", []);
+            roff.text([bold("all others")]);
+            roff.text([roman("What every session can set for itself, as work_mem.")]);
+        }
+    }
+    roff.control("SH", ["FILES"]);
+    for (name, what) in SETTINGS_FILES {
+        roff.control("TP", []);
+        roff.text([bold(*name)]);
+        roff.text([roman(*what)]);
+    }
+    roff.control("SH", ["REPLICATION SLOTS"]);
+    paragraphs(&mut roff, SLOTS);
+    roff.control("SH", ["SEE ALSO"]);
+    roff.text([
+        bold("zenith-config"),
+        roman("(1), "),
+        bold("zenith-start"),
+        roman("(1), "),
+        bold("zenith-init"),
+        roman("(1)"),
+    ]);
+    roff.to_roff()
+}
+
+fn paragraphs(roff: &mut Roff, texts: &[&str]) {
+    for (number, text) in texts.iter().enumerate() {
+        if number > 0 {
+            roff.control("PP", []);
+        }
+        roff.text([roman(*text)]);
+    }
+}
+
+const SETTINGS: &[&str] = &[
+    "A cluster's configuration was written for the place where it ran. A branch is a copy of it, often on the same machine as the \
+     original and beside other copies. So zenith gives some settings values of its own on the server's command line; the files \
+     stay as they are. Its own come last and win; those of zenith config branch.NAME.postgres.SETTING come before them, and win over the files.",
+    "A branch is a copy unless it is live. The first branch of a cluster that zenith init has made is live; that of a cluster \
+     taken with init --from is not, nor is one that zenith branch makes: the original, elsewhere or beside it, goes on with its work, \
+     and two that take rows from one replication slot, or run one job list, harm each other. zenith start --live makes a branch \
+     live for good, zenith config branch.NAME.live false makes it a copy again from its next start.",
+    "Not stopped is what a session does itself: dblink, foreign tables, COPY TO PROGRAM, functions that send mail. Nor can ALTER DATABASE ... SET and \
+     ALTER ROLE ... SET be looked at; they cannot change what is forced. The sessions that zenith itself opens have their own values for what could \
+     stop them: no time-outs, no libraries, no event triggers.",
+];
+
+const SLOTS: &[&str] = &[
+    "Replication slots are kept while a branch goes on: a stop puts them away with the branch's timeline, and its next start takes \
+     them up again, with the WAL that they need. So a subscriber or a standby of a branch goes on after a restart.",
+    "They are never copied: a branch made of another, a moment, a restored version and an imported cluster begin without. A data directory that \
+     is lost in a crash takes its slots with it.",
+];
+
+const SETTINGS_FILES: &[(&str, &str)] = &[
+    (
+        "postgresql.conf, postgresql.auto.conf, folders and files that they include",
+        "Part of the data directory, so each branch has its own version. Where an imported cluster keeps them elsewhere (Debian: /etc/postgresql), zenith init and write-snapshot copy them into it, and included files from outside the folder too.",
+    ),
+    ("pg_hba.conf, pg_ident.conf", "Part of the data directory, for restore; zenith's servers do not use them."),
+    (
+        "standby.signal, recovery.signal, recovery.conf, promote",
+        "Left out: a branch is not a standby, and is not restored from an archive.",
+    ),
+    (
+        "backup_label, backup_label.old, tablespace_map, tablespace_map.old, backup_manifest",
+        "Left out after they were read: each start writes its own.",
+    ),
+    ("postmaster.pid, postmaster.opts, current_logfiles", "Left out: they are of one run."),
+    ("pg_replslot", "Left out of snapshots; see below."),
+    ("pg_wal, pg_tblspc", "What links there point to becomes part of the data directory."),
+    (
+        "symbolic links elsewhere",
+        "To a file: its content takes its place. To a folder: its content, if it is one of PostgreSQL's own, else it is left out. So no server writes to a folder outside its data directory.",
+    ),
+    ("server.crt, server.key, log", "Kept, and not used."),
+];
 
 fn exit_status(roff: &mut Roff) {
     roff.control("SH", ["EXIT STATUS"]);

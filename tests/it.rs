@@ -25,6 +25,7 @@ mod it {
     pub mod private;
     pub mod refs;
     pub mod restored;
+    pub mod settings;
     pub mod versions;
     pub mod wal_oracle;
     pub mod walkthrough;

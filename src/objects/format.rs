@@ -120,6 +120,9 @@ pub enum Others {
 pub struct Branch {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<Timeout>,
+    /// It acts on the world outside as the original does: its subscriptions and schedulers work.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub live: bool,
     /// PostgreSQL's settings.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub postgres: BTreeMap<String, Setting>,
@@ -215,6 +218,9 @@ pub struct Postgres {
     /// The folder of PostgreSQL's programs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bin: Option<PathBuf>,
+    /// As whom zenith connects; otherwise `postgres`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub superuser: Option<String>,
 }
 
 /// The config cannot be used.
@@ -277,6 +283,16 @@ impl Config {
     pub fn settings_of(&self, branch: &str) -> Vec<(String, String)> {
         let settings = self.branch.get(branch).into_iter().flat_map(|branch| &branch.postgres);
         settings.map(|(name, value)| (name.clone(), value.to_string())).collect()
+    }
+
+    /// Returns whether a branch acts on the world outside as the original does, rather than as a copy of it.
+    pub fn is_live(&self, branch: &str) -> bool {
+        self.branch.get(branch).is_some_and(|branch| branch.live)
+    }
+
+    /// Returns the superuser as whom zenith connects.
+    pub fn superuser(&self) -> &str {
+        self.postgres.superuser.as_deref().unwrap_or("postgres")
     }
 
     /// Returns the system identifier as a number.

@@ -162,6 +162,14 @@ impl Repo {
         Repo::open(&dir)
     }
 
+    /// Replaces the config of the repository in `dir`, which nobody else uses, and opens it.
+    pub fn reopen_with(dir: &Path, config: &Config) -> Result<Repo, Error> {
+        let path = dir.join("config");
+        let written = durable::replace(&dir.join("tmp"), &path, config.format().as_bytes());
+        written.map_err(io_error("write", &path))?;
+        Repo::open(dir)
+    }
+
     /// Returns the folder of the repository.
     pub fn dir(&self) -> &Path {
         &self.dir

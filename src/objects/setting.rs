@@ -19,15 +19,17 @@ pub enum Takes {
     Address,
     Time,
     Path,
+    Name,
     OneOf(&'static [&'static str]),
 }
 
 /// All settings but those of single branches.
-pub static SETTINGS: [Setting; 14] = [
+pub static SETTINGS: [Setting; 15] = [
     Setting { key: "core.compression_level", takes: Takes::Number(1..=22) },
     Setting { key: "core.shared", takes: Takes::OneOf(&["no", "group"]) },
     Setting { key: "snapshot.wal_threshold", takes: Takes::Number(0..=i64::MAX) },
     Setting { key: "postgres.bin", takes: Takes::Path },
+    Setting { key: "postgres.superuser", takes: Takes::Name },
     Setting { key: "proxy.default", takes: Takes::OneOf(&["head", "none"]) },
     Setting { key: "proxy.listen", takes: Takes::Address },
     Setting { key: "proxy.http", takes: Takes::Address },
@@ -56,7 +58,7 @@ impl Takes {
             Takes::Number(range) => value.as_integer().is_some_and(|number| range.contains(&number)),
             Takes::Address => parse_address(&text(value)).is_some(),
             Takes::Time => parse_time(&text(value)).is_some(),
-            Takes::Path => value.as_str().is_some_and(|path| !path.is_empty()),
+            Takes::Path | Takes::Name => value.as_str().is_some_and(|path| !path.is_empty()),
             Takes::OneOf(words) => value.as_str().is_some_and(|word| words.contains(&word)),
         }
     }
@@ -68,6 +70,7 @@ impl Takes {
             Takes::Address => ADDRESS.to_owned(),
             Takes::Time => "a time such as 30s, 5min or 1h, or never".to_owned(),
             Takes::Path => "a path".to_owned(),
+            Takes::Name => "a name".to_owned(),
             Takes::OneOf(words) => words.join(" or "),
         }
     }

@@ -1,7 +1,9 @@
 //! `zenith write-snapshot`: stores the files of a cluster.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::cli::Cx;
@@ -10,8 +12,9 @@ use crate::objects::pg::Lsn;
 use crate::objects::pg::control::{self, ControlFile, State};
 use crate::objects::pg::version::Version;
 use crate::objects::pg::wal::{Expected, WalReader};
-use crate::objects::snapshot::Snapshot;
+use crate::objects::snapshot::{Entry, Node, Snapshot};
 use crate::objects::store::encode::Encoded;
+use crate::objects::store::pack::PackWriter;
 use crate::objects::timeline::log::{Line, SnapshotLine};
 use crate::objects::timeline::wal::Segments;
 use crate::objects::timeline::{History, TimelineId};
@@ -20,8 +23,9 @@ use crate::plumbing::datadir::control::Control;
 use crate::plumbing::datadir::exclude::Unlogged;
 use crate::plumbing::datadir::scan::{Known, Scan};
 use crate::plumbing::datadir::wal::{Root, Upto, seal};
-use crate::plumbing::datadir::write::{Statistics, TreeWriter};
+use crate::plumbing::datadir::write::{Bytes, Item, Statistics, TreeWriter};
 use crate::plumbing::datadir::{self, tar};
+use crate::plumbing::postgres::conf_files::{self, Configuration};
 use crate::plumbing::postgres::server;
 use crate::progress::Progress;
 
@@ -65,6 +69,8 @@ pub struct Options {
     pub parent: Option<ObjectId>,
     /// The timeline whose sealed WAL covers the snapshot; a new one if there is none.
     pub timeline: Option<TimelineId>,
+    /// The folder of postgresql.conf, where the data directory has none.
+    pub config: Option<PathBuf>,
 }
 
 /// What was written.
@@ -78,6 +84,9 @@ pub struct Outcome {
     /// Bytes that this took in the store.
     pub stored_bytes: u64,
     pub statistics: Statistics,
+    /// Where the cluster's configuration was found, if that was not the data directory.
+    #[serde(skip)]
+    pub configuration: Option<PathBuf>,
 }
 
 fn collect_str<S: serde::Serializer>(lsn: &Lsn, serializer: S) -> Result<S::Ok, S::Error> {
@@ -109,7 +118,7 @@ impl From<Error> for CommandError {
     fn from(error: Error) -> CommandError {
         let hint = match &error {
             Error::Running(_) => {
-                "stop it first, or pipe pg_basebackup -D - -F tar -X fetch into zenith write-snapshot -"
+                "stop it first, or take a base backup of it: pg_basebackup -D - -F tar -X fetch | zenith init --from -"
             }
             Error::NotShutDown(_) => "start and stop its server once",
             Error::NoBackupEnd => "make the backup with its WAL: pg_basebackup -X fetch",
@@ -193,6 +202,17 @@ fn parse_label(label: &[u8], manifest: Option<&[u8]>) -> Option<Label> {
     Some(Label { start: lsn("START WAL LOCATION: ")?, checkpoint: lsn("CHECKPOINT LOCATION: ")?, is_streamed, end })
 }
 
+/// The files of a cluster in the store. Nothing refers to them yet.
+pub struct Stored {
+    pub cluster: Cluster,
+    label: Option<Label>,
+    wal_dir: PathBuf,
+    entries: Vec<Entry>,
+    pack: PackWriter,
+    statistics: Statistics,
+    configuration: Option<PathBuf>,
+}
+
 /// Stores the files of a cluster, and its WAL where the snapshot begins a timeline. The snapshot is
 /// noted in the timeline's log last, when all that it names is durable.
 pub fn write_snapshot(
@@ -202,10 +222,28 @@ pub fn write_snapshot(
     now_us: i64,
     progress: &dyn Progress,
 ) -> Result<Outcome, CommandError> {
+    let stored = store_files(repo, source, options, progress)?;
+    commit(repo, stored, options, now_us)
+}
+
+/// Stores the files of a cluster, the first half of [`write_snapshot`]. What a stream is of shows at its end only, so that
+/// a repository for it can be [made](commit) then.
+pub fn store_files(
+    repo: &Repo,
+    source: Source,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<Stored, CommandError> {
     let parent = options.parent.map(|id| repo.store().snapshot(&id)).transpose()?;
     let pack = repo.store().pack(repo.tmp()?)?;
     let mut writer =
         TreeWriter::new(repo.store(), pack, parent.as_ref(), repo.config().core.compression_level, progress);
+    let known = |dir: &Path| {
+        let known = options.parent.zip(parent.as_ref()).map(|(id, parent)| known(dir, &id, parent)).transpose()?;
+        Ok::<_, datadir::Error>(known.flatten())
+    };
+    let etc = Path::new(conf_files::ETC);
+    let mut configuration = Configuration::default();
     let (cluster, label, wal_dir) = match source {
         Source::Dir(dir) => {
             let cluster = inspect(dir)?;
@@ -216,13 +254,14 @@ pub fn write_snapshot(
             let read = |name| fs::read(dir.join(name)).ok();
             let label = read("backup_label").and_then(|label| parse_label(&label, read("backup_manifest").as_deref()));
             check_state(&cluster, label.as_ref())?;
-            let known = options.parent.zip(parent.as_ref()).map(|(id, parent)| known(dir, &id, parent)).transpose()?;
-            add_files(&mut writer, dir, false, known.flatten().as_ref(), progress)?;
+            if options.parent.is_none() {
+                configuration = conf_files::gather(Some(dir), cluster.major, options.config.as_deref(), etc);
+            }
+            add_files(&mut writer, dir, false, known(dir)?.as_ref(), &configuration, progress)?;
             (cluster, label, dir.join("pg_wal"))
         }
         Source::Live(dir, end_backup) => {
-            let known = options.parent.zip(parent.as_ref()).map(|(id, parent)| known(dir, &id, parent)).transpose()?;
-            add_files(&mut writer, dir, true, known.flatten().as_ref(), progress)?;
+            add_files(&mut writer, dir, true, known(dir)?.as_ref(), &configuration, progress)?;
             let cluster = inspect(dir)?;
             check_cluster(repo, &cluster)?;
             let (label, end) = end_backup()?;
@@ -232,21 +271,48 @@ pub fn write_snapshot(
         Source::Tar(stream) => {
             let wal_dir = repo.tmp()?.join("pg_wal");
             fs::create_dir_all(&wal_dir)?;
-            let aside = tar::read(stream, &wal_dir, &mut |item| writer.add(item))?;
+            let mut has_conf = false;
+            let aside = tar::read(stream, &wal_dir, &mut |item| {
+                has_conf |= matches!(&item, Item::File { path, .. } if path == b"postgresql.conf");
+                writer.add(item)
+            })?;
             let name = "the tar stream".to_owned();
             let file =
                 |path: &'static str| aside.files.get(path).ok_or_else(|| Error::NotADataDirectory(name.clone(), path));
             let cluster = cluster(name.clone(), file("PG_VERSION")?, file("global/pg_control")?)?;
-            check_cluster(repo, &cluster)?;
             let manifest = aside.files.get("backup_manifest").map(Vec::as_slice);
             let label = aside.files.get("backup_label").and_then(|label| parse_label(label, manifest));
             check_state(&cluster, label.as_ref())?;
+            if !has_conf {
+                configuration = conf_files::gather(None, cluster.major, options.config.as_deref(), etc);
+            }
             (cluster, label, wal_dir)
         }
     };
-    let (mut entries, mut pack, statistics) = writer.finish()?;
+    let folders = configuration.files.iter().flat_map(|(path, _)| path.ancestors().skip(1).map(Path::to_owned));
+    let folders: BTreeSet<PathBuf> = folders.filter(|folder| folder != Path::new("")).collect();
+    for (path, text) in configuration.files {
+        let length = text.len() as u64;
+        writer.add(Item::File { path: path.into_os_string().into_vec(), mode: 0o600, length })?;
+        if length > 0 {
+            writer.add(Item::Part(Bytes::Now(text), None))?;
+        }
+    }
+    let (mut entries, pack, statistics) = writer.finish()?;
+    for folder in folders {
+        let path = folder.into_os_string().into_vec();
+        if let Err(at) = entries.binary_search_by(|entry| entry.path.cmp(&path)) {
+            entries.insert(at, Entry { path, mode: 0o700, node: Node::Dir });
+        }
+    }
     Unlogged::reset(&mut entries);
+    Ok(Stored { cluster, label, wal_dir, entries, pack, statistics, configuration: configuration.folder })
+}
 
+/// Seals the WAL of files that were stored and refers to them: the second half of [`write_snapshot`].
+pub fn commit(repo: &Repo, stored: Stored, options: &Options, now_us: i64) -> Result<Outcome, CommandError> {
+    let Stored { cluster, label, wal_dir, entries, mut pack, statistics, configuration } = stored;
+    check_cluster(repo, &cluster)?;
     let control = &cluster.control;
     let (start, checkpoint) =
         label.as_ref().map_or((control.redo, control.checkpoint), |label| (label.start, label.checkpoint));
@@ -288,7 +354,7 @@ pub fn write_snapshot(
     let stored_bytes = pack.finish()?;
     repo.store().refresh()?;
     repo.timelines().lock(timeline)?.append(Line::Snapshot(SnapshotLine { lsn: consistent, object: id }))?;
-    Ok(Outcome { snapshot: id, timeline, lsn: consistent, stored_bytes, statistics })
+    Ok(Outcome { snapshot: id, timeline, lsn: consistent, stored_bytes, statistics, configuration })
 }
 
 /// Returns what the data directory, if it is a lazy one, knows of the difference to its snapshot, if that is
@@ -306,11 +372,20 @@ fn add_files(
     dir: &Path,
     live: bool,
     known: Option<&Known>,
+    configuration: &Configuration,
     progress: &dyn Progress,
 ) -> Result<(), datadir::Error> {
     let scan = Scan::new(dir, live)?;
     progress.start("storing", scan.total_bytes());
-    let added = scan.items(known).try_for_each(|item| writer.add(item?));
+    let is_replaced = |path: &[u8]| configuration.files.iter().any(|(name, _)| name.as_os_str().as_bytes() == path);
+    let mut passed_over = false;
+    let added = scan.items(known).try_for_each(|item| {
+        let item = item?;
+        if let Item::File { path, .. } | Item::Unchanged { path, .. } | Item::Dir { path, .. } = &item {
+            passed_over = is_replaced(path);
+        }
+        if passed_over { Ok(()) } else { writer.add(item) }
+    });
     progress.finish();
     added
 }
@@ -409,7 +484,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let parent = args.parent.as_ref().map(|prefix| repo.store().resolve_prefix(prefix)).transpose()?;
     let timeline = args.timeline.as_ref();
     let timeline = timeline.map(|text| crate::objects::refs::revision::resolve(&repo, text, &now)).transpose()?;
-    let options = Options { parent, timeline: timeline.map(|resolved| resolved.position.timeline) };
+    let options = Options { parent, timeline: timeline.map(|resolved| resolved.position.timeline), config: None };
     let mut stdin = io::stdin().lock();
     let dir = cx.folder.join(&args.source);
     let source = if args.source == Path::new("-") { Source::Tar(&mut stdin) } else { Source::Dir(&dir) };

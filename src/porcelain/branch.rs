@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use super::{Failed, branch_or_head};
+use super::{Failed, branch_or_head, config};
 use crate::cli::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
@@ -92,6 +92,10 @@ fn create(cx: &mut Cx, repo: &Repo, name: &str, start: &str, args: &Args) -> Cmd
         return Err(refs::Error::Exists(branch).into());
     }
     let _held = hold_stopped(repo, name, "moved")?;
+    // One of that name may have been live before it was deleted.
+    if old.is_none() && repo.config().is_live(branch.short()) {
+        config::set(repo, &format!("branch.{}.live", branch.short()), None)?;
+    }
     let (resolved, timeline) = with_position(repo, start, &cx.now, |resolved| {
         Ok((resolved.clone(), fork_timeline(repo, resolved.position)?))
     })?;

@@ -10,16 +10,19 @@ use crate::objects::Repo;
 use crate::objects::format::Config;
 use crate::objects::refs::RefName;
 use crate::objects::setting::SETTINGS;
+use crate::plumbing::postgres::policy::{self, Rule};
 
 /// Get and set settings of the repository
 ///
 /// core.compression_level, core.shared (no, or group to let the group use the repository),
-/// snapshot.wal_threshold (bytes), postgres.bin, proxy.default (head, or none: connections that name
+/// snapshot.wal_threshold (bytes), postgres.bin, postgres.superuser (as whom zenith connects),
+/// proxy.default (head, or none: connections that name
 /// no branch are refused), proxy.listen and proxy.http (127.0.0.1:5432, localhost:5432 or 5432),
 /// proxy.idle_timeout (5min, 1h, never), proxy.max_instances (0 for any number), proxy.others (refuse,
 /// or scram to let in other users who know a role's password; they get no more than
 /// proxy.others_sessions and proxy.others_instances), proxy.tls_certificate, proxy.tls_key; of one
-/// branch branch.NAME.idle_timeout and PostgreSQL's own
+/// branch branch.NAME.idle_timeout, branch.NAME.live (true where its subscriptions and schedulers
+/// are to work; see zenith-settings(5)) and PostgreSQL's own
 /// settings, as in branch.NAME.postgres.shared_buffers, which count from its next start.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:\n  zenith config proxy.idle_timeout 1h\n  zenith config proxy.default none\n  \
@@ -45,6 +48,9 @@ fn path(key: &str) -> Option<Vec<&str>> {
     if let Some(rest) = key.strip_prefix("branch.") {
         if let Some(name) = rest.strip_suffix(".idle_timeout") {
             return Some(vec!["branch", name, "idle_timeout"]);
+        }
+        if let Some(name) = rest.strip_suffix(".live") {
+            return Some(vec!["branch", name, "live"]);
         }
         let (name, setting) = rest.split_once(".postgres.")?;
         return Some(vec!["branch", name, "postgres", setting]).filter(|_| !name.is_empty() && !setting.is_empty());
@@ -86,6 +92,17 @@ fn value(text: &str) -> Value {
         (_, Ok(on)) => on.into(),
         _ => text.into(),
     }
+}
+
+/// Sets or forgets a setting.
+pub fn set(repo: &Repo, key: &str, new: Option<&str>) -> CmdResult {
+    let path = path(key).ok_or_else(|| unknown(key))?;
+    if let (["branch", _, "postgres", name], true) = (path.as_slice(), new.is_some())
+        && let Some(Rule { class: policy::Class::Forced(_), why, .. }) = policy::rule_for(name)
+    {
+        return Err(CommandError::refused(format!("zenith sets '{name}' itself: {why}")));
+    }
+    change(repo, key, &path, new.map(value))
 }
 
 /// Changes a setting, if the config is a valid one with it.
@@ -133,12 +150,6 @@ pub(super) fn rename_branch(repo: &Repo, old: &str, new: &str) -> CmdResult {
     })
 }
 
-/// Sets a setting that the program knows.
-pub(super) fn set(repo: &Repo, key: &str, new: &str) -> CmdResult {
-    let path = path(key).ok_or_else(|| unknown(key))?;
-    change(repo, key, &path, Some(value(new)))
-}
-
 fn invalid(error: toml_edit::TomlError) -> CommandError {
     CommandError::new(Class::Corrupt, error)
 }
@@ -157,7 +168,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         return Err(error.hint(format!("make it first: zenith branch {branch}, or see what there is: zenith branch")));
     }
     if args.unset || args.value.is_some() {
-        return change(&repo, &key, &path, args.value.as_deref().map(value));
+        return set(&repo, &key, args.value.as_deref());
     }
     let document = document()?;
     let found = path.iter().try_fold(document.as_item(), |item, step| item.get(step));

@@ -126,7 +126,9 @@ fn reach(repo: &Repo, name: Option<&str>) -> Result<(Endpoint, String), CommandE
     };
     let Some((_, addresses)) = daemon::running(repo)? else { return Err(error) };
     let text = named_revision(repo, name)?;
-    let endpoint = Endpoint { socket_dir: addresses.socket_dir, port: addresses.listen.port() };
+    let (superuser, major) = (repo.config().superuser().to_owned(), repo.config().postgres_major);
+    let port = addresses.listen.port();
+    let endpoint = Endpoint { socket_dir: addresses.socket_dir, port, superuser, major };
     Ok((endpoint, daemon::option(&text)))
 }
 

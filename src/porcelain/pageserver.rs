@@ -185,7 +185,7 @@ impl Moved {
 
     fn remember(&self, repo: &Repo, ui: &Ui) -> CmdResult {
         for (key, taken, address) in &self.0 {
-            super::config::set(repo, key, &address.to_string())?;
+            super::config::set(repo, key, Some(&address.to_string()))?;
             ui.status(format!("{taken} is taken by another program; {key} is {address} from now on"));
         }
         Ok(())

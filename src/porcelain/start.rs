@@ -1,12 +1,12 @@
 //! `zenith start`: runs PostgreSQL on a branch.
 
-use super::{branch_or_head, size};
+use super::{branch_or_head, config, size};
 use crate::cli::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::plumbing::instance::mount::is_mounted;
 use crate::plumbing::instance::read_only;
-use crate::plumbing::instance::start::{Context, Outcome, Wish, start};
+use crate::plumbing::instance::start::{Context, Outcome, Wish, dropped, start};
 use crate::plumbing::postgres::account::Account;
 use crate::plumbing::postgres::server;
 use crate::plumbing::postgres::settings::LOOPBACK;
@@ -39,6 +39,10 @@ pub struct Args {
     /// Restore all files first, into an ordinary folder
     #[arg(long, conflicts_with = "hydrate")]
     eager: bool,
+    /// Let this branch act on the world outside as the original does, from now on: its subscriptions and schedulers
+    /// work. Otherwise they do not, since a branch is a copy; see zenith-settings(5)
+    #[arg(long, conflicts_with = "read_only")]
+    live: bool,
     /// Fetch all blocks in the background; status shows how far it is
     #[arg(long)]
     hydrate: bool,
@@ -110,6 +114,10 @@ pub fn report(cx: &mut Cx, repo: &Repo, outcome: &Outcome) -> CmdResult {
     } else if !outcome.already {
         cx.ui.status(format!("started at {}, {} of WAL replayed", outcome.from.lsn, size(outcome.replayed)));
     }
+    let dropped = if outcome.already { Vec::new() } else { dropped(repo, &outcome.instance)? };
+    if !dropped.is_empty() {
+        cx.ui.status(format!("without {}: this branch is a copy; see zenith start --live", dropped.join(", ")));
+    }
     cx.ui.status(format!(
         "connect: zenith psql {}, or {}",
         quoted(&config.branch),
@@ -119,13 +127,17 @@ pub fn report(cx: &mut Cx, repo: &Repo, outcome: &Outcome) -> CmdResult {
 }
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
-    let repo = cx.take_repo()?;
+    let mut repo = cx.take_repo()?;
     let Args { port, eager, hydrate, .. } = args;
     let wish = Wish { port, tcp: args.tcp.then_some(LOOPBACK), eager, hydrate, on_demand: false };
     let outcome = if args.read_only {
         start_read_only(cx, &repo, args.revision.as_deref().unwrap_or("HEAD"), wish)?
     } else {
         let branch = branch_or_head(&repo, args.revision.as_deref())?;
+        if args.live && !repo.config().is_live(branch.short()) {
+            config::set(&repo, &format!("branch.{}.live", branch.short()), Some("true"))?;
+            repo = Repo::open(repo.dir())?;
+        }
         start_branch(cx, &repo, branch.short(), wish)?
     };
     if !args.json {

@@ -35,7 +35,18 @@ pub struct ControlFile {
     /// Bytes.
     pub wal_segment_size: u32,
     pub data_checksums: bool,
+    /// What a server must have at least to replay the WAL as a standby: see [`ControlFile::standby_minimum`].
+    pub minimum: [u32; 5],
 }
+
+/// The settings of [`ControlFile::minimum`], in the order in which they lie there.
+const MINIMUM: [&str; 5] = [
+    "max_connections",
+    "max_worker_processes",
+    "max_wal_senders",
+    "max_prepared_transactions",
+    "max_locks_per_transaction",
+];
 
 /// The file is not a control file of a version that zenith knows.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -84,6 +95,7 @@ impl ControlFile {
             wal_block_size: u32_at(224),
             wal_segment_size: u32_at(228),
             data_checksums: u32_at(252) != 0,
+            minimum: std::array::from_fn(|number| u32_at(180 + 4 * number)),
         };
         if !super::segment::is_valid_size(control.wal_segment_size) {
             return Err(Error::Impossible("the size of WAL segments"));
@@ -92,6 +104,12 @@ impl ControlFile {
             (8192, 8192) => Ok(control),
             (8192, other) | (other, _) => Err(Error::BlockSize(other)),
         }
+    }
+
+    /// Returns the least value of a setting with which a standby replays the WAL that was last written.
+    pub fn standby_minimum(&self, setting: &str) -> Option<u32> {
+        let number = MINIMUM.iter().position(|name| *name == setting)?;
+        Some(self.minimum[number])
     }
 }
 

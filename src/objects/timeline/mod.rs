@@ -93,6 +93,11 @@ impl Timelines {
         Timelines { dir: dir.to_owned() }
     }
 
+    /// Returns the folder of a timeline.
+    pub fn dir(&self, id: TimelineId) -> PathBuf {
+        self.path(id)
+    }
+
     fn path(&self, id: TimelineId) -> PathBuf {
         self.dir.join(id.to_string())
     }

@@ -10,9 +10,9 @@ use crate::objects::snapshot::paths::is_reserved;
 const EMPTIED: [&str; 8] =
     ["pg_wal", "pg_dynshmem", "pg_notify", "pg_replslot", "pg_serial", "pg_snapshots", "pg_stat_tmp", "pg_subtrans"];
 
-/// Files at the top that are left out. The last five belong to a start from a backup, which
-/// zenith prepares itself.
-const TOP_FILES: [&str; 10] = [
+/// Files at the top that are left out. Those from the backup's on belong to a start from a backup or to a standby, which
+/// zenith prepares itself: with a signal file of another place the server would wait for a primary, or for an archive.
+const TOP_FILES: [&str; 15] = [
     "postmaster.pid",
     "postmaster.opts",
     "current_logfiles",
@@ -23,6 +23,11 @@ const TOP_FILES: [&str; 10] = [
     "tablespace_map",
     "tablespace_map.old",
     "backup_manifest.tmp",
+    "standby.signal",
+    "recovery.signal",
+    "recovery.conf",
+    "promote",
+    "logrotate",
 ];
 
 /// Returns whether a path below the data directory is left out because of its name.
@@ -138,6 +143,7 @@ mod tests {
             "backup_label",
             ".zenith.mark",
             ".zenith/config",
+            "standby.signal",
         ] {
             assert!(is_excluded(path.as_bytes()), "{path}");
         }

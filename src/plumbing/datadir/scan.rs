@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,7 +23,6 @@ const CONTROL_FILE: &[u8] = b"global/pg_control";
 enum Found {
     Dir,
     File { length: u64 },
-    Symlink { target: Vec<u8> },
 }
 
 /// The paths of a data directory, sorted, without what snapshots leave out.
@@ -38,8 +37,9 @@ pub struct Scan {
 }
 
 impl Scan {
-    /// Walks `root`. Symbolic links that are or lie in PostgreSQL's own folders are followed, such as those of
-    /// tablespaces: a snapshot holds what they lead to. Sockets and pipes are passed over.
+    /// Walks `root`. What symbolic links point to takes their place, so that no server that is started on the
+    /// snapshot writes to files outside of its data directory: files, and PostgreSQL's own folders, among them
+    /// tablespaces. Links to other folders or to nothing are passed over, and so are sockets and pipes.
     /// With `live`, a server may write to it meanwhile.
     pub fn new(root: &Path, live: bool) -> Result<Scan, Error> {
         let mut scan = Scan { root: root.to_owned(), paths: Vec::new(), elsewhere: Vec::new(), live };
@@ -72,26 +72,29 @@ impl Scan {
 
     fn visit(&mut self, path: Vec<u8>) -> Result<(), Error> {
         let full = self.full(&path);
-        let followed = is_own(&path);
-        let read = if followed { fs::metadata(&full) } else { fs::symlink_metadata(&full) };
-        let metadata = match read {
+        let metadata = match fs::metadata(&full) {
             Err(error) if self.is_gone(&error) => return Ok(()),
+            // The user's own link that leads nowhere.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !is_own(&path) && full.is_symlink() => {
+                return Ok(());
+            }
             metadata => metadata.map_err(Error::io("read", &full))?,
         };
         let kind = metadata.file_type();
-        if followed && path != b"pg_wal" && fs::symlink_metadata(&full).is_ok_and(|found| found.is_symlink()) {
+        let is_link = full.is_symlink();
+        if is_link && path != b"pg_wal" {
             self.elsewhere.push(path.clone());
         }
         let found = if kind.is_dir() {
+            if is_link && !is_own(&path) {
+                return Ok(());
+            }
             if path != b"pg_wal" {
                 self.walk(path.clone())?;
             }
             Found::Dir
         } else if kind.is_file() {
             Found::File { length: metadata.len() }
-        } else if kind.is_symlink() {
-            let target = fs::read_link(&full).map_err(Error::io("read", &full))?;
-            Found::Symlink { target: target.into_os_string().into_vec() }
         } else {
             return Ok(());
         };
@@ -120,9 +123,6 @@ impl Scan {
         let (control, others): (Vec<_>, Vec<_>) = self.paths.iter().partition(|(path, ..)| is_control(path));
         others.into_iter().chain(control).flat_map(move |(path, mode, found)| match found {
             Found::Dir => vec![Ok(Item::Dir { path: path.clone(), mode: *mode })],
-            Found::Symlink { target } => {
-                vec![Ok(Item::Symlink { path: path.clone(), mode: *mode, target: target.clone() })]
-            }
             Found::File { length } => self.file(path, *mode, *length, known).unwrap_or_else(|error| vec![Err(error)]),
         })
     }

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
@@ -11,6 +12,7 @@ use std::rc::Rc;
 use super::Error;
 use super::exclude::is_excluded;
 use super::write::{Bytes, Item, UNIT_BYTES};
+use crate::objects::snapshot::paths::is_own;
 
 /// Files at the top that describe the backup; kept in memory, at most this many bytes of each.
 const KEPT: [(&str, u64); 4] = [
@@ -95,8 +97,12 @@ fn take(
     if kind.is_dir() {
         each(Item::Dir { path, mode })
     } else if kind.is_symlink() {
-        let target = entry.link_name_bytes().map(|target| target.into_owned()).unwrap_or_default();
-        each(Item::Symlink { path, mode: 0o777, target })
+        // Of the cluster's own files a link is not enough: what it points to is not in the stream.
+        if is_own(&path) && path != b"pg_wal" {
+            let what = "a link to what is not in the stream, such as a tablespace";
+            return Err(Error::Unfit { path: PathBuf::from(OsStr::from_bytes(&path)), what });
+        }
+        Ok(())
     } else if kind.is_hard_link() {
         // Without its content the snapshot would lack a file.
         let what = format!("'{}' is a hard link: make the stream without", String::from_utf8_lossy(&path));

@@ -331,6 +331,31 @@ pub fn lay_out(
     Ok(())
 }
 
+/// Lays out in `dir` the whole segments from that of `from` to the one in which the replay from `snapshot` begins: for who
+/// still reads there. Not durable. What is not in the chain of `timeline` any more is left out.
+pub fn lay_out_before(
+    repo: &Repo,
+    snapshot: &Snapshot,
+    timeline: TimelineId,
+    from: Lsn,
+    dir: &Path,
+) -> Result<(), WalFilesError> {
+    let size = repo.config().wal_segment_size;
+    let end = snapshot.start.segment_start(size);
+    let mut at = from.segment_start(size);
+    while at < end {
+        let mut source = Source::open(repo, timeline, at)?;
+        let next = at.plus(u64::from(size));
+        if source.wal.start().is_some_and(|start| start <= at) {
+            let path = dir.join(segment::file_name(snapshot.postgres_timeline, at, size));
+            let mut file = File::create(&path).map_err(Error::io("create", &path))?;
+            source.copy(at, next, &mut file, &path)?;
+        }
+        at = next;
+    }
+    Ok(())
+}
+
 /// Returns the segment file in `dir` in which the replay from `snapshot` begins, and its first LSN.
 fn first_segment(repo: &Repo, snapshot: &Snapshot, dir: &Path) -> (PathBuf, Lsn) {
     let size = repo.config().wal_segment_size;

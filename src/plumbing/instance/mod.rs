@@ -22,9 +22,11 @@ pub mod pid_lock;
 pub mod prefetch;
 pub mod read_only;
 pub mod settle;
+pub mod slots;
 pub mod snapshot;
 pub mod start;
 pub mod stop;
+pub mod superuser;
 
 use std::fs::{self, File};
 use std::io;
@@ -143,6 +145,12 @@ impl Instance {
         self.config.at.is_some()
     }
 
+    /// Returns the branch whose settings count for it: its own, or that at which a revision begins (`main@{1 hour ago}`).
+    pub fn base_branch(&self) -> &str {
+        let name = &self.config.branch;
+        if self.is_read_only() { name.split(['@', '~']).next().unwrap_or(name) } else { name }
+    }
+
     /// Returns the data directory of the open epoch.
     pub fn data_dir(&self, repo: &Repo) -> Option<PathBuf> {
         self.timeline().map(|timeline| repo.datadir(timeline).join("data"))
@@ -165,7 +173,8 @@ impl Instance {
 
     /// Returns where its server is to be found.
     pub fn endpoint(&self, repo: &Repo) -> Result<Endpoint, postgres::Error> {
-        Ok(Endpoint { socket_dir: socket_dir(repo)?, port: self.config.port })
+        let (superuser, major) = (repo.config().superuser().to_owned(), repo.config().postgres_major);
+        Ok(Endpoint { socket_dir: socket_dir(repo)?, port: self.config.port, superuser, major })
     }
 
     /// Reads an instance.

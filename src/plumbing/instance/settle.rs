@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::{Instance, mount, prefetch};
+use super::{Instance, mount, prefetch, slots};
 use crate::error::CommandError;
 use crate::objects::pg::Lsn;
 use crate::objects::pg::control::State;
@@ -71,6 +71,7 @@ pub fn settle(
         repo.timelines().remove(repo.tmp()?, id)?;
         return Ok(Settled::Dropped);
     }
+    slots::put_away(repo, id, &data)?;
     let _lock = super::snapshot::Lock::wait(repo, id);
     let snapshot = snapshot_if_exact(repo, &timeline, &data, signature.time_us, progress)?;
     close(repo, instance, id)?;
@@ -128,6 +129,10 @@ fn droppable(
     if parent.fork.since(line.lsn) > REPLAY
         || data.join("PG_VERSION").exists() && configuration_changed(repo, &repo.store().snapshot(&line.object)?, data)?
     {
+        return Ok(None);
+    }
+    // Made, dropped or moved on: PostgreSQL writes no WAL of that.
+    if slots::changed(repo, parent.timeline, data)? {
         return Ok(None);
     }
     // The branch goes back only to where it came from: a tip, not a point amid other WAL.
@@ -204,7 +209,7 @@ fn snapshot_if_exact(
         Some(control) => control.mark()?,
         None => repo.timelines().snapshot_before(tip)?.1.object,
     };
-    let options = Options { parent: Some(parent), timeline: Some(timeline.id) };
+    let options = Options { parent: Some(parent), timeline: Some(timeline.id), ..Options::default() };
     let outcome = write_snapshot(repo, Source::Dir(data), &options, now_us, progress)?;
     prefetch::pass_on(repo, &parent, &outcome.snapshot, MOST_TOUCHED);
     Ok(Some(outcome.snapshot))

@@ -62,7 +62,7 @@ pub fn snapshot(
         seal_active(repo, timeline)?;
         Ok(ended)
     };
-    let options = Options { parent: Some(parent), timeline: Some(timeline) };
+    let options = Options { parent: Some(parent), timeline: Some(timeline), ..Options::default() };
     let outcome = write_snapshot(repo, Source::Live(&data, &mut end_backup), &options, now_us, progress)?;
     if let Some(control) = control {
         control.end(&outcome.snapshot)?;

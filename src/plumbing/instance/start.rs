@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::mount::{self, Wanted};
 use super::prefetch::{self, Plan};
-use super::{Instance, hold_or_create, settle::settle, socket_dir};
+use super::{Instance, hold_or_create, settle::settle, slots, socket_dir};
 use crate::error::{CmdResult, CommandError};
 use crate::objects::format::Shared;
 use crate::objects::pg::record::Record;
@@ -17,7 +17,7 @@ use crate::objects::timeline::{Position, TimelineId};
 use crate::objects::{ObjectId, Repo, durable};
 use crate::plumbing::datadir::local;
 use crate::plumbing::datadir::reflink::restore_or_clone;
-use crate::plumbing::datadir::wal::{complete, lay_out};
+use crate::plumbing::datadir::wal::{complete, lay_out, lay_out_before};
 use crate::plumbing::fork_timeline::fork_timeline_as;
 use crate::plumbing::postgres::alive::Held;
 use crate::plumbing::postgres::find::Binaries;
@@ -215,15 +215,26 @@ pub(super) fn run_server(
 
 /// Returns what zenith sets for the server of an instance.
 pub(super) fn settings_of(repo: &Repo, instance: &Instance, role: Role) -> Result<Settings, postgres::Error> {
+    let branch = instance.base_branch();
     Ok(Settings {
         port: instance.config.port,
         socket_dir: socket_dir(repo)?,
         tcp: instance.config.tcp,
         name: instance.config.branch.clone(),
         hba_file: settings::write_hba_file(&repo.dir().join("instances"))?,
-        own: repo.config().settings_of(&instance.config.branch),
+        own: repo.config().settings_of(branch),
+        // A moment is a copy, whatever its branch is.
+        is_live: !instance.is_read_only() && repo.config().is_live(branch),
         role,
     })
+}
+
+/// Returns the settings of the cluster that do not count for a branch that runs, since it is a copy.
+pub fn dropped(repo: &Repo, instance: &Instance) -> Result<Vec<&'static str>, postgres::Error> {
+    let Some(timeline) = instance.timeline() else { return Ok(Vec::new()) };
+    let data = repo.datadir(timeline).join("data");
+    let role = Role::Primary { archive_command: String::new() };
+    Ok(settings_of(repo, instance, role)?.dropped(repo.config().postgres_major, &data))
 }
 
 /// The files and the WAL of a server that is to start.
@@ -339,6 +350,12 @@ impl Epoch<'_> {
         // Where there is nothing to replay, PostgreSQL goes on as after any other shutdown.
         if !recovery::is_exact(snapshot) || snapshot.consistent != from.lsn {
             recovery::write_backup_label(&data, snapshot)?;
+        }
+        slots::take_up(repo, self.parent, from.lsn, &data)?;
+        if let Some(restart) = slots::needs_from(repo, self.parent, from.lsn)? {
+            // Who reads from a slot may ask for that at once.
+            lay_out_before(repo, snapshot, self.timeline, restart, &wal_dir)?;
+            complete(repo, snapshot, self.timeline, &wal_dir)?;
         }
         if mount::is_mounted(&data) {
             laid_out.fetch(repo, data);

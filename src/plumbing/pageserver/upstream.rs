@@ -35,7 +35,7 @@ pub enum Server {
 
 impl Address {
     async fn connect(&self) -> io::Result<Server> {
-        let Endpoint { socket_dir, port } = &self.endpoint;
+        let Endpoint { socket_dir, port, .. } = &self.endpoint;
         if let Some(address) = self.tcp {
             let stream = TcpStream::connect((address, *port)).await?;
             stream.set_nodelay(true)?;
@@ -147,7 +147,8 @@ mod tests {
             let _ = stream.read(&mut [0]);
         });
         let listens = receive.recv().unwrap();
-        let endpoint = Endpoint { socket_dir: "/nowhere".into(), port: listens.port() };
+        let endpoint =
+            Endpoint { socket_dir: "/nowhere".into(), port: listens.port(), superuser: "postgres".into(), major: 15 };
         let begun = Address { endpoint, tcp: Some(listens.ip()) }.begin(b"hello").await;
         assert_eq!(begun.err().map(|error| error.kind()), Some(io::ErrorKind::PermissionDenied));
     }

@@ -4,9 +4,12 @@
 
 pub mod account;
 pub mod alive;
+pub mod conf;
+pub mod conf_files;
 pub mod conninfo;
 pub mod find;
 pub mod initdb;
+pub mod policy;
 pub mod process;
 pub mod recovery;
 pub mod server;
@@ -51,6 +54,10 @@ pub enum Error {
     SocketDir(PathBuf),
     #[error("cannot ask the server on port {port}")]
     Query { port: u16, source: postgres::Error },
+    #[error("the server on port {port} knows no user '{name}' who may connect")]
+    Superuser { name: String, port: u16, source: postgres::Error },
+    #[error("the cluster has no superuser who may connect")]
+    NoSuperuser,
     #[error("cannot {verb} '{}'", path.display())]
     Io { verb: &'static str, path: PathBuf, source: io::Error },
     #[error(transparent)]
@@ -59,6 +66,23 @@ pub enum Error {
 
 fn holder(process: &Option<process::Process>) -> String {
     process.map_or_else(|| "another command".to_owned(), |process| format!("process {}", process.pid))
+}
+
+/// Returns what helps against what a server said that did not start because of the cluster's settings.
+fn start_hint(said: &str) -> Option<String> {
+    let quoted = |after: &str| said.split_once(after).and_then(|(_, rest)| rest.split('"').next());
+    if let Some(library) = quoted("could not access file \"") {
+        return Some(format!(
+            "the cluster loads '{library}': install the package that has it, or leave it out: \
+             zenith config branch.NAME.postgres.shared_preload_libraries ''"
+        ));
+    }
+    if said.contains("invalid value for parameter \"lc_") {
+        return Some("this machine lacks the locale: make it with locale-gen, see locale -a".to_owned());
+    }
+    let memory =
+        said.contains("could not map anonymous shared memory") || said.contains("could not create shared memory");
+    memory.then(|| "give the branch less: zenith config branch.NAME.postgres.shared_buffers 128MB".to_owned())
 }
 
 fn not_found(major: Option<u32>, searched: &[PathBuf]) -> String {
@@ -109,6 +133,11 @@ impl Error {
             Error::StillAlive { process: Some(process), .. } => format!("see what it is: ps -fp {}", process.pid),
             Error::StillAlive { process: None, .. } => "wait for it, then look: zenith status".to_owned(),
             Error::PortTaken { .. } => "choose another with --port".to_owned(),
+            Error::Superuser { .. } => {
+                "name a superuser of the cluster: zenith config postgres.superuser NAME".to_owned()
+            }
+            Error::NoSuperuser => "make one in the original: CREATE ROLE postgres SUPERUSER LOGIN".to_owned(),
+            Error::DidNotStart { tail, .. } => return start_hint(tail),
             Error::SocketDir(dir) => format!("remove it: rm -r '{}'", dir.display()),
             _ => return None,
         })

@@ -17,7 +17,6 @@ use super::account::Account;
 pub use super::alive::Status;
 use super::alive::{self, Alive, Held};
 use super::find::Binaries;
-use super::initdb::SUPERUSER;
 use super::process::Process;
 use super::settings::{Settings, is_free, remove_stale_socket};
 use crate::objects::pg::Lsn;
@@ -41,6 +40,10 @@ const TAIL_LINES: usize = 10;
 pub struct Endpoint {
     pub socket_dir: PathBuf,
     pub port: u16,
+    /// As whom zenith connects: a superuser of the cluster.
+    pub superuser: String,
+    /// The server's version.
+    pub major: u32,
 }
 
 /// How to stop, as `pg_ctl` calls it.
@@ -122,7 +125,7 @@ pub fn start(
         return Err(Error::PortTaken { port: settings.port, dir: settings.socket_dir.clone() });
     }
     let mut command = account.command(&program);
-    command.arg("-D").arg(data_dir).args(settings.arguments());
+    command.arg("-D").arg(data_dir).args(settings.arguments(binaries.major, data_dir));
     let log_start = detach(&mut command, log)?;
     held.hand_to(&mut command)?;
     let child = command.spawn().map_err(Error::io("run", &program))?;
@@ -182,7 +185,7 @@ pub fn recover(
     let program = binaries.program("postgres")?;
     let mut command = account.command(&program);
     // It recovers before it looks for the database in which it reads statements, of which there are none.
-    command.args(["--single", "-D"]).arg(data_dir).args(settings.arguments()).arg("template1");
+    command.args(["--single", "-D"]).arg(data_dir).args(settings.arguments(binaries.major, data_dir)).arg("template1");
     let log_start = detach(&mut command, log)?;
     held.hand_to(&mut command)?;
     let mut child = Recovering(command.spawn().map_err(Error::io("run", &program))?);
@@ -219,12 +222,39 @@ pub fn tail(log: &Path, from: u64) -> String {
     lines[lines.len().saturating_sub(TAIL_LINES)..].join("\n")
 }
 
-/// Connects to the database `postgres` as the superuser.
+/// What the sessions of zenith itself have, whatever the cluster's files, the role and the database say: no time ends them, no
+/// library that is missing refuses them, nothing of the user's runs in them. Each with the first version that knows it.
+const SESSION: [(u32, &str); 11] = [
+    (14, "statement_timeout=0"),
+    (14, "lock_timeout=0"),
+    (14, "idle_session_timeout=0"),
+    (14, "idle_in_transaction_session_timeout=0"),
+    (17, "transaction_timeout=0"),
+    (14, "session_preload_libraries="),
+    (14, "local_preload_libraries="),
+    (14, "search_path=pg_catalog"),
+    (14, "role=none"),
+    (14, "synchronous_commit=local"),
+    (17, "event_triggers=off"),
+];
+
+/// Connects to the database `postgres`, or where there is none to `template1`, as the superuser.
 pub fn connect(endpoint: &Endpoint) -> Result<Client, Error> {
+    let known = SESSION.iter().filter(|(since, _)| endpoint.major >= *since);
+    let options: String = known.map(|(_, setting)| format!("-c {setting} ")).collect();
     let mut config = postgres::Config::new();
-    config.host_path(&endpoint.socket_dir).port(endpoint.port).user(SUPERUSER).dbname("postgres");
-    config.application_name("zenith").connect_timeout(CONNECT_WAIT);
-    config.connect(NoTls).map_err(|source| Error::Query { port: endpoint.port, source })
+    config.host_path(&endpoint.socket_dir).port(endpoint.port).user(&endpoint.superuser).dbname("postgres");
+    config.application_name("zenith").connect_timeout(CONNECT_WAIT).options(&options);
+    let connected = config.connect(NoTls).or_else(|error| match error.code() {
+        Some(&SqlState::INVALID_CATALOG_NAME) => config.dbname("template1").connect(NoTls),
+        _ => Err(error),
+    });
+    connected.map_err(|source| match source.code() {
+        Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION) => {
+            Error::Superuser { name: endpoint.superuser.clone(), port: endpoint.port, source }
+        }
+        _ => Error::Query { port: endpoint.port, source },
+    })
 }
 
 /// Waits until the server that holds the lock of `alive` takes connections, however long it recovers. Returns false where it ends
@@ -236,6 +266,7 @@ pub fn wait_until_it_answers(alive: &Alive, endpoint: &Endpoint, progress: &dyn 
         let error = match connect(endpoint) {
             Ok(_) => return Ok(true),
             Err(Error::Query { source, .. }) => source,
+            Err(Error::Superuser { .. }) => return Ok(true),
             Err(error) => return Err(error),
         };
         match error.code() {
@@ -370,7 +401,7 @@ pub fn become_psql(psql: &Path, endpoint: &Endpoint, options: &str, arguments: &
         command.env("PGOPTIONS", format!("{own} {options}").trim());
     }
     command.env("PGHOST", &endpoint.socket_dir).env("PGPORT", endpoint.port.to_string());
-    command.env("PGUSER", SUPERUSER).env("PGDATABASE", "postgres").args(arguments);
+    command.env("PGUSER", &endpoint.superuser).env("PGDATABASE", "postgres").args(arguments);
     Error::Io { verb: "run", path: psql.to_owned(), source: command.exec() }
 }
 
@@ -379,5 +410,6 @@ pub fn url(endpoint: &Endpoint) -> String {
     use std::os::unix::ffi::OsStrExt;
     let dir = endpoint.socket_dir.as_os_str().as_bytes();
     let dir = percent_encoding::percent_encode(dir, percent_encoding::NON_ALPHANUMERIC);
-    format!("postgresql:///postgres?host={dir}&port={}&user={SUPERUSER}", endpoint.port)
+    let user = percent_encoding::utf8_percent_encode(&endpoint.superuser, percent_encoding::NON_ALPHANUMERIC);
+    format!("postgresql:///postgres?host={dir}&port={}&user={user}", endpoint.port)
 }

@@ -1,7 +1,7 @@
 //! What zenith sets when it starts a server. All on the command line: the configuration files in a
-//! snapshot are the user's and stay as they are.
+//! snapshot are the user's and stay as they are. Which settings, and why, says [`policy`](super::policy).
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder};
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::os::unix::ffi::OsStrExt;
@@ -12,7 +12,11 @@ use nix::unistd::{User, geteuid};
 use sha2::{Digest, Sha256};
 
 use super::Error;
+use super::conf::{self, Values};
+use super::policy::{Class, RULES, Rule, Value, without_schedulers};
 use super::process::Process;
+use crate::objects::pg::control::ControlFile;
+use crate::objects::pg::version::Version;
 
 /// The longest path of a socket, in bytes, that every system takes (macOS: 104 with the NUL).
 const SOCKET_PATH: usize = 103;
@@ -31,6 +35,8 @@ pub struct Settings {
     pub hba_file: PathBuf,
     /// What the user wants set for this branch: names and values.
     pub own: Vec<(String, String)>,
+    /// It acts on the world outside as the original does, rather than as a copy of it.
+    pub is_live: bool,
     pub role: Role,
 }
 
@@ -45,61 +51,106 @@ pub enum Role {
     Standby,
 }
 
-/// What a crash leaves of temporary files, nobody goes on with: nothing has to be durable, and nothing is sealed.
-const TEMPORARY: [&str; 2] = ["archive_mode=off", "fsync=off"];
-
-/// All of its WAL is replayed already; it has nobody to ask for more. PostgreSQL runs the last command before it takes
-/// writes, when somebody promotes the standby, and ends the server where that command does not end by itself:
-/// what was written would be gone with the files.
-const STANDBY: [&str; 5] = [
-    "hot_standby=on",
-    "primary_conninfo=",
-    "restore_command=",
-    "recovery_target_timeline=current",
-    "recovery_end_command=kill -KILL $$",
-];
+/// What a standby runs before it takes writes, when somebody promotes it. PostgreSQL ends the server where that command
+/// does not end by itself: what was written would be gone with the files.
+const NEVER_PROMOTED: &str = "kill -KILL $$";
 
 impl Settings {
-    /// Returns the arguments for `postgres`.
-    pub fn arguments(&self) -> Vec<OsString> {
-        let mut socket_dir = OsString::from("unix_socket_directories=");
-        socket_dir.push(&self.socket_dir);
-        let name: String = self.name.chars().filter(char::is_ascii_graphic).take(60).collect();
-        let mut hba_file = OsString::from("hba_file=");
-        hba_file.push(&self.hba_file);
-        // Of two the last one counts: nobody can set what zenith needs.
-        let own = self.own.iter().map(|(name, value)| format!("{name}={value}").into());
-        let mut arguments: Vec<OsString> = own.collect();
-        arguments.extend([socket_dir, hba_file]);
-        let settings = [
-            format!("port={}", self.port),
-            format!("listen_addresses={}", self.tcp.map(|address| address.to_string()).unwrap_or_default()),
-            "unix_socket_permissions=0700".to_owned(),
-            format!("cluster_name={name}"),
-            "archive_timeout=0".to_owned(),
-            "full_page_writes=on".to_owned(),
-            // Tablespaces are folders inside the data directory: two servers never share one.
-            "allow_in_place_tablespaces=on".to_owned(),
-            "logging_collector=off".to_owned(),
-            "log_destination=stderr".to_owned(),
-            "external_pid_file=".to_owned(),
-        ];
-        arguments.extend(settings.map(OsString::from));
-        match &self.role {
-            // A segment is recycled only after it is sealed (INVARIANT 4).
-            Role::Primary { archive_command } => {
-                arguments.extend(["archive_mode=on".into(), format!("archive_command={archive_command}").into()]);
-            }
-            // A standby accepts no less, and no replication slot asks for more.
-            Role::Recovery => arguments.extend(TEMPORARY.into_iter().chain(["wal_level=logical"]).map(OsString::from)),
-            Role::Standby => arguments.extend(TEMPORARY.into_iter().chain(STANDBY).map(OsString::from)),
-        }
-        if cfg!(target_os = "linux") {
-            // The default opens every file before recovery.
-            arguments.push("recovery_init_sync_method=syncfs".into());
-        }
-        arguments.into_iter().flat_map(|setting| [OsString::from("-c"), setting]).collect()
+    /// Returns the arguments for the `postgres` of a major version on `data_dir`: what the table in
+    /// [`policy`] says of each setting that the version knows, after the branch's own, since the last one counts.
+    pub fn arguments(&self, major: u32, data_dir: &Path) -> Vec<OsString> {
+        let mut values = conf::read(data_dir);
+        values.extend(self.own.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())));
+        let own = self.own.iter().map(|(name, value)| setting(name, value));
+        let rules = RULES.iter().filter(|rule| rule.is_known_to(major));
+        let ruled = rules.filter_map(|rule| Some(setting(rule.name, &self.value(rule, &values, data_dir, major)?)));
+        own.chain(ruled).flat_map(|setting| [OsString::from("-c"), setting]).collect()
     }
+
+    /// Returns what the cluster's settings lose on a branch that is a copy: their names.
+    pub fn dropped(&self, major: u32, data_dir: &Path) -> Vec<&'static str> {
+        let values = conf::read(data_dir);
+        let rules = RULES.iter().filter(|rule| matches!(rule.class, Class::Dropped(_)) && rule.is_known_to(major));
+        let is_lost = |rule: &&Rule| {
+            let was = values.get(rule.name).map(String::as_str).unwrap_or_default();
+            self.value(rule, &values, data_dir, major).is_some_and(|now| !was.is_empty() && *was != *now)
+        };
+        rules.filter(is_lost).map(|rule| rule.name).collect()
+    }
+
+    /// Returns the value that a rule gives to its setting in this server, if it gives one. `values` are those of
+    /// the cluster's files and of the branch.
+    fn value(&self, rule: &Rule, values: &Values, data_dir: &Path, major: u32) -> Option<OsString> {
+        let is_own = self.own.iter().any(|(name, _)| name.eq_ignore_ascii_case(rule.name));
+        let configured = values.get(rule.name).map(String::as_str);
+        match rule.class {
+            Class::Kept => None,
+            Class::Forced(Value::Fixed(value)) => Some(value.into()),
+            Class::Forced(Value::OfServer) => Some(self.own_value(rule.name, data_dir)),
+            // A standby accepts no less, and no replication slot asks for more.
+            Class::Instead { .. } if rule.name == "wal_level" && matches!(self.role, Role::Recovery) => {
+                Some("logical".into())
+            }
+            Class::Instead { of, with } => {
+                let gives_way = !is_own && configured.is_some_and(|value| value.eq_ignore_ascii_case(of));
+                gives_way.then(|| with.into())
+            }
+            Class::AtLeast if matches!(self.role, Role::Standby) => {
+                let bytes = fs::read(data_dir.join("global/pg_control")).ok()?;
+                let least = ControlFile::parse(&bytes, Version::of_major(major)?).ok()?.standby_minimum(rule.name)?;
+                let enough = configured.and_then(|value| value.parse::<u32>().ok()).is_some_and(|value| value >= least);
+                (!enough).then(|| least.to_string().into())
+            }
+            Class::AtLeast => None,
+            Class::Dropped(_) if is_own || self.is_live => None,
+            Class::Dropped(value) => {
+                let libraries = values.get("shared_preload_libraries").map(String::as_str).unwrap_or_default();
+                match (value, rule.name.split_once('.')) {
+                    (Value::OfServer, _) => {
+                        let (kept, out) = without_schedulers(libraries);
+                        (!out.is_empty()).then(|| kept.into())
+                    }
+                    // Of an extension: only where that is there.
+                    (Value::Fixed(_), Some((extension, _))) if !libraries.contains(extension) => None,
+                    (Value::Fixed(value), _) => Some(value.into()),
+                }
+            }
+        }
+    }
+
+    /// Returns the value of a setting that each server has its own of.
+    fn own_value(&self, name: &str, data_dir: &Path) -> OsString {
+        let is_primary = matches!(self.role, Role::Primary { .. });
+        match name {
+            "data_directory" => data_dir.into(),
+            "config_file" => data_dir.join("postgresql.conf").into(),
+            "hba_file" => self.hba_file.clone().into(),
+            // Nothing is mapped: those rules do not use it.
+            "ident_file" => "/dev/null".into(),
+            "port" => self.port.to_string().into(),
+            "listen_addresses" => self.tcp.map(|address| address.to_string()).unwrap_or_default().into(),
+            "unix_socket_directories" => self.socket_dir.clone().into(),
+            "cluster_name" => self.name.chars().filter(char::is_ascii_graphic).take(60).collect::<String>().into(),
+            "recovery_init_sync_method" if cfg!(target_os = "linux") => "syncfs".into(),
+            "recovery_init_sync_method" => "fsync".into(),
+            "archive_mode" => if is_primary { "on" } else { "off" }.into(),
+            "archive_command" => match &self.role {
+                Role::Primary { archive_command } => archive_command.into(),
+                Role::Recovery | Role::Standby => OsString::new(),
+            },
+            // What a crash leaves of temporary files, nobody goes on with: nothing has to be durable.
+            "fsync" => if is_primary { "on" } else { "off" }.into(),
+            "recovery_end_command" if matches!(self.role, Role::Standby) => NEVER_PROMOTED.into(),
+            "recovery_end_command" => OsString::new(),
+            _ => unreachable!("invariant: a test asks for each of the table"),
+        }
+    }
+}
+
+fn setting(name: &str, value: impl AsRef<OsStr>) -> OsString {
+    let mut setting = OsString::from(format!("{name}="));
+    setting.push(value);
+    setting
 }
 
 /// Returns the words as a shell command in the form that `archive_command` wants: quoted, and with
@@ -225,6 +276,66 @@ pub fn free_port(from: u16, taken: &[u16], socket_dir: &Path) -> Result<u16, Err
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn settings(role: Role) -> Settings {
+        let (socket_dir, hba_file) = ("/s".into(), "/hba".into());
+        let own = vec![("max_connections".into(), "150".into()), ("fsync".into(), "off".into())];
+        Settings { port: 1, socket_dir, tcp: None, name: "a b".into(), hba_file, own, is_live: false, role }
+    }
+
+    /// Returns the value that counts, as PostgreSQL takes the last one.
+    fn value(settings: &Settings, major: u32, dir: &Path, name: &str) -> Option<String> {
+        let arguments = settings.arguments(major, dir);
+        let start = format!("{name}=");
+        let values = arguments.iter().filter_map(|word| word.to_str()?.strip_prefix(&start).map(str::to_owned));
+        values.last()
+    }
+
+    #[test]
+    fn every_rule_has_its_value_and_only_where_it_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        for role in [Role::Primary { archive_command: "seal".into() }, Role::Recovery, Role::Standby] {
+            let settings = settings(role);
+            for (rule, major) in RULES.iter().flat_map(|rule| (14..=18).map(move |major| (rule, major))) {
+                let found = value(&settings, major, dir.path(), rule.name);
+                if matches!(rule.class, Class::Forced(_)) {
+                    assert_eq!(found.is_some(), rule.is_known_to(major), "{} in {major}", rule.name);
+                }
+            }
+        }
+        let settings = settings(Role::Primary { archive_command: "seal".into() });
+        assert_eq!(value(&settings, 15, dir.path(), "fsync").unwrap(), "on");
+        assert_eq!(value(&settings, 15, dir.path(), "cluster_name").unwrap(), "ab");
+        assert_eq!(value(&settings, 15, dir.path(), "max_connections").unwrap(), "150");
+    }
+
+    #[test]
+    fn a_copy_loses_what_acts_outside_unless_it_is_live_or_says_so_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let conf = "shared_preload_libraries = 'auto_explain, pg_cron, timescaledb'\nwal_level = minimal\n\
+                    synchronous_standby_names = '*'\nhuge_pages = on\n";
+        fs::write(dir.path().join("postgresql.conf"), conf).unwrap();
+        let mut settings = settings(Role::Primary { archive_command: "seal".into() });
+        let of = |settings: &Settings, name: &str| value(settings, 16, dir.path(), name);
+        assert_eq!(of(&settings, "shared_preload_libraries").unwrap(), "auto_explain,timescaledb");
+        assert_eq!(of(&settings, "timescaledb.max_background_workers").unwrap(), "0");
+        assert_eq!(of(&settings, "synchronous_standby_names").unwrap(), "");
+        assert_eq!(of(&settings, "wal_level").unwrap(), "replica");
+        assert_eq!(of(&settings, "huge_pages").unwrap(), "try");
+        assert_eq!(
+            settings.dropped(16, dir.path()),
+            ["synchronous_standby_names", "shared_preload_libraries"],
+            "what was not set is not lost"
+        );
+        settings.own.push(("huge_pages".into(), "on".into()));
+        settings.own.push(("max_logical_replication_workers".into(), "2".into()));
+        assert_eq!(of(&settings, "huge_pages").unwrap(), "on");
+        assert_eq!(of(&settings, "max_logical_replication_workers").unwrap(), "2");
+        settings.is_live = true;
+        assert_eq!(of(&settings, "synchronous_standby_names"), None);
+        assert_eq!(of(&settings, "shared_preload_libraries"), None);
+        assert_eq!(settings.dropped(16, dir.path()), Vec::<&str>::new());
+    }
 
     #[test]
     fn shell_commands_survive_quotes_spaces_and_percent_signs() {

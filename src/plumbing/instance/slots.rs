@@ -1,0 +1,156 @@
+//! Replication slots: they belong to one run of a branch and the next, never to a copy, so they are no part of snapshots.
+//! What lies in `pg_replslot` when a server has stopped is put away with its timeline, and the next start that goes on
+//! from there takes it up again. A fork makes a timeline of its own, which has none.
+//!
+//! # Format
+//! `timelines/<id>/slots/` holds `replslot/<slot>/state`, as PostgreSQL wrote it (`src/backend/replication/slot.c`), and
+//! `snapshots/`, what PostgreSQL had in `pg_logical/snapshots`: without it a logical slot could begin too late and
+//! pass over transactions in silence.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::objects::pg::Lsn;
+use crate::objects::pg::wal::crc32c;
+use crate::objects::timeline::TimelineId;
+use crate::objects::{Repo, durable};
+
+/// Of a slot's file: what the checksum is not about, and where fields lie. The same in PostgreSQL 14 to 18.
+const MAGIC: u32 = 0x0105_1CA1;
+const CHECKSUM_AT: usize = 4;
+const CHECKED_FROM: usize = 8;
+const RESTART_AT: usize = 96;
+/// A file of a slot is shorter, bytes.
+const LONGEST: u64 = 64 << 10;
+/// What PostgreSQL calls itself while it makes or drops a slot.
+const UNFINISHED: &str = ".tmp";
+
+/// A slot that was kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    pub name: String,
+    /// From where on it needs the WAL; 0/0 where it needs none yet.
+    pub restart: Lsn,
+    /// Its file.
+    state: Vec<u8>,
+}
+
+fn dir(repo: &Repo, timeline: TimelineId) -> PathBuf {
+    repo.timelines().dir(timeline).join("slots")
+}
+
+/// Returns the slots in a folder as `pg_replslot`; those whose files are damaged are not among them: PostgreSQL
+/// would not start with them.
+fn slots_in(folder: &Path) -> io::Result<Vec<Slot>> {
+    let mut slots = Vec::new();
+    for entry in entries(folder)? {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        let Some(bytes) = read(&entry.path().join("state"))? else { continue };
+        let restart = restart_of(&bytes).filter(|_| !name.ends_with(UNFINISHED));
+        slots.extend(restart.map(|restart| Slot { name, restart, state: bytes }));
+    }
+    slots.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    Ok(slots)
+}
+
+/// Reads from where on a slot needs the WAL out of its file, if that is whole.
+fn restart_of(bytes: &[u8]) -> Option<Lsn> {
+    let u32_at = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+    let restart = u64::from_le_bytes(bytes.get(RESTART_AT..RESTART_AT + 8)?.try_into().ok()?);
+    let is_whole = u32_at(0)? == MAGIC && u32_at(CHECKSUM_AT)? == crc32c(&[bytes.get(CHECKED_FROM..)?]);
+    is_whole.then_some(Lsn(restart))
+}
+
+fn entries(folder: &Path) -> io::Result<Vec<fs::DirEntry>> {
+    match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        entries => entries?.collect(),
+    }
+}
+
+fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() && metadata.len() <= LONGEST => Ok(Some(fs::read(path)?)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(None),
+    }
+}
+
+/// Returns the slots that were put away with a timeline.
+pub fn kept(repo: &Repo, timeline: TimelineId) -> io::Result<Vec<Slot>> {
+    slots_in(&dir(repo, timeline).join("replslot"))
+}
+
+/// Returns whether the server of `data` left other slots than those that it began with, from `timeline`.
+pub fn changed(repo: &Repo, timeline: TimelineId, data: &Path) -> io::Result<bool> {
+    Ok(slots_in(&data.join("pg_replslot"))? != kept(repo, timeline)?)
+}
+
+/// Puts the slots of a data directory, whose server is gone, away with its timeline. Durable when it returns. A data
+/// directory without slots costs nothing.
+pub fn put_away(repo: &Repo, timeline: TimelineId, data: &Path) -> io::Result<()> {
+    let target = dir(repo, timeline);
+    let slots = slots_in(&data.join("pg_replslot"))?;
+    if slots.is_empty() || target.exists() {
+        return Ok(());
+    }
+    let made = tempfile::Builder::new().prefix("slots-").tempdir_in(repo.tmp().map_err(io::Error::other)?)?;
+    for slot in &slots {
+        copy(&data.join("pg_replslot").join(&slot.name), &made.path().join("replslot").join(&slot.name))?;
+    }
+    copy(&data.join("pg_logical/snapshots"), &made.path().join("snapshots"))?;
+    durable::publish_dir(made.path(), &target)?;
+    let _ = made.keep();
+    Ok(())
+}
+
+/// Gives a data directory, whose server is not started yet, the slots that were put away with the timeline from which it
+/// goes on. Those that need WAL from behind `tip` are not among them: that WAL is another one now.
+pub fn take_up(repo: &Repo, timeline: TimelineId, tip: Lsn, data: &Path) -> io::Result<()> {
+    let source = dir(repo, timeline);
+    for slot in kept(repo, timeline)?.into_iter().filter(|slot| slot.restart <= tip) {
+        copy(&source.join("replslot").join(&slot.name), &data.join("pg_replslot").join(&slot.name))?;
+    }
+    copy(&source.join("snapshots"), &data.join("pg_logical/snapshots"))
+}
+
+/// Returns the first LSN that the slots of a timeline need, if there are any that need WAL before `tip`.
+pub fn needs_from(repo: &Repo, timeline: TimelineId, tip: Lsn) -> io::Result<Option<Lsn>> {
+    let needed = kept(repo, timeline)?.into_iter().map(|slot| slot.restart);
+    Ok(needed.filter(|restart| *restart > Lsn(0) && *restart <= tip).min())
+}
+
+/// Copies the files of a folder, those that are not there yet.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    durable::create_dir_all(to)?;
+    for entry in entries(from)? {
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_file() && !target.exists() {
+            let bytes = fs::read(entry.path())?;
+            durable::write_in_place(&target, |file| io::Write::write_all(file, &bytes))?;
+        }
+    }
+    durable::sync_dir(to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_slot_is_none() {
+        let mut bytes = vec![0; 200];
+        bytes[..4].copy_from_slice(&MAGIC.to_le_bytes());
+        bytes[RESTART_AT..RESTART_AT + 8].copy_from_slice(&77_u64.to_le_bytes());
+        let checksum = crc32c(&[&bytes[CHECKED_FROM..]]);
+        bytes[CHECKSUM_AT..CHECKED_FROM].copy_from_slice(&checksum.to_le_bytes());
+        assert_eq!(restart_of(&bytes), Some(Lsn(77)));
+        for at in [0, 5, 20, 100, 199] {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            assert_eq!(restart_of(&damaged), None, "byte {at}");
+        }
+        assert_eq!(restart_of(&bytes[..90]), None);
+    }
+}

@@ -60,6 +60,9 @@ fn settings_that_are_changed_at_once_are_all_kept() {
     let set = |number: usize| {
         env.command(["config", &key(number), "1h"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
     };
+    for number in 0..24 {
+        env.run(["update-ref", &format!("refs/branches/b{number}"), "main"]).ok();
+    }
     let commands: Vec<_> = (0..24).map(set).collect();
     for command in commands {
         let output = command.wait_with_output().unwrap();

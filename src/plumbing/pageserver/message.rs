@@ -72,6 +72,9 @@ impl Refusal {
 /// The longest body of `BackendKeyData`: a process id and a key of 256 bytes.
 const LONGEST_KEY_DATA: usize = 260;
 
+/// The body of `AuthenticationOk`.
+const OK: [u8; 4] = [0; 4];
+
 /// Follows what the server says until the session is ready, wherever the bytes are cut.
 #[derive(Debug, Default)]
 pub struct Login {
@@ -91,6 +94,10 @@ pub enum Step {
     Key(Vec<u8>),
     /// The client is in.
     Ready,
+    /// It has to say something, such as a password.
+    Asked,
+    /// It is sent away.
+    Refused,
 }
 
 impl Login {
@@ -116,7 +123,7 @@ impl Login {
             }
             if self.header.len() == 5 {
                 let (now, later) = bytes.split_at(bytes.len().min(self.left));
-                if self.header[0] == b'K' && self.body.len() + now.len() <= LONGEST_KEY_DATA {
+                if matches!(self.header[0], b'K' | b'R') && self.body.len() + now.len() <= LONGEST_KEY_DATA {
                     self.body.extend_from_slice(now);
                 }
                 self.left -= now.len();
@@ -124,12 +131,14 @@ impl Login {
                 if self.left == 0 {
                     match self.header[0] {
                         b'K' => steps.push(Step::Key(std::mem::take(&mut self.body))),
-                        b'Z' => {
-                            steps.push(Step::Ready);
+                        b'R' if self.body != OK => steps.push(Step::Asked),
+                        end @ (b'Z' | b'E') => {
+                            steps.push(if end == b'Z' { Step::Ready } else { Step::Refused });
                             self.is_over = true;
                         }
                         _ => {}
                     }
+                    self.body.clear();
                     self.header.clear();
                 }
             }
@@ -167,6 +176,15 @@ mod tests {
             }
             steps.extend(login.feed(&stream[at..]));
             prop_assert_eq!(steps, vec![Step::Key(b"\0\0\0\x07abcd".to_vec()), Step::Ready]);
+        }
+
+        #[test]
+        fn what_ends_a_login_is_known(cut in 1usize..28) {
+            let asks = b"R\0\0\0\x08\0\0\0\x0aE\0\0\0\x0cC57P01\0\0Z\0\0\0\x05I";
+            let (first, second) = asks.split_at(cut);
+            let mut login = Login::default();
+            let steps = [login.feed(first), login.feed(second)].concat();
+            prop_assert_eq!(steps, vec![Step::Asked, Step::Refused]);
         }
 
         #[test]

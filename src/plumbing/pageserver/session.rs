@@ -368,6 +368,7 @@ impl Proxy {
                 match step {
                     Step::Key(bytes) => key.set(bytes, address),
                     Step::Ready => lease.prove(),
+                    Step::Asked | Step::Refused => {}
                 }
             }
         };

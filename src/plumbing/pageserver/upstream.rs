@@ -8,13 +8,16 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{sleep, timeout};
 
+use super::message::{Login, Step};
 use super::peer::Peer;
 use crate::plumbing::postgres::server::Endpoint;
 use crate::plumbing::postgres::settings::{is_ours, socket_path};
 
-/// How long a server may take to say the first word of a login, and how much of that is read at once, bytes.
+/// How long a server may take for a login, or to say the first word of one. How much of that is read at once, and how
+/// much is kept at most, bytes.
 const LOGIN: Duration = Duration::from_secs(60);
 const ANSWER: usize = 1024;
+const LONGEST: usize = 64 << 10;
 /// How long a client waits until the queue of those who connect is shorter, and between two tries.
 const QUEUE_WAIT: Duration = Duration::from_secs(30);
 const QUEUE_PAUSE: Duration = Duration::from_millis(5);
@@ -53,21 +56,17 @@ impl Address {
         }
     }
 
-    /// Begins a session; returns the connection and the first that the server said.
+    /// Begins a session; returns the connection and what the server said until the session was ready, or had to be told
+    /// something, or was refused. The client has heard none of that yet.
     pub async fn begin(&self, packet: &[u8]) -> io::Result<(Server, Vec<u8>)> {
         let mut server = self.connect().await?;
-        let mut answer = vec![0; ANSWER];
         let exchange = async {
             match &mut server {
-                Server::Unix(server) => ask(server, packet, &mut answer).await,
-                Server::Tcp(server) => ask(server, packet, &mut answer).await,
+                Server::Unix(server) => log_in(server, packet).await,
+                Server::Tcp(server) => log_in(server, packet).await,
             }
         };
-        let count = timeout(LOGIN, exchange).await.map_err(|_| io::ErrorKind::TimedOut)??;
-        if count == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        answer.truncate(count);
+        let answer = timeout(LOGIN, exchange).await.map_err(|_| io::ErrorKind::TimedOut)??;
         // Any user of this machine may listen on a free port. Who has answered has taken the connection, so the
         // kernel knows whose it is.
         if let Server::Tcp(stream) = &server
@@ -95,18 +94,27 @@ impl Address {
     }
 }
 
-async fn ask(
-    server: &mut (impl AsyncRead + AsyncWrite + Unpin),
-    packet: &[u8],
-    answer: &mut [u8],
-) -> io::Result<usize> {
+async fn log_in(server: &mut (impl AsyncRead + AsyncWrite + Unpin), packet: &[u8]) -> io::Result<Vec<u8>> {
     server.write_all(packet).await?;
-    server.read(answer).await
+    let (mut answer, mut login) = (Vec::with_capacity(ANSWER), Login::default());
+    loop {
+        let known = answer.len();
+        if server.read_buf(&mut answer).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let is_over = login.feed(&answer[known..]).iter().any(|step| !matches!(step, Step::Key(_)));
+        if is_over || answer.len() > LONGEST {
+            return Ok(answer);
+        }
+        answer.reserve(ANSWER);
+    }
 }
 
-/// Returns whether a server that says this starts or stops at this moment (SQLSTATE 57P03).
+/// Returns whether a server that answers so to a login starts or stops at this moment (57P03), or began to stop amid
+/// the login (57P01).
 pub fn is_in_between(answer: &[u8]) -> bool {
-    answer.first() == Some(&b'E') && answer.windows(8).any(|field| field == b"\0C57P03\0")
+    let is_refused = Login::default().feed(answer).contains(&Step::Refused);
+    is_refused && answer.windows(8).any(|field| field == b"\0C57P03\0" || field == b"\0C57P01\0")
 }
 
 /// Returns whether a server that cannot be reached for this reason may have stopped this instant.
@@ -118,13 +126,15 @@ pub fn may_be_gone(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plumbing::pageserver::message::{CANNOT_CONNECT_NOW, Refusal, UNKNOWN_BRANCH};
+    use crate::plumbing::pageserver::message::{ADMIN_SHUTDOWN, CANNOT_CONNECT_NOW, Refusal, UNKNOWN_BRANCH};
 
     #[test]
     fn a_server_that_starts_or_stops_is_known_by_its_answer() {
         assert!(is_in_between(&Refusal::new(CANNOT_CONNECT_NOW, "the database system is shutting down").packet()));
         assert!(!is_in_between(&Refusal::new(UNKNOWN_BRANCH, "C57P03").packet()));
         assert!(!is_in_between(b"R\0\0\0\x08\0\0\0\0"));
+        let begun = [&b"R\0\0\0\x08\0\0\0\0"[..], &Refusal::new(ADMIN_SHUTDOWN, "fast").packet()].concat();
+        assert!(is_in_between(&begun));
     }
 
     #[tokio::test]

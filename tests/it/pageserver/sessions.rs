@@ -6,6 +6,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use super::{Daemon, startup, told};
 use crate::support::{checked, pg_program};
 
@@ -64,17 +67,28 @@ fn a_stop_by_hand_makes_new_clients_wait() {
     });
 }
 
+/// A server takes a queue of twice as many clients as may be connected.
 #[test]
-fn hundreds_of_clients_at_once_are_served() {
+fn more_clients_at_once_than_the_server_queues_wait_for_it() {
     let daemon = Daemon::new(&[]);
-    daemon.env.run(["config", "branch.main.postgres.max_connections", "400"]).ok();
+    daemon.env.run(["config", "branch.main.postgres.max_connections", "20"]).ok();
     daemon.ask("main", "select 1").unwrap();
-    std::thread::scope(|scope| {
-        let clients: Vec<_> = (0..300).map(|_| scope.spawn(|| daemon.ask("main", "select name from whoami"))).collect();
-        for client in clients {
-            assert_eq!(client.join().unwrap(), Ok("main".into()));
-        }
-    });
+    let postmaster = Pid::from_raw(daemon.env.postmaster("main"));
+    kill(postmaster, Signal::SIGSTOP).unwrap();
+    let mut clients: Vec<TcpStream> = (0..100).map(|_| TcpStream::connect(daemon.listen).unwrap()).collect();
+    let packet = startup(&[("user", "postgres"), ("database", "postgres")]);
+    clients.iter_mut().for_each(|client| client.write_all(&packet).unwrap());
+    std::thread::sleep(Duration::from_secs(2));
+    kill(postmaster, Signal::SIGCONT).unwrap();
+    for client in &mut clients {
+        client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let mut answer = [0; 200];
+        let count = client.read(&mut answer).unwrap();
+        let answer = String::from_utf8_lossy(&answer[..count]);
+        // Whoever is let in, and whoever is one too many, hears so from PostgreSQL.
+        assert!(answer.starts_with('R') || answer.contains("C53300"), "{answer:?}");
+        client.shutdown(std::net::Shutdown::Both).unwrap();
+    }
 }
 
 #[test]

@@ -188,3 +188,25 @@ fn servers_stop_side_by_side_and_are_told_in_order() {
     env.run(["start", "b3"]).ok();
     assert_eq!(env.sql("b3", "select i from t"), "3");
 }
+
+#[test]
+fn a_file_system_at_rest_takes_little_memory() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    let repo = env.repo().display().to_string();
+    let is_ours = |command: &str| command.contains("mount-datadir") && command.contains(&repo);
+    let commands = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+        Some((std::fs::read_to_string(entry.path().join("cmdline")).ok()?, entry.path().join("smaps_rollup")))
+    });
+    let Some((_, rollup)) = commands.into_iter().find(|(command, _)| is_ours(command)) else {
+        println!("SKIPPED: no file systems can be mounted here");
+        return;
+    };
+    // Its share of memory, kB.
+    let takes = || {
+        let text = std::fs::read_to_string(&rollup).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    wait_until("memory to be given back", || takes() <= 12 << 10);
+}

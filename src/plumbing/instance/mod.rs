@@ -344,12 +344,12 @@ fn free_port(repo: &Repo, all: &[Instance]) -> Result<u16, postgres::Error> {
 }
 
 impl Instance {
-    /// Gives an instance that does not run the port that was asked for; else its last one, or another one where somebody
-    /// has that. The config keeps the last one until the server runs, unless that is taken.
-    fn choose_port(&mut self, repo: &Repo, wanted: Option<u16>, tcp: Option<IpAddr>) -> Result<(), CommandError> {
+    /// Gives an instance that does not run the port that was asked for; else its last one, or another one where a server
+    /// of this repository has that. The config keeps the last one until the server runs, unless that is taken.
+    fn choose_port(&mut self, repo: &Repo, wanted: Option<u16>) -> Result<(), CommandError> {
         if let Some(port) = wanted {
             self.config.port = port;
-        } else if !settings::is_free(self.config.port, &socket_dir(repo)?, tcp) {
+        } else if !settings::is_free(self.config.port, &socket_dir(repo)?, None) {
             let _held = hold_all(repo)?;
             self.config.port = free_port(repo, &list(repo)?)?;
             self.write(repo)?;

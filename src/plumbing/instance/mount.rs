@@ -156,6 +156,8 @@ pub fn mount(repo: &Repo, dir: &Path, wanted: &Wanted) -> Result<(), Error> {
     command.stdin(lock.hand_over());
     // Frames come and go on all of its threads: with a heap for each, glibc keeps twice the memory.
     command.env("MALLOC_ARENA_MAX", "2");
+    // Those of its threads' buffers that it takes from memory used before are cleared, and then they are there as a whole.
+    command.env("MALLOC_MMAP_THRESHOLD_", "4194304");
     let mut child = command.spawn().map_err(Error::io("run", program))?;
     let mut answer = String::new();
     let output = child.stdout.take().expect("invariant: it is piped");

@@ -60,7 +60,7 @@ pub fn start(cx: &Context, text: &str, position: Position, wish: Wish) -> Result
         return Ok(Outcome { instance, already: true, from, snapshot, replayed, resumed, refused });
     }
     discard_files(repo, &mut instance)?;
-    instance.choose_port(repo, wish.port, wish.tcp)?;
+    instance.choose_port(repo, wish.port)?;
     let started = prepare_and_run(cx, &mut instance, position, wish);
     if started.is_err() {
         if instance.timeline().is_some() {

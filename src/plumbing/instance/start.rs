@@ -96,7 +96,7 @@ pub fn start(cx: &Context, branch: &str, wish: Wish) -> Result<Outcome, CommandE
         return Err(refs::Error::Unknown(branch).into());
     }
     let last_port = instance.config.port;
-    instance.choose_port(repo, wish.port, wish.tcp)?;
+    instance.choose_port(repo, wish.port)?;
     let started = start_stopped(cx, &mut instance, &branch, wish);
     if started.is_err() && wish.port.is_some() {
         // What was refused is not kept.

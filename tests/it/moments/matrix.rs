@@ -136,6 +136,8 @@ impl Session<'_, '_> {
     fn live(&mut self) {
         let branch = self.branch.clone();
         let env = self.history.env;
+        // A fork has those of its parent.
+        self.run("drop table if exists dropped, truncated, packed");
         for table in ["dropped", "truncated", "packed"] {
             self.run(&format!(
                 "create table {table} (i int primary key); insert into {table} select generate_series(1, 500)"

@@ -175,7 +175,7 @@ impl Session<'_, '_> {
         env.run(["start", &branch]).ok();
         self.reconnect();
         self.now("after an idle stop");
-        self.run("insert into kept values (7000)");
+        self.run("insert into kept select max(i) + 1000 from kept");
         self.now("at the end");
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio_postgres::Client;
 
 use super::clients::{Way, ask, connect, flushed};
-use super::faults::{find, mode_name, start_page_server};
+use super::faults::{Found, find, mode_name, start_page_server};
 use super::processes;
 use super::schedule::{Round, Source};
 use super::world::{Branch, PATIENCE, World, lock};
@@ -81,26 +81,34 @@ async fn verify(world: &World, branch: &Branch, way: Way) -> Result<(), String> 
 /// Looks at a revision through the proxy, while things happen: it may not open, but must not show anything wrong.
 pub fn look(world: &World, source: &Source) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let found = find(world, source);
-    // What the branch's end is changes while one looks at it.
-    let Some(lsn) = found.revision.split('@').nth(1).and_then(|lsn| lsn.parse().ok()) else { return };
-    let looked = runtime.block_on(async {
-        let client = connect(world, &found.revision, Way::Proxy).await?;
-        held(world, &found.revision, &client).await
-    });
-    match looked {
-        Ok(held) => {
-            let difference = lock(&found.of.ledger).fork(lsn, None).compare(&held);
-            if !difference.is_empty() {
-                world.violate(format!("{} is not what was there then:\n{difference}", found.revision));
-            }
-            world.count("moments checked");
-        }
-        Err(error) => {
-            world.count("moments that did not open");
-            world.complain("moment", &error);
-        }
+    if let Err(error) = runtime.block_on(show(world, find(world, source))) {
+        world.count("moments that did not open");
+        world.complain("moment", &error);
     }
+}
+
+/// Compares what a revision shows with what was there then.
+async fn show(world: &World, found: Found) -> Result<(), String> {
+    let Found { mut revision, of, .. } = found;
+    // What a branch's end or a time is changes while one looks at it.
+    let is_tag = lock(&world.tags).iter().any(|tag| tag.name == revision);
+    let ledger = if is_tag {
+        lock(&of.ledger).clone()
+    } else {
+        let position = world.run(&["rev-parse", &revision], None).out;
+        let lsn = position.trim().split('@').nth(1).and_then(|lsn| lsn.parse().ok());
+        let lsn = lsn.ok_or("nobody can say where it is")?;
+        revision = format!("{}@{lsn}", of.name);
+        lock(&of.ledger).fork(lsn, None)
+    };
+    let client = connect(world, &revision, Way::Proxy).await?;
+    let held = held(world, &revision, &client).await?;
+    let difference = ledger.compare(&held);
+    if !difference.is_empty() {
+        world.violate(format!("{revision} is not what was there then:\n{difference}"));
+    }
+    world.count("moments checked");
+    Ok(())
 }
 
 /// Checks all branches of a round, side by side.

@@ -121,6 +121,7 @@ fn play(world: &Arc<World>, round: &Round, runtime: &tokio::runtime::Runtime) ->
             client.await.unwrap();
         }
     });
+    let faults = begun.elapsed();
     if world.violation().is_none() {
         at = format!("round {}, its checks", round.number);
         check::branches(world, round, runtime);
@@ -129,7 +130,8 @@ fn play(world: &Arc<World>, round: &Round, runtime: &tokio::runtime::Runtime) ->
         at = format!("round {}, its end", round.number);
         check::end(world, round);
     }
-    println!("round {}: {:.1?}, {} acknowledged in all", round.number, begun.elapsed(), world.acknowledged());
+    let (checks, acknowledged) = (begun.elapsed() - faults, world.acknowledged());
+    println!("round {}: faults {faults:.1?}, checks {checks:.1?}, {acknowledged} acknowledged in all", round.number);
     at
 }
 

@@ -114,28 +114,32 @@ pub fn detach(root: &Path, force: bool) {
     }
 }
 
-/// Returns what each process is doing, thread by thread.
+/// Returns what each process is doing, thread by thread; and its children, whoever they are.
 pub fn autopsy(root: &Path) -> String {
     let mut text = String::new();
     for process in all(root) {
-        text += &format!(
-            "{} {:?} {} {}\n",
-            process.pid,
-            process.kind,
-            process.instance.as_deref().unwrap_or("-"),
-            process.line
-        );
-        let threads = fs::read_dir(format!("/proc/{}/task", process.pid)).into_iter().flatten().flatten();
+        let Process { pid, kind, instance, line, .. } = &process;
+        text += &format!("{pid} {kind:?} {} {}\n", instance.as_deref().unwrap_or("-"), line.trim_end());
+        let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
         for thread in threads {
-            let read = |name: &str| fs::read_to_string(thread.path().join(name)).unwrap_or_default();
-            let (stat, stack) = (read("stat"), read("stack"));
-            let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap_or('?');
-            let stack: Vec<&str> = stack.lines().filter_map(|line| line.split(' ').nth(1)).collect();
-            text += &format!("    {state} {} {} {}\n", read("comm").trim(), read("wchan"), stack.join(" "));
+            text += &format!("    {}\n", doing(&thread.path()));
+            let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            for child in children.split_whitespace() {
+                text += &format!("        its child {child}: {}\n", doing(&Path::new("/proc").join(child)));
+            }
         }
     }
     for mount in mounts(root) {
         text += &format!("mounted: {mount}\n");
     }
     text
+}
+
+/// Returns a thread's state, its name, and where in the kernel it is.
+fn doing(dir: &Path) -> String {
+    let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap_or_default();
+    let (stat, stack) = (read("stat"), read("stack"));
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap_or('?');
+    let stack: Vec<&str> = stack.lines().filter_map(|line| line.split(' ').nth(1)).collect();
+    format!("{state} {} {} {}", read("comm").trim(), read("wchan"), stack.join(" "))
 }

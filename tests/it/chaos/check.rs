@@ -1,10 +1,13 @@
 //! After a round: every branch holds what it must and nothing else, indexes agree with tables, and nothing is left lying about.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use tokio_postgres::Client;
+use zenith::objects::Repo;
+use zenith::plumbing::instance;
 
 use super::clients::{Way, ask, connect, flushed};
 use super::faults::{Found, find, mode_name, start_page_server};
@@ -74,8 +77,19 @@ async fn verify(world: &World, branch: &Branch, way: Way) -> Result<(), String> 
         Err(error) => world.violate(format!("branch {name}: {error}")),
     }
     lock(&branch.ledger).settle(&held, lsn);
+    if !is_lazy(world, name) {
+        world.violate(format!("branch {name} is not lazy: a run that quietly restored shows nothing"));
+    }
     world.count("branches checked");
     Ok(())
+}
+
+/// Returns whether the data directory of a running branch is a mount, as it is where there is FUSE.
+fn is_lazy(world: &World, name: &str) -> bool {
+    let repo = Repo::open(&world.env.repo()).unwrap();
+    let data = instance::of_branch(&repo, name).unwrap().and_then(|instance| instance.data_dir(&repo));
+    let mounts = processes::mounts(world.env.path());
+    data.is_none_or(|data| mounts.iter().any(|mount| data == Path::new(mount)))
 }
 
 /// Looks at a revision through the proxy, while things happen: it may not open, but must not show anything wrong.

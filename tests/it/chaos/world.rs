@@ -215,9 +215,12 @@ impl World {
     pub fn table(&self) -> String {
         let figures = lock(&self.figures);
         let mut text = String::new();
-        let is_kill = |what: &str| what.contains("kill") && !what.contains("nobody") && !what.ends_with(": killed");
+        let is_kill = |what: &str| {
+            what.contains("kill")
+                && !["nobody there", ": killed", "in reboots"].iter().any(|other| what.ends_with(other))
+        };
         let kills: u64 = figures.counts.iter().filter(|(what, _)| is_kill(what)).map(|(_, count)| count).sum();
-        let _ = writeln!(text, "{kills:>8}  kills in all");
+        let _ = writeln!(text, "{kills:>8}  kills, without those of reboots");
         for (what, count) in &figures.counts {
             let _ = writeln!(text, "{count:>8}  {what}");
         }

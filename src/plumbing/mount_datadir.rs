@@ -188,7 +188,7 @@ fn serve(cx: &mut Cx, repo: Repo, args: &Args, id: &ObjectId, dir: &Path) -> Cmd
     let hydrating = args.hydrate.then(|| vfs.remote_bytes());
     let mounted = Fuse::new(vfs.clone(), hydrating).mount(&data, THREADS).map_err(mount::Error::refused(&data))?;
     if let Some(alive) = &args.with_server {
-        have_guarded(&repo, dir, alive)?;
+        have_guarded(repo.dir(), dir, alive)?;
     }
     writeln!(cx.out, "ready")?;
     cx.out.flush()?;
@@ -213,9 +213,10 @@ fn serve(cx: &mut Cx, repo: Repo, args: &Args, id: &ObjectId, dir: &Path) -> Cmd
 
 /// Gives this process a guardian, and a new one should that end: it ends the server if this process cannot serve any more.
 /// The thread that tells it that this process moves does nothing else.
-fn have_guarded(repo: &Arc<Repo>, dir: &Path, alive: &Path) -> CmdResult {
+fn have_guarded(repo: &Path, dir: &Path, alive: &Path) -> CmdResult {
     let mut guard = mount::guard(repo, dir, alive)?;
-    let (repo, dir, alive) = (repo.clone(), dir.to_owned(), alive.to_owned());
+    // Not the repository itself: the thread never ends, and with it this process's temporary folder would stay.
+    let (repo, dir, alive) = (repo.to_owned(), dir.to_owned(), alive.to_owned());
     let beat = move || {
         loop {
             let told = guard.stdin.as_mut().map_or(Ok(()), |pipe| pipe.write_all(b"."));

@@ -239,13 +239,13 @@ pub fn unmount(dir: &Path) -> Result<(), Error> {
 /// Starts the guardian of the data directory in `dir`, which this process serves: a process that has none of this
 /// one's descriptors, and ends the server should this one die or stop moving. Returns it, with the pipe for the signs
 /// of life.
-pub fn guard(repo: &Repo, dir: &Path, alive: &Path) -> io::Result<Child> {
+pub fn guard(repo: &Path, dir: &Path, alive: &Path) -> io::Result<Child> {
     let lock = PidLock::open(&dir.join(GUARD_LOCK))?;
     if !lock.try_take() {
         return Err(io::ErrorKind::ResourceBusy.into());
     }
     let mut command = Command::new(std::env::current_exe()?);
-    command.process_group(0).current_dir("/").env("NO_COLOR", "1").arg("--repo").arg(repo.dir());
+    command.process_group(0).current_dir("/").env("NO_COLOR", "1").arg("--repo").arg(repo);
     command.args(["guard-datadir", "--with-server"]).arg(alive).arg(dir);
     // Who unmounts waits for it too, and so for all that it has to do then.
     command.stdin(Stdio::piped()).stdout(lock.hand_over()).spawn()

@@ -139,3 +139,12 @@ fn a_file_system_whose_start_is_killed_before_it_mounts_does_not_stay() {
         assert_eq!((left, is_alive(files.as_raw())), (0, false));
     }
 }
+
+#[test]
+fn a_stop_leaves_no_temporary_folder() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "select 1"), "1");
+    env.run(["stop"]).ok();
+    assert_eq!(std::fs::read_dir(env.repo().join("tmp")).unwrap().count(), 0);
+}

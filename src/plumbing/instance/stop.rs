@@ -20,16 +20,34 @@ pub fn stop(
     signature: &Signature,
     progress: &dyn Progress,
 ) -> Result<Settled, CommandError> {
+    let stopped = stop_if(repo, instance, mode, timeout, signature, progress, |_| Ok(true))?;
+    Ok(stopped.unwrap_or(Settled::Nothing))
+}
+
+/// Does so only if the instance `is_meant`, which is asked while nobody else can start or stop it: whoever was told
+/// a moment ago that it runs may rely on that. Returns `None` if it was not.
+pub fn stop_if(
+    repo: &Repo,
+    instance: &Instance,
+    mode: Mode,
+    timeout: Duration,
+    signature: &Signature,
+    progress: &dyn Progress,
+    is_meant: impl FnOnce(&Instance) -> Result<bool, CommandError>,
+) -> Result<Option<Settled>, CommandError> {
     let (held, mut instance) = match instance.hold(repo) {
-        Err(Error::Unknown(_)) => return Ok(Settled::Nothing),
+        Err(Error::Unknown(_)) => return Ok(Some(Settled::Nothing)),
         held => held?,
     };
+    if !is_meant(&instance)? {
+        return Ok(None);
+    }
     if instance.timeline().is_some() {
         server::stop(&instance.alive(repo), mode, timeout, &instance.log(repo), progress)?;
     }
     if instance.is_read_only() {
         read_only::discard(repo, instance, held)?;
-        return Ok(Settled::Discarded);
+        return Ok(Some(Settled::Discarded));
     }
-    settle(repo, &mut instance, signature, progress)
+    settle(repo, &mut instance, signature, progress).map(Some)
 }

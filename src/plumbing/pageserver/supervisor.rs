@@ -536,15 +536,17 @@ impl Supervisor {
             Err(instance::Error::Unknown(_)) => return Ok(true),
             instance => instance?,
         };
-        let is_used =
-            || Ok::<_, CommandError>(server::clients(&instance.endpoint(&repo)?).is_ok_and(|count| count > 0));
-        if instance.status(&repo) != Status::Stopped && (!instance.config.on_demand || is_used()?) {
-            return Ok(false);
-        }
+        let is_idle = |instance: &Instance| {
+            let is_used =
+                || Ok::<_, CommandError>(server::clients(&instance.endpoint(&repo)?).is_ok_and(|count| count > 0));
+            Ok(instance.status(&repo) == Status::Stopped || instance.config.on_demand && !is_used()?)
+        };
         let begun = Instant::now();
-        stop::stop(&repo, &instance, Mode::Fast, STOP_WAIT, &self.sign("stop"), &Hidden)?;
-        self.metrics.stop.observe(begun.elapsed().as_secs_f64());
-        Ok(true)
+        let stopped = stop::stop_if(&repo, &instance, Mode::Fast, STOP_WAIT, &self.sign("stop"), &Hidden, is_idle)?;
+        if stopped.is_some() {
+            self.metrics.stop.observe(begun.elapsed().as_secs_f64());
+        }
+        Ok(stopped.is_some())
     }
 
     /// Returns the instances that run, and how many are connected to each through this daemon.

@@ -125,6 +125,24 @@ fn a_daemon_that_ends_takes_no_server_down() {
     assert_eq!(daemon.ask("try", "select name from whoami"), Ok("try".into()));
 }
 
+#[test]
+fn who_was_told_that_a_server_runs_keeps_it() {
+    let daemon = Daemon::new(&["try"]);
+    daemon.env.run(["config", "proxy.idle_timeout", "1s"]).ok();
+    daemon.ask("try", "select 1").unwrap();
+    let repo = zenith::objects::Repo::open(&daemon.env.repo()).unwrap();
+    let instance = || zenith::plumbing::instance::of_branch(&repo, "try").unwrap().unwrap();
+    // As a start does that finds it running, just as the page server has found it idle.
+    let held = instance().hold(&repo).unwrap();
+    std::thread::sleep(Duration::from_secs(4));
+    let mut claimed = instance();
+    claimed.config.on_demand = false;
+    claimed.write(&repo).unwrap();
+    drop(held);
+    std::thread::sleep(Duration::from_secs(2));
+    daemon.wait_until_running(&["try"]);
+}
+
 /// Connects just when a server is being stopped, again and again: every insert that was acknowledged is there, and
 /// nobody gets an error.
 fn races(rounds: u64) {

@@ -30,7 +30,10 @@ pub fn print(cx: &mut Cx, repo: &Repo, follow: bool, lines: usize, json: bool) -
     for line in &all[all.len().saturating_sub(lines)..] {
         writeln!(cx.out, "{}", shown(line))?;
     }
-    while follow {
+    if !follow {
+        return Ok(());
+    }
+    loop {
         cx.out.flush()?;
         std::thread::sleep(PAUSE);
         cx.ui.check()?;
@@ -49,7 +52,6 @@ pub fn print(cx: &mut Cx, repo: &Repo, follow: bool, lines: usize, json: bool) -
             rest = after.to_owned();
         }
     }
-    Ok(())
 }
 
 /// Returns a line of the log as people read it: time, level, message, and what else it says. What is no JSON, such as the

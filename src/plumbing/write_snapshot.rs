@@ -1,6 +1,6 @@
 //! `zenith write-snapshot`: stores the files of a cluster.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -12,7 +12,7 @@ use crate::objects::pg::Lsn;
 use crate::objects::pg::control::{self, ControlFile, State};
 use crate::objects::pg::version::Version;
 use crate::objects::pg::wal::{Expected, WalReader};
-use crate::objects::snapshot::{Entry, Node, Snapshot};
+use crate::objects::snapshot::{Entry, Snapshot};
 use crate::objects::store::encode::Encoded;
 use crate::objects::store::pack::PackWriter;
 use crate::objects::timeline::log::{Line, SnapshotLine};
@@ -244,6 +244,8 @@ pub fn store_files(
     };
     let etc = Path::new(conf_files::ETC);
     let mut configuration = Configuration::default();
+    // Of a stream, those that it holds.
+    let mut folders: HashSet<Vec<u8>> = HashSet::new();
     let (cluster, label, wal_dir) = match source {
         Source::Dir(dir) => {
             let cluster = inspect(dir)?;
@@ -272,8 +274,12 @@ pub fn store_files(
             let wal_dir = repo.tmp()?.join("pg_wal");
             fs::create_dir_all(&wal_dir)?;
             let mut has_conf = false;
+            let folders = &mut folders;
             let aside = tar::read(stream, &wal_dir, &mut |item| {
                 has_conf |= matches!(&item, Item::File { path, .. } if path == b"postgresql.conf");
+                if let Item::Dir { path, .. } = &item {
+                    folders.insert(path.clone());
+                }
                 writer.add(item)
             })?;
             let name = "the tar stream".to_owned();
@@ -289,8 +295,11 @@ pub fn store_files(
             (cluster, label, wal_dir)
         }
     };
-    let folders = configuration.files.iter().flat_map(|(path, _)| path.ancestors().skip(1).map(Path::to_owned));
-    let folders: BTreeSet<PathBuf> = folders.filter(|folder| folder != Path::new("")).collect();
+    for path in configuration.folders() {
+        if folders.insert(path.clone()) {
+            writer.add(Item::Dir { path, mode: 0o700 })?;
+        }
+    }
     for (path, text) in configuration.files {
         let length = text.len() as u64;
         writer.add(Item::File { path: path.into_os_string().into_vec(), mode: 0o600, length })?;
@@ -299,12 +308,6 @@ pub fn store_files(
         }
     }
     let (mut entries, pack, statistics) = writer.finish()?;
-    for folder in folders {
-        let path = folder.into_os_string().into_vec();
-        if let Err(at) = entries.binary_search_by(|entry| entry.path.cmp(&path)) {
-            entries.insert(at, Entry { path, mode: 0o700, node: Node::Dir });
-        }
-    }
     Unlogged::reset(&mut entries);
     Ok(Stored { cluster, label, wal_dir, entries, pack, statistics, configuration: configuration.folder })
 }
@@ -377,7 +380,9 @@ fn add_files(
 ) -> Result<(), datadir::Error> {
     let scan = Scan::new(dir, live)?;
     progress.start("storing", scan.total_bytes());
-    let is_replaced = |path: &[u8]| configuration.files.iter().any(|(name, _)| name.as_os_str().as_bytes() == path);
+    let folders = configuration.folders();
+    let is_file = |path: &[u8]| configuration.files.iter().any(|(name, _)| name.as_os_str().as_bytes() == path);
+    let is_replaced = |path: &[u8]| is_file(path) || folders.iter().any(|folder| folder == path);
     let mut passed_over = false;
     let added = scan.items(known).try_for_each(|item| {
         let item = item?;

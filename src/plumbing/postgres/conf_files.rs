@@ -1,8 +1,10 @@
 //! Brings a cluster's configuration together in its data directory: what lies elsewhere, as in Debian's layout, and what
 //! is included from elsewhere. Its server here must not read the original's files, nor miss them when they go.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use super::conf::{self, Include, Line};
@@ -23,6 +25,14 @@ pub struct Configuration {
     pub folder: Option<PathBuf>,
     /// Files to put into the data directory, or to replace there: path below it, and content.
     pub files: Vec<(PathBuf, Vec<u8>)>,
+}
+
+impl Configuration {
+    /// Returns the folders in which its files lie, below the data directory.
+    pub fn folders(&self) -> BTreeSet<Vec<u8>> {
+        let all = self.files.iter().flat_map(|(path, _)| path.ancestors().skip(1));
+        all.map(|folder| folder.as_os_str().as_bytes().to_vec()).filter(|folder| !folder.is_empty()).collect()
+    }
 }
 
 /// What stands in the data directory of a cluster whose configuration is not to be found.

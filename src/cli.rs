@@ -82,7 +82,7 @@ macro_rules! command {
 }
 
 /// All commands, in the order of the help.
-pub static COMMANDS: [Command; 41] = [
+pub static COMMANDS: [Command; 42] = [
     command!(Begin, "init", porcelain::init),
     command!(Grow, "branch", porcelain::branch),
     command!(Grow, "tag", porcelain::tag),
@@ -101,6 +101,7 @@ pub static COMMANDS: [Command; 41] = [
     command!(Examine, "show", porcelain::show),
     command!(Examine, "reflog", porcelain::reflog),
     command!(Maintain, "config", porcelain::config),
+    command!(Maintain, "trash", porcelain::trash),
     command!(Maintain, "fsck", plumbing::fsck),
     command!(Maintain, "help", porcelain::help),
     command!(Maintain, "version", porcelain::version),

@@ -12,8 +12,10 @@ mod it {
     pub mod crashpoints;
     pub mod docs;
     pub mod durability;
+    pub mod epochs;
     pub mod forks;
     pub mod git;
+    pub mod health;
     pub mod hostile;
     pub mod jobs;
     pub mod layers;
@@ -26,7 +28,9 @@ mod it {
     pub mod refs;
     pub mod restored;
     pub mod settings;
+    pub mod trash;
     pub mod versions;
+    pub mod wal_end;
     pub mod wal_oracle;
     pub mod walkthrough;
 }

@@ -115,6 +115,17 @@ pub fn publish_dir(from: &Path, to: &Path) -> io::Result<()> {
     sync_dir(parent(to)?)
 }
 
+/// Removes a folder with all that it holds: a crash leaves all of it or nothing. One that is gone already is success.
+pub fn discard_dir(tmp: &Path, path: &Path) -> io::Result<()> {
+    let away = tempfile::Builder::new().prefix("discarded-").tempdir_in(tmp)?;
+    match fs::rename(path, away.path().join("it")) {
+        Ok(()) => sync_dir(parent(path)?)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
+    away.close()
+}
+
 /// Appends `bytes` to an open file; they survive a crash after `Ok`. A crash before that may leave
 /// a prefix of them at its end.
 pub fn append_to(file: &mut File, bytes: &[u8]) -> io::Result<()> {

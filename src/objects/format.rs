@@ -37,6 +37,8 @@ pub struct Config {
     #[serde(default)]
     pub snapshot: Snapshot,
     #[serde(default)]
+    pub gc: Gc,
+    #[serde(default)]
     pub proxy: Proxy,
     /// Settings of single branches, by their short names.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -149,7 +151,7 @@ impl fmt::Display for Setting {
     }
 }
 
-/// A time to wait for: "5min", "1h 30m", a number of seconds; "never" or 0 for ever, which is `None`.
+/// A time to wait for: "5min", "1h 30m", "14 days", a number of seconds; "never" or 0 for ever, which is `None`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Setting", into = "String")]
 pub struct Timeout(pub Option<Duration>);
@@ -181,6 +183,22 @@ pub struct Snapshot {
 impl Default for Snapshot {
     fn default() -> Snapshot {
         Snapshot { wal_threshold: 64 << 20 }
+    }
+}
+
+/// `[gc]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Gc {
+    /// What is in the trash for so long goes for good.
+    pub trash: Timeout,
+    /// Where the trash is larger, what holds no commit goes earlier, bytes.
+    pub trash_limit: u64,
+}
+
+impl Default for Gc {
+    fn default() -> Gc {
+        Gc { trash: Timeout(Some(Duration::from_secs(14 * 24 * 3600))), trash_limit: 1 << 30 }
     }
 }
 
@@ -315,6 +333,7 @@ mod tests {
             core: Core::default(),
             postgres: Postgres::default(),
             snapshot: Snapshot::default(),
+            gc: Gc::default(),
             proxy: Proxy::default(),
             branch: BTreeMap::new(),
         }

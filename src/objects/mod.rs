@@ -27,6 +27,7 @@ pub mod setting;
 pub mod snapshot;
 pub mod store;
 pub mod timeline;
+pub mod trash;
 pub mod wal;
 
 pub use id::ObjectId;

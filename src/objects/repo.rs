@@ -15,6 +15,7 @@ use super::refs::Refs;
 use super::store::{self, Store};
 use super::timeline::wal::{Segments, TimelineWal};
 use super::timeline::{self, Timeline, TimelineId, Timelines};
+use super::trash::Trash;
 use super::{bounded, durable, mode};
 
 /// The name of the folder.
@@ -189,6 +190,10 @@ impl Repo {
 
     pub fn timelines(&self) -> &Timelines {
         &self.timelines
+    }
+
+    pub fn trash(&self) -> Trash {
+        Trash::open(&self.dir)
     }
 
     /// Returns the folder of the data directory of a timeline's instance.

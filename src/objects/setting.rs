@@ -24,10 +24,12 @@ pub enum Takes {
 }
 
 /// All settings but those of single branches.
-pub static SETTINGS: [Setting; 15] = [
+pub static SETTINGS: [Setting; 17] = [
     Setting { key: "core.compression_level", takes: Takes::Number(1..=22) },
     Setting { key: "core.shared", takes: Takes::OneOf(&["no", "group"]) },
     Setting { key: "snapshot.wal_threshold", takes: Takes::Number(0..=i64::MAX) },
+    Setting { key: "gc.trash", takes: Takes::Time },
+    Setting { key: "gc.trash_limit", takes: Takes::Number(0..=i64::MAX) },
     Setting { key: "postgres.bin", takes: Takes::Path },
     Setting { key: "postgres.superuser", takes: Takes::Name },
     Setting { key: "proxy.default", takes: Takes::OneOf(&["head", "none"]) },
@@ -100,7 +102,10 @@ pub fn parse_time(text: &str) -> Option<Option<Duration>> {
         Ok(seconds) => Duration::from_secs(seconds),
         // A unit alone is no time.
         Err(_) if !text.contains(|char: char| char.is_ascii_digit()) => return None,
-        Err(_) => Duration::try_from(text.parse::<jiff::SignedDuration>().ok()?).ok()?,
+        Err(_) => {
+            let span = text.parse::<jiff::Span>().ok()?;
+            Duration::try_from(span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).ok()?).ok()?
+        }
     };
     Some(Some(duration).filter(|duration| !duration.is_zero()))
 }

@@ -30,6 +30,7 @@ pub fn fork_timeline(repo: &Repo, position: Position) -> Result<TimelineId, Comm
 
 /// Does the same with an id that the caller has noted down already.
 pub fn fork_timeline_as(repo: &Repo, id: TimelineId, position: Position) -> CmdResult {
+    let _kept = repo.timelines().keep()?;
     let parent = repo.timelines().secure(position.timeline)?;
     if position.lsn > parent.sealed() {
         let (lsn, end) = (position.lsn, parent.sealed());

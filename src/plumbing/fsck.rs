@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use rayon::prelude::*;
 
-use super::rev_list::{Reachable, rev_list, walk_damaged};
+use super::rev_list::{Reachable, rev_list, trash_positions, walk_damaged};
 use crate::cli::Cx;
 use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::codec::Malformed;
@@ -143,6 +143,12 @@ fn check_names(repo: &Repo, intervals: &Intervals, faults: &mut Vec<String>) -> 
                     fault(CommandError::refused(text));
                 }
             }
+        }
+    }
+    for position in trash_positions(repo).map_err(&mut fault).unwrap_or_default() {
+        match timelines.get(&position.timeline) {
+            Some(_) => positions.push(position),
+            None => fault(CommandError::refused(format!("the trash names {position}, which cannot be read"))),
         }
     }
     positions

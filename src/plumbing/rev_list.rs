@@ -5,11 +5,12 @@ use std::io::Write;
 
 use super::rev_parse::again_if_gone;
 use crate::cli::Cx;
-use crate::error::{CmdResult, CommandError};
+use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::pg::Lsn;
-use crate::objects::refs::{RefKind, Value, revision};
+use crate::objects::refs::{RefKind, RefName, Value, revision};
 use crate::objects::snapshot::Content;
 use crate::objects::timeline::{Position, TimelineId};
+use crate::objects::trash::What;
 use crate::objects::{Kind, ObjectId, Repo, store};
 
 /// List the timelines and snapshots reachable from revisions, newest first
@@ -176,28 +177,69 @@ impl Walk<'_> {
     }
 }
 
+/// All that refs name.
+#[derive(Debug, Default)]
+pub struct All {
+    pub positions: Vec<Position>,
+    /// Refs that cannot be followed, and why: a timeline is gone or damaged.
+    pub broken: Vec<(RefName, CommandError)>,
+}
+
+impl All {
+    /// Returns the error that a command ends with where refs cannot be followed, after it has done the rest.
+    pub fn check(mut self) -> CmdResult {
+        let Some((name, error)) = self.broken.pop() else { return Ok(()) };
+        let (others, class) = (self.broken.len(), Class::Corrupt);
+        let more = if others > 0 { format!(", and {others} more") } else { String::new() };
+        Err(CommandError::new(class, format!("cannot follow {name}{more}: {}", error.text()))
+            .hint(format!("see what is damaged: zenith fsck; to remove the ref: zenith update-ref -d {name}")))
+    }
+}
+
 /// Returns the positions of all branches and tags.
-pub fn all_positions(repo: &Repo) -> Result<Vec<Position>, CommandError> {
-    let refs = super::show_ref::show_ref(repo, &[RefKind::Branch, RefKind::Remote, RefKind::Tag])?;
-    let position = |value: Value| match value {
-        Value::Tag(tag) => Ok(tag.position),
-        Value::Branch(timeline) => Ok(repo.timelines().read(timeline)?.tip()),
+pub fn all_positions(repo: &Repo) -> Result<All, CommandError> {
+    let mut all = All::default();
+    for (name, value) in super::show_ref::show_ref(repo, &[RefKind::Branch, RefKind::Remote, RefKind::Tag])? {
+        match position(repo, &name, &value) {
+            Ok(position) => all.positions.extend(position),
+            Err(error) => all.broken.push((name, error)),
+        }
+    }
+    Ok(all)
+}
+
+/// Returns the position that a ref names, if all that it comes from can be read; `None` where it was deleted meanwhile.
+pub fn position(repo: &Repo, name: &RefName, value: &Value) -> Result<Option<Position>, CommandError> {
+    let position = match value {
+        Value::Tag(tag) => Some(tag.position),
+        Value::Branch(_) => revision::tip(repo, name)?,
     };
-    refs.into_iter().map(|(_, value)| position(value)).collect()
+    if let Some(position) = position {
+        repo.timelines().chain(&repo.timelines().read(position.timeline)?)?;
+    }
+    Ok(position)
+}
+
+/// Returns the positions of the timelines in the trash: as long as they are there, they need what they come from.
+pub fn trash_positions(repo: &Repo) -> Result<Vec<Position>, CommandError> {
+    let timelines = repo.trash().list()?.into_iter().filter(|item| item.entry.what == What::Timeline);
+    Ok(timelines.map(|item| item.entry.position).collect())
 }
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let now = cx.now.clone();
     let repo = cx.take_repo()?;
-    let reachable = again_if_gone(|| {
-        let mut positions = if args.all { all_positions(&repo)? } else { Vec::new() };
+    let (all, reachable) = again_if_gone(|| {
+        let mut all = if args.all { all_positions(&repo)? } else { All::default() };
         for text in &args.revisions {
-            positions.push(revision::resolve(&repo, text, &now)?.position);
+            all.positions.push(revision::resolve(&repo, text, &now)?.position);
         }
-        rev_list(&repo, &positions)
+        let reachable = rev_list(&repo, &all.positions)?;
+        Ok((all, reachable))
     })?;
     if args.objects {
-        return walk_objects(&repo, &reachable, &mut |kind, id| Ok(writeln!(cx.out, "{} {id}", kind.name())?));
+        walk_objects(&repo, &reachable, &mut |kind, id| Ok(writeln!(cx.out, "{} {id}", kind.name())?))?;
+        return all.check();
     }
     for item in reachable {
         match item {
@@ -205,5 +247,5 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
             Reachable::Snapshot { id, lsn, .. } => writeln!(cx.out, "snapshot {id} {lsn}")?,
         }
     }
-    Ok(())
+    all.check()
 }

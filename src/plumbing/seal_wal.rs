@@ -11,8 +11,9 @@ use crate::objects::Repo;
 use crate::objects::pg::{Lsn, segment};
 use crate::objects::timeline::{self, TimelineId};
 use crate::plumbing::datadir::wal::{Sealed, Upto, WalFilesError, hold, seal};
+use crate::plumbing::datadir::wal_end;
 use crate::plumbing::instance::{self, snapshot::snapshot_if_due};
-use crate::plumbing::postgres::alive::{Alive, Held};
+use crate::plumbing::postgres::alive::Alive;
 use crate::plumbing::postgres::{self, server};
 
 /// How long another command may have the lock of a server before it starts one, and between two looks.
@@ -45,16 +46,23 @@ impl From<WalFilesError> for CommandError {
             WalFilesError::Store(error) => error.into(),
             WalFilesError::Repo(error) => error.into(),
             WalFilesError::Files(error) => error.into(),
+            WalFilesError::EndInDoubt { end, .. } => {
+                let hint = format!(
+                    "nothing was removed. Put the missing files back; or, if what lay behind {end} is lost for good, \
+                     accept that end: zenith stop --accept-end {end} BRANCH"
+                );
+                CommandError::new(Class::Corrupt, error).hint(hint)
+            }
             WalFilesError::Damaged { .. } | WalFilesError::Missing { .. } => CommandError::new(Class::Corrupt, error),
         }
     }
 }
 
-/// Seals what PostgreSQL has flushed of a timeline's active WAL: asks its server if one runs, and
-/// takes all that is there if none does. Waits for a server that is about to start, or whose remains are seen to. Costs the
-/// WAL since the last call.
+/// Seals what PostgreSQL has flushed of a timeline's active WAL: asks its server if one runs, and takes all up to an end
+/// that is believed (INVARIANT 6) if none does. Waits for a server that is about to start, or whose remains are seen to.
+/// Costs the WAL since the last call.
 pub fn seal_active(repo: &Repo, timeline: TimelineId) -> Result<Option<Sealed>, CommandError> {
-    if active_timeline(repo, timeline).is_none() {
+    if active_timeline(repo, timeline).is_none() && !repo.datadir(timeline).exists() {
         return Ok(None);
     }
     let alive = Alive::at(repo.timelines().alive_file(timeline));
@@ -64,18 +72,17 @@ pub fn seal_active(repo: &Repo, timeline: TimelineId) -> Result<Option<Sealed>, 
             return seal_upto(repo, timeline, flushed);
         }
         match alive.take_from_the_dead() {
-            Ok(held) => return seal_stopped(repo, timeline, &held),
+            // Nobody is alive, and nobody starts meanwhile.
+            Ok(_held) => {
+                let end = wal_end::find(repo, timeline, None)?;
+                return end.map_or(Ok(None), |end| seal_upto(repo, timeline, end));
+            }
             // Dropped by the command that had the lock.
             Err(_) if !repo.timelines().exists(timeline) => return Err(timeline::Error::Unknown(timeline).into()),
             Err(postgres::Error::StillAlive { .. }) if Instant::now() < patience => sleep(PAUSE),
             Err(error) => return Err(error.into()),
         }
     }
-}
-
-/// Seals all of the active WAL of a timeline on which, as `held` proves, no server runs.
-pub fn seal_stopped(repo: &Repo, timeline: TimelineId, _held: &Held) -> Result<Option<Sealed>, CommandError> {
-    seal_upto(repo, timeline, Lsn::MAX)
 }
 
 /// Returns PostgreSQL's number of the timeline that the active WAL is of, if there is any.
@@ -86,7 +93,8 @@ fn active_timeline(repo: &Repo, timeline: TimelineId) -> Option<u32> {
     names.find_map(|name| segment::parse_file_name(&name, size)).map(|(postgres_timeline, _)| postgres_timeline)
 }
 
-fn seal_upto(repo: &Repo, timeline: TimelineId, upto: Lsn) -> Result<Option<Sealed>, CommandError> {
+/// Seals the active WAL of a timeline up to an LSN, to which it is durable; `None` where there is none.
+pub fn seal_upto(repo: &Repo, timeline: TimelineId, upto: Lsn) -> Result<Option<Sealed>, CommandError> {
     let Some(postgres_timeline) = active_timeline(repo, timeline) else { return Ok(None) };
     let active = repo.active_segments(timeline, postgres_timeline);
     Ok(Some(seal(repo, timeline, active, None, Upto::Record(upto))?))

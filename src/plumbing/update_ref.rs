@@ -42,7 +42,8 @@ pub fn update_branch(
     expect: &Expect,
     signature: &Signature,
 ) -> Result<(), CommandError> {
-    // A branch must not name what is not there.
+    // A branch must not name what is not there, or goes meanwhile.
+    let _kept = repo.timelines().keep()?;
     repo.timelines().secure(timeline)?;
     repo.refs().update(repo.tmp()?, name, expect, Some(&Value::Branch(timeline)), signature)?;
     Ok(())
@@ -57,6 +58,7 @@ pub fn update_tag(
     signature: &Signature,
 ) -> Result<(), CommandError> {
     let Position { timeline, lsn } = tag.position;
+    let _kept = repo.timelines().keep()?;
     let read = repo.timelines().secure(timeline)?;
     if lsn > read.sealed() {
         let end = read.sealed();

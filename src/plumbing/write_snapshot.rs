@@ -332,7 +332,7 @@ pub fn commit(repo: &Repo, stored: Stored, options: &Options, now_us: i64) -> Re
         Ok(consistent) => consistent,
         Err(error) => {
             if options.timeline.is_none() {
-                repo.timelines().remove(repo.tmp()?, timeline)?;
+                repo.timelines().remove(repo.tmp()?, timeline, || Ok::<_, CommandError>(true))?;
             }
             return Err(error);
         }

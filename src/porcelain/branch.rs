@@ -11,7 +11,9 @@ use crate::objects::timeline::Position;
 use crate::plumbing::fork_timeline::fork_timeline;
 use crate::plumbing::instance::{self, Held, Instance};
 use crate::plumbing::postgres::server::Status;
+use crate::plumbing::rev_list::{All, position};
 use crate::plumbing::rev_parse::with_position;
+use crate::plumbing::trash;
 use crate::plumbing::update_ref::update_branch;
 use crate::ui::{ID, STRONG, paint};
 
@@ -104,8 +106,8 @@ fn create(cx: &mut Cx, repo: &Repo, name: &str, start: &str, args: &Args) -> Cmd
     let expect = old.map_or(Expect::Absent, Expect::Exactly);
     let made = update_branch(repo, &branch, timeline, &expect, &signature);
     if made.is_err() {
-        // Another command took the name meanwhile.
-        repo.timelines().remove(repo.tmp()?, timeline)?;
+        // Another command took the name meanwhile. Nobody knows the new timeline.
+        repo.timelines().remove(repo.tmp()?, timeline, || Ok::<_, CommandError>(true))?;
     }
     made?;
     let lsn = resolved.position.lsn;
@@ -145,10 +147,15 @@ fn delete(cx: &Cx, repo: &Repo, name: &str) -> Result<Position, CommandError> {
     let held = hold_stopped(repo, branch.short(), "deleted")?;
     let tip = revision::tip(repo, &branch)?.ok_or_else(|| refs::Error::Unknown(branch.clone()))?;
     let old = Value::Branch(tip.timeline);
+    if let Some(item) = trash::keep_timeline(repo, &branch, tip.timeline, &cx.sign("branch: deleted"))? {
+        let id = item.id;
+        cx.ui.status(format!("{name} is in the trash (use \"zenith trash restore {id}\" to bring it back)"));
+    }
     repo.refs().update(repo.tmp()?, &branch, &Expect::Exactly(old), None, &cx.sign("branch: deleted"))?;
     if let Some((held, instance)) = held {
         instance.remove(repo, held)?;
     }
+    trash::tidy(repo, cx.now.timestamp().as_microsecond())?;
     Ok(tip)
 }
 
@@ -185,10 +192,17 @@ fn hold_stopped(repo: &Repo, name: &str, what: &str) -> Result<Option<(Held, Ins
 fn list(cx: &mut Cx, repo: &Repo, args: &Args) -> CmdResult {
     let head = repo.refs().head()?;
     let instances = instance::list(repo)?;
-    let mut rows = Vec::new();
-    for (name, _) in repo.refs().list(RefKind::Branch)? {
-        // It may have been deleted meanwhile.
-        let Some(tip) = revision::tip(repo, &name)? else { continue };
+    let (mut rows, mut all) = (Vec::new(), All::default());
+    for (name, value) in repo.refs().list(RefKind::Branch)? {
+        let tip = match position(repo, &name, &value) {
+            Ok(Some(tip)) => tip,
+            // It was deleted meanwhile.
+            Ok(None) => continue,
+            Err(error) => {
+                all.broken.push((name, error));
+                continue;
+            }
+        };
         let own = instances.iter().find(|instance| instance.config.branch == name.short());
         rows.push(Row {
             head: name == head,
@@ -199,7 +213,8 @@ fn list(cx: &mut Cx, repo: &Repo, args: &Args) -> CmdResult {
         });
     }
     if args.json {
-        return cx.json(&rows);
+        cx.json(&rows)?;
+        return all.check();
     }
     let width = rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
     for row in rows {
@@ -212,5 +227,5 @@ fn list(cx: &mut Cx, repo: &Repo, args: &Args) -> CmdResult {
         }
         writeln!(cx.out)?;
     }
-    Ok(())
+    all.check()
 }

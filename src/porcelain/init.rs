@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cli::{Cx, os_user};
 use crate::error::{CmdResult, CommandError};
-use crate::objects::format::{Branch, Config, Core, FORMAT_VERSION, Postgres, Shared};
+use crate::objects::format::{Branch, Config, Core, FORMAT_VERSION, Gc, Postgres, Shared};
 use crate::objects::pg::version::VERSIONS;
 use crate::objects::refs::{Expect, RefName};
 use crate::objects::repo::{self, FOLDER};
@@ -164,6 +164,7 @@ fn config_for(cx: &Cx, cluster: &Cluster, first: &First) -> Config {
         system_identifier: cluster.control.system_identifier.to_string(),
         extensions: Vec::new(),
         core: Core { shared: first.shared, ..Core::default() },
+        gc: Gc::default(),
         postgres: Postgres { bin: cx.pg_bin.clone(), superuser: None },
         snapshot: Default::default(),
         proxy: Default::default(),
@@ -199,6 +200,7 @@ fn from_stream(cx: &Cx, workshop: &Path, first: &First, options: &Options) -> Re
         wal_segment_size: 16 << 20,
         system_identifier: "0".to_owned(),
         extensions: Vec::new(),
+        gc: Gc::default(),
         core: Core { shared: first.shared, ..Core::default() },
         postgres: Postgres::default(),
         snapshot: Default::default(),

@@ -10,7 +10,7 @@ use crate::objects::Repo;
 use crate::objects::pg::Lsn;
 use crate::objects::refs::{RefKind, Value, revision};
 use crate::objects::timeline::{Position, Timeline};
-use crate::plumbing::rev_list::{Reachable, rev_list};
+use crate::plumbing::rev_list::{All, Reachable, all_positions, rev_list};
 use crate::plumbing::rev_parse::again_if_gone;
 use crate::ui::{ID, STRONG, paint};
 
@@ -101,10 +101,12 @@ fn points(repo: &Repo, positions: &[Position]) -> Result<Vec<Point>, CommandErro
         for (name, value) in repo.refs().list(kind)? {
             let (position, label) = match value {
                 Value::Tag(tag) => (tag.position, format!("tag: {}", name.short())),
-                Value::Branch(timeline) if name == head => {
-                    (repo.timelines().read(timeline)?.tip(), format!("HEAD -> {}", name.short()))
+                Value::Branch(timeline) => {
+                    // One that is gone is reported at the end.
+                    let Ok(timeline) = repo.timelines().read(timeline) else { continue };
+                    let prefix = if name == head { "HEAD -> " } else { "" };
+                    (timeline.tip(), format!("{prefix}{}", name.short()))
                 }
-                Value::Branch(timeline) => (repo.timelines().read(timeline)?.tip(), name.short().to_owned()),
             };
             let within =
                 timelines.iter().any(|(timeline, end)| timeline.id == position.timeline && position.lsn <= *end);
@@ -180,21 +182,22 @@ impl Lanes {
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let now = cx.now.clone();
     let repo = cx.take_repo()?;
-    let mut points = again_if_gone(|| {
-        let mut positions = Vec::new();
-        if args.all || (args.graph && args.revisions.is_empty()) {
-            positions = crate::plumbing::rev_list::all_positions(&repo)?;
-        } else if args.revisions.is_empty() {
-            positions.push(revision::resolve(&repo, "HEAD", &now)?.position);
+    let is_all = args.all || (args.graph && args.revisions.is_empty());
+    let (all, mut points) = again_if_gone(|| {
+        let mut all = if is_all { all_positions(&repo)? } else { All::default() };
+        if !is_all && args.revisions.is_empty() {
+            all.positions.push(revision::resolve(&repo, "HEAD", &now)?.position);
         }
         for text in &args.revisions {
-            positions.push(revision::resolve(&repo, text, &now)?.position);
+            all.positions.push(revision::resolve(&repo, text, &now)?.position);
         }
-        points(&repo, &positions)
+        let points = points(&repo, &all.positions)?;
+        Ok((all, points))
     })?;
     points.truncate(args.limit.unwrap_or(usize::MAX));
     if args.json {
-        return cx.json(&points);
+        cx.json(&points)?;
+        return all.check();
     }
     let mut lanes = Lanes::default();
     for point in &points {
@@ -225,7 +228,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         }
         lanes.leave(column, point.parent);
     }
-    Ok(())
+    all.check()
 }
 
 fn what(point: &Point) -> String {

@@ -19,6 +19,7 @@ pub mod start;
 pub mod status;
 pub mod stop;
 pub mod tag;
+pub mod trash;
 pub mod url;
 pub mod version;
 

@@ -7,12 +7,13 @@ use super::size;
 use crate::cli::Cx;
 use crate::error::CmdResult;
 use crate::objects::refs::revision;
+use crate::plumbing::health::{Health, health};
 
 /// Show HEAD and the instances
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:\n  zenith status\n  zenith status --json\n")]
 pub struct Args {
-    /// Print one line of JSON: repository, postgres, head, timeline, lsn and instances
+    /// Print one line of JSON: repository, postgres, head, timeline, lsn, instances and health
     #[arg(long)]
     json: bool,
 }
@@ -25,6 +26,7 @@ struct Status {
     timeline: Option<String>,
     lsn: Option<String>,
     instances: Vec<Row>,
+    health: Health,
 }
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
@@ -38,6 +40,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         timeline: tip.map(|tip| tip.timeline.to_string()),
         lsn: tip.map(|tip| tip.lsn.to_string()),
         instances: rows(&repo)?,
+        health: health(&repo)?,
     };
     if args.json {
         return cx.json(&status);
@@ -47,6 +50,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         writeln!(cx.out, "Sealed up to {tip}")?;
     }
     writeln!(cx.out, "PostgreSQL {}, repository {}", status.postgres, status.repository)?;
+    status.health.warnings.iter().for_each(|warning| cx.ui.warning(warning));
     if status.instances.is_empty() {
         cx.ui.status("nothing runs (use \"zenith start\" to run a branch)");
         return Ok(());

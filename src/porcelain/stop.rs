@@ -10,7 +10,7 @@ use crate::cli::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::plumbing::instance::settle::Settled;
-use crate::plumbing::instance::stop::stop;
+use crate::plumbing::instance::stop::{accept_end, stop};
 use crate::plumbing::instance::{self, Instance};
 use crate::plumbing::postgres::server::{Mode, Status};
 use crate::progress::Quietly;
@@ -28,6 +28,10 @@ pub struct Args {
     /// Give up after so many seconds
     #[arg(short, long, value_name = "SECONDS", default_value = "60")]
     timeout: u64,
+    /// Take this LSN for the end of the WAL, although there should be more: what lies behind it, and the data
+    /// directory, go to the trash
+    #[arg(long, value_name = "LSN", conflicts_with = "all")]
+    accept_end: Option<String>,
     /// Stop all branches that run
     #[arg(long, conflicts_with = "branch")]
     all: bool,
@@ -103,6 +107,12 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         return stop_all(cx, &repo, &instances, mode, timeout);
     }
     match find_instance(&repo, args.branch.as_deref())? {
+        Some(instance) if args.accept_end.is_some() => {
+            let end = args.accept_end.unwrap_or_default();
+            let end = end.parse().map_err(|error| CommandError::usage(format!("'{end}' is not an LSN: {error}")))?;
+            let settled = accept_end(&repo, &instance, end, &cx.sign("stop"), &cx.ui)?;
+            report(cx, &repo, &instance, settled)
+        }
         Some(instance) => stop_and_report(cx, &repo, &instance, mode, timeout),
         None => {
             let branch = branch_or_head(&repo, args.branch.as_deref())?;

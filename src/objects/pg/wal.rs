@@ -469,6 +469,12 @@ pub fn segment_start(bytes: &[u8]) -> Result<SegmentStart, WalError> {
     Ok(SegmentStart { lsn, expected, timeline: u32_at(4) })
 }
 
+/// Returns whether `page` was written as the page of WAL at `lsn`: recycled segments have another place's.
+pub fn is_header_of(page: &[u8], expected: &Expected, lsn: Lsn) -> bool {
+    let header = page_header(expected, lsn, 0, 0, 0);
+    page.len() >= SHORT_HEADER && page[..2] == header[..2] && page[8..16] == header[8..16]
+}
+
 /// Returns the header of the segment that begins at `lsn`, 40 bytes, as if no record came over from the one before.
 pub fn segment_header(expected: &Expected, lsn: Lsn, timeline: u32) -> Vec<u8> {
     let mut bytes = page_header(expected, lsn, timeline, HAS_LONG_HEADER, 0);

@@ -117,6 +117,20 @@ impl Timelines {
         self.path(id).is_dir()
     }
 
+    /// Keeps timelines from being removed as long as the result lives. Whoever is about to refer to one, by a ref or
+    /// as a fork of it, holds this from before it looks at it until after the reference is there. Any number may.
+    pub fn keep(&self) -> Result<Kept, Error> {
+        let (file, path) = self.open_lock()?;
+        file.lock_shared().map_err(io_error("lock", &path))?;
+        Ok(Kept(file))
+    }
+
+    fn open_lock(&self) -> Result<(File, PathBuf), Error> {
+        let path = self.dir.join("lock");
+        let file = File::options().create(true).truncate(false).write(true).open(&path);
+        Ok((file.map_err(io_error("open", &path))?, path))
+    }
+
     /// Creates a timeline, durably; prepared in `tmp`.
     pub fn create(&self, tmp: &Path, id: TimelineId, history: &History) -> Result<(), Error> {
         let path = self.path(id);
@@ -132,12 +146,30 @@ impl Timelines {
         create().map_err(io_error("create", &path))
     }
 
-    /// Removes a timeline; the caller knows that nothing refers to it.
-    pub fn remove(&self, tmp: &Path, id: TimelineId) -> Result<(), Error> {
+    /// Removes a timeline if `is_unneeded` says so, which may also take back the last reference to it: nobody begins
+    /// to refer to a timeline meanwhile. Returns whether it is gone.
+    pub fn remove<E: From<Error>>(
+        &self,
+        tmp: &Path,
+        id: TimelineId,
+        is_unneeded: impl FnOnce() -> Result<bool, E>,
+    ) -> Result<bool, E> {
+        let (lock, path) = self.open_lock()?;
+        lock.lock().map_err(io_error("lock", &path))?;
+        if !is_unneeded()? {
+            return Ok(false);
+        }
         let path = self.path(id);
-        let away = tmp.join(format!("removed-{id}"));
-        durable::publish_dir(&path, &away).map_err(io_error("remove", &path))?;
-        fs::remove_dir_all(&away).map_err(io_error("remove", &away))
+        durable::discard_dir(tmp, &path).map_err(io_error("remove", &path))?;
+        Ok(true)
+    }
+
+    /// Empties the folder of the active WAL, of which everything is sealed or kept elsewhere, at once: a crash leaves
+    /// all of it or nothing, never some segments.
+    pub fn empty_wal(&self, tmp: &Path, id: TimelineId) -> Result<(), Error> {
+        let path = self.wal_dir(id);
+        durable::discard_dir(tmp, &path).map_err(io_error("remove", &path))?;
+        durable::create_dir_all(&path.join("archive_status")).map_err(io_error("create", &path))
     }
 
     /// Reads a timeline's history alone.
@@ -274,6 +306,11 @@ impl Timelines {
         Err(Error::NoSnapshot { timeline: position.timeline, lsn: position.lsn })
     }
 }
+
+/// As long as this lives, no timeline is removed.
+#[must_use = "timelines may be removed again when this is dropped"]
+#[derive(Debug)]
+pub struct Kept(#[expect(dead_code, reason = "keeps the lock")] File);
 
 /// A timeline's log, locked for appending.
 #[must_use = "the log is unlocked again when this is dropped"]

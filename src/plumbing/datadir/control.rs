@@ -107,6 +107,11 @@ impl Changes {
     pub fn of(&self, path: &[u8]) -> Option<&Changed> {
         self.files.get(path)
     }
+
+    /// Returns the paths of the files that may differ.
+    pub fn paths(&self) -> impl Iterator<Item = &[u8]> {
+        self.files.keys().map(Vec::as_slice)
+    }
 }
 
 /// The other side: a lazy data directory as other processes see it.

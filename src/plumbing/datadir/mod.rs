@@ -20,6 +20,7 @@ pub mod scan;
 pub mod tar;
 pub mod vfs;
 pub mod wal;
+pub mod wal_end;
 pub mod write;
 
 pub use error::Error;

@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::Error;
+use super::wal_end::Doubt;
 use crate::objects::pg::record::Record;
 use crate::objects::pg::wal::{self as pages, WalError, WalReader, WalSource, What};
 use crate::objects::pg::{Lsn, segment};
@@ -21,6 +22,9 @@ use crate::objects::{Kind, wal};
 pub enum WalFilesError {
     #[error("the WAL of timeline {timeline} is damaged")]
     Damaged { timeline: TimelineId, source: WalError },
+    /// INVARIANT 6.
+    #[error("the WAL of timeline {timeline} seems to end at {end}, but {doubt}")]
+    EndInDoubt { timeline: TimelineId, end: Lsn, doubt: Doubt },
     #[error("timeline {timeline} has no WAL from {from} to {to}")]
     Missing { timeline: TimelineId, from: Lsn, to: Lsn },
     #[error(transparent)]

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::mount::{self, Wanted};
 use super::prefetch::{self, Plan};
-use super::{Instance, hold_or_create, settle::settle, slots, socket_dir};
+use super::settle::{secure_end, settle};
+use super::{Instance, hold_or_create, slots, socket_dir};
 use crate::error::{CmdResult, CommandError};
 use crate::objects::format::Shared;
 use crate::objects::pg::record::Record;
@@ -18,6 +19,7 @@ use crate::objects::{ObjectId, Repo, durable};
 use crate::plumbing::datadir::local;
 use crate::plumbing::datadir::reflink::restore_or_clone;
 use crate::plumbing::datadir::wal::{complete, lay_out, lay_out_before};
+use crate::plumbing::datadir::wal_end::LAID_OUT;
 use crate::plumbing::fork_timeline::fork_timeline_as;
 use crate::plumbing::postgres::alive::Held;
 use crate::plumbing::postgres::find::Binaries;
@@ -25,7 +27,7 @@ use crate::plumbing::postgres::recovery;
 use crate::plumbing::postgres::server::{self, Status};
 use crate::plumbing::postgres::settings::{self, Role, Settings, shell_command};
 use crate::plumbing::postgres::{self, account::Account};
-use crate::progress::Progress;
+use crate::progress::{Hidden, Progress};
 
 /// With what a server is started.
 pub struct Context<'a> {
@@ -159,6 +161,8 @@ fn resume(
     }
     let held = instance.alive(repo).take_from_the_dead()?;
     mount::unmount(&dir)?;
+    // PostgreSQL overwrites what lies behind the end that it finds.
+    secure_end(repo, &instance.config.branch, (timeline, &held), None, cx.signature)?;
     let is_ours = repo.refs().read(branch)? == Some(Value::Branch(timeline));
     if !is_ours || wish.eager || !mount::is_prepared(&dir) {
         return Ok(None);
@@ -324,8 +328,8 @@ impl LaidOut {
     }
 }
 
-/// An epoch that is being opened. Dropping it undoes all of that, unless it is kept: the branch
-/// goes back, the timeline and the data directory go away.
+/// An epoch that is being opened. Dropping it closes it again, unless it is kept: where its server wrote nothing of
+/// note, the branch goes back, the timeline and the data directory go away.
 struct Epoch<'a> {
     cx: &'a Context<'a>,
     branch: &'a RefName,
@@ -363,6 +367,8 @@ impl Epoch<'_> {
             // Where it is mounted, the file system's process does so meanwhile.
             complete(repo, snapshot, self.timeline, &wal_dir)?;
         }
+        let mark = wal_dir.join(LAID_OUT);
+        fs::write(&mark, "")?;
         // PostgreSQL syncs the segment that it writes to, but not its name.
         durable::sync_dir(&wal_dir)?;
         account.own(repo.dir())?;
@@ -388,16 +394,10 @@ impl Drop for Epoch<'_> {
             return;
         }
         let Context { repo, signature, .. } = self.cx;
-        // Nobody could connect yet, so nothing is lost. What fails here, the next start settles.
-        let (old, new) = (Value::Branch(self.timeline), Value::Branch(self.parent));
+        // A client may have committed between the server's readiness and our next look: what the server wrote decides
+        // whether the branch goes back. What fails here, the next start settles.
         let signature = Signature { why: "start: failed".to_owned(), ..(*signature).clone() };
-        let Ok(tmp) = repo.tmp() else { return };
-        let _ = repo.refs().update(tmp, self.branch, &Expect::Exactly(old), Some(&new), &signature);
-        self.instance.config.timeline = None;
-        if self.instance.write(repo).is_ok() {
-            let _ = mount::remove(&repo.datadir(self.timeline));
-            let _ = repo.timelines().remove(tmp, self.timeline);
-        }
+        let _ = settle(repo, self.instance, &signature, &Hidden);
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use super::settle::{Settled, settle};
+use super::settle::{Settled, settle, settle_at};
 use super::{Error, Instance, read_only};
 use crate::error::CommandError;
 use crate::objects::Repo;
+use crate::objects::pg::Lsn;
 use crate::objects::refs::Signature;
-use crate::plumbing::postgres::server::{self, Mode};
+use crate::plumbing::postgres::server::{self, Mode, Status};
 use crate::progress::Progress;
 
 /// Stops an instance, if its server runs, and closes its epoch; one that is read-only is forgotten. Does nothing if another
@@ -50,4 +51,22 @@ pub fn stop_if(
         return Ok(Some(Settled::Discarded));
     }
     settle(repo, &mut instance, signature, progress).map(Some)
+}
+
+/// Closes the epoch of an instance whose server is gone, with `end` for the end of its WAL although there should be more
+/// (INVARIANT 6). What is not believed goes to the trash.
+pub fn accept_end(
+    repo: &Repo,
+    instance: &Instance,
+    end: Lsn,
+    signature: &Signature,
+    progress: &dyn Progress,
+) -> Result<Settled, CommandError> {
+    let (_held, mut instance) = instance.hold(repo)?;
+    if instance.status(repo) != Status::Stopped {
+        let name = &instance.name;
+        return Err(CommandError::refused(format!("the server of '{name}' runs"))
+            .hint(format!("stop it first: zenith stop {name}")));
+    }
+    settle_at(repo, &mut instance, Some(end), signature, progress)
 }

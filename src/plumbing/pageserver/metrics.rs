@@ -48,6 +48,10 @@ pub struct Metrics {
     pub snapshot_time: Family<Branch, Gauge<f64, AtomicU64>>,
     pub cache_hits: Family<Branch, Gauge<i64>>,
     pub cache_misses: Family<Branch, Gauge<i64>>,
+    /// Completed segments of each branch that wait to be sealed.
+    pub unsealed: Family<Branch, Gauge<i64>>,
+    /// What is free on the repository's disk, bytes.
+    pub disk_free: Gauge,
 }
 
 impl Default for Metrics {
@@ -70,6 +74,8 @@ impl Default for Metrics {
             snapshot_time: Family::default(),
             cache_hits: Family::default(),
             cache_misses: Family::default(),
+            unsealed: Family::default(),
+            disk_free: Gauge::default(),
             registry: Registry::default(),
         };
         registry.register("instances", "Servers that run", metrics.instances.clone());
@@ -94,6 +100,10 @@ impl Default for Metrics {
         registry.register("frame_cache_hits", text, metrics.cache_hits.clone());
         let text = "Frames that a branch's data directory had to inflate";
         registry.register("frame_cache_misses", text, metrics.cache_misses.clone());
+        let text = "Completed segments of WAL that are not sealed yet";
+        registry.register("wal_unsealed_segments", text, metrics.unsealed.clone());
+        let text = "What is free on the disk of the repository";
+        registry.register_with_unit("disk_free", text, Unit::Bytes, metrics.disk_free.clone());
         Metrics { registry, ..metrics }
     }
 }

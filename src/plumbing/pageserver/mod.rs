@@ -52,6 +52,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::error::{Class, CommandError};
 use crate::objects::{Repo, durable};
+use crate::plumbing::health::health;
 use crate::plumbing::instance;
 use crate::plumbing::instance::pid_lock::PidLock;
 use crate::plumbing::postgres::account::Account;
@@ -65,6 +66,8 @@ use supervisor::Supervisor;
 
 /// Between two looks at what can be stopped.
 const LOOK: Duration = Duration::from_millis(500);
+/// Between two looks at what will stop the servers.
+const WARN: Duration = Duration::from_secs(60);
 /// How long a daemon may take to end.
 const STOP_WAIT: Duration = Duration::from_secs(15);
 /// So many ports are tried where one is taken.
@@ -338,6 +341,7 @@ impl PageServer {
                 looking.stop_idle().await;
             }
         });
+        tokio::spawn(warn(supervisor.clone()));
         let mut terminate = signal(SignalKind::terminate()).map_err(Error::Failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Failed)?;
         tracing::info!(listen = %addresses.listen, http = %addresses.http, "ready");
@@ -366,6 +370,20 @@ fn token(repo: &Repo) -> Result<String, CommandError> {
             durable::replace(repo.tmp()?, &path, text.as_bytes()).map_err(Error::io("write", &path))?;
             Ok(text)
         }
+    }
+}
+
+/// Logs what will stop the servers if nobody acts, as long as it is so.
+async fn warn(supervisor: Arc<Supervisor>) {
+    loop {
+        let looking = supervisor.clone();
+        let look = tokio::task::spawn_blocking(move || health(&looking.repo()?)).await;
+        match look {
+            Ok(Ok(health)) => health.warnings.iter().for_each(|warning| tracing::warn!("{warning}")),
+            Ok(Err(error)) => tracing::warn!("{}", error.text()),
+            Err(error) => tracing::warn!("{error}"),
+        }
+        tokio::time::sleep(WARN).await;
     }
 }
 

@@ -18,6 +18,7 @@ use crate::objects::timeline::{Position, Timeline};
 use crate::objects::{ObjectId, Repo};
 use crate::plumbing::datadir::control::Control;
 use crate::plumbing::datadir::local;
+use crate::plumbing::health::{Health, health};
 use crate::plumbing::instance;
 use crate::plumbing::postgres::server::Status as Server;
 
@@ -40,6 +41,7 @@ pub struct Status {
     pub tags: Vec<Tag>,
     pub timelines: Vec<Epoch>,
     pub instances: Vec<Instance>,
+    pub health: Health,
 }
 
 #[derive(Debug, Serialize)]
@@ -228,6 +230,7 @@ pub fn status(supervisor: &Supervisor, addresses: &Addresses, sizes: &Sizes) -> 
         tags,
         timelines: lineage.timelines().into_iter().map(|timeline| epoch(&lineage, timeline)).collect(),
         instances: reached(instances(&repo, supervisor)?, addresses),
+        health: health(&repo)?,
     })
 }
 
@@ -241,6 +244,13 @@ pub fn measure(supervisor: &Supervisor) -> Result<(), CommandError> {
     snapshot_time.clear();
     cache_hits.clear();
     cache_misses.clear();
+    let health = health(&repo)?;
+    supervisor.metrics.disk_free.set(i64::try_from(health.free_bytes).unwrap_or(i64::MAX));
+    supervisor.metrics.unsealed.clear();
+    for unsealed in &health.unsealed {
+        let segments = i64::try_from(unsealed.segments).unwrap_or(i64::MAX);
+        supervisor.metrics.unsealed.get_or_create(&label(&unsealed.branch)).set(segments);
+    }
     for (name, value) in repo.refs().list(RefKind::Branch)? {
         let Ok(timeline) = repo.timelines().read(value.timeline()) else { continue };
         sealed.get_or_create(&label(name.short())).set(timeline.tip().lsn.0 as i64); // LSNs stay below 2^63

@@ -236,6 +236,11 @@ pub fn snapshot_below(dir: &Path) -> Result<Option<ObjectId>, Error> {
     Ok(Some(read.snapshot))
 }
 
+/// Returns where the layer in `dir` has the content of an inode, if it has any.
+pub fn content_path(dir: &Path, ino: u64) -> PathBuf {
+    dir.join(name_of(ino))
+}
+
 /// Returns the folder of the layer of a data directory in `dir`.
 pub fn dir(dir: &Path) -> PathBuf {
     dir.join("local")

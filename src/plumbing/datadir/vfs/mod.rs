@@ -31,7 +31,7 @@ use crate::objects::{ObjectId, Repo};
 use base::Base;
 use file::{Changed, Cx, LazyFile, Noted};
 use tree::Tree;
-pub use tree::{Kind, Node, ROOT};
+pub use tree::{Kind, Node, ROOT, number_of};
 
 #[cfg(test)]
 mod tests;

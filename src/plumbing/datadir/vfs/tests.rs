@@ -57,6 +57,7 @@ pub(super) fn repo_with(home: &Path, files: &[(&str, Vec<u8>)]) -> (Arc<Repo>, O
         core: Default::default(),
         postgres: Default::default(),
         snapshot: Default::default(),
+        gc: Default::default(),
         proxy: Default::default(),
         branch: Default::default(),
     };

@@ -16,6 +16,12 @@ pub const ROOT: u64 = 1;
 /// Those of a snapshot's entries begin here.
 pub const FIRST: u64 = 2;
 
+/// Returns the inode of the entry of a snapshot at `path`.
+pub fn number_of(snapshot: &Snapshot, path: &[u8]) -> Option<u64> {
+    let number = snapshot.entries.iter().position(|entry| entry.path == path)?;
+    Some(FIRST + number as u64)
+}
+
 /// What an inode is.
 #[derive(Debug, Clone)]
 pub enum Kind {

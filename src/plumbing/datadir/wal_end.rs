@@ -1,0 +1,162 @@
+//! Where active WAL ends (INVARIANT 6).
+//!
+//! PostgreSQL takes whatever is no valid record for the end of the WAL. A missing segment, a flipped bit and a page that
+//! never reached the disk look the same, so that is not enough to throw files away by. The end is believed once all
+//! that lies in the folder is durable, no segment before others is missing, and `pg_control`, where the data directory
+//! is at hand, does not know of WAL beyond it. That no server is alive is for the caller to know.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::vfs::number_of;
+use super::wal::WalFilesError;
+use super::{Error, local};
+use crate::objects::pg::control::ControlFile;
+use crate::objects::pg::wal::{PAGE, WalReader, is_header_of};
+use crate::objects::pg::{Lsn, segment};
+use crate::objects::timeline::wal::TimelineWal;
+use crate::objects::timeline::{Timeline, TimelineId};
+use crate::objects::{Repo, durable};
+
+/// An empty file in the folder of the active WAL: a server may have written there. Before that, the segments are being
+/// laid out, and some may be missing.
+pub const LAID_OUT: &str = "laid-out";
+
+/// Why an end of the WAL is not believed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Doubt {
+    #[error("its segment {file} is missing or cut short")]
+    Missing { file: String },
+    #[error("pg_control says that there was WAL up to {upto} at least")]
+    Control { upto: Lsn },
+}
+
+/// The segment files in a folder: first LSN, PostgreSQL's timeline id, path, length in bytes.
+struct Files(BTreeMap<Lsn, (u32, PathBuf, u64)>);
+
+impl Files {
+    fn list(dir: &Path, segment_size: u32) -> Result<Files, Error> {
+        let entries = match fs::read_dir(dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Files(BTreeMap::new())),
+            Err(error) => return Err(Error::io("list", dir)(error)),
+        };
+        let mut files = BTreeMap::new();
+        for entry in entries {
+            let entry = entry.map_err(Error::io("list", dir))?;
+            let name = entry.file_name();
+            let Some((timeline, start)) = name.to_str().and_then(|name| segment::parse_file_name(name, segment_size))
+            else {
+                continue;
+            };
+            let length = entry.metadata().map_err(Error::io("read", &entry.path()))?.len();
+            files.insert(start, (timeline, entry.path(), length));
+        }
+        Ok(Files(files))
+    }
+}
+
+/// Finds the end of the active WAL of `timeline`, of which no server is alive, which is where its last whole record ends,
+/// and makes all of it durable. `None` where the folder has no segment. `accepted` is an end that the user knows to be
+/// shorter than it should be: that one is believed. Costs a read of what is not sealed.
+pub fn find(repo: &Repo, timeline: TimelineId, accepted: Option<Lsn>) -> Result<Option<Lsn>, WalFilesError> {
+    let (dir, size) = (repo.timelines().wal_dir(timeline), repo.config().wal_segment_size);
+    let files = Files::list(&dir, size)?;
+    if !files.0.is_empty() {
+        // What a killed server left in the kernel's memory may be gone after a power cut.
+        match durable::sync_tree(&dir) {
+            // All of it was sealed meanwhile, and the folder emptied.
+            Err(error) if error.kind() == ErrorKind::NotFound => return find(repo, timeline, accepted),
+            synced => synced.map_err(Error::io("sync", &dir))?,
+        }
+    }
+    let read = repo.timelines().read(timeline)?;
+    let mut end = read.tip().lsn;
+    let mut doubt = None;
+    if let Some((postgres_timeline, _, _)) = files.0.values().next() {
+        let active = repo.active_segments(timeline, *postgres_timeline);
+        let source = TimelineWal::open(repo.store(), repo.timelines(), &read, end.segment_start(size), Some(active))?;
+        let mut reader = WalReader::new(source, repo.expected_wal(), end);
+        let error = loop {
+            if let Err(error) = reader.read() {
+                break error;
+            }
+        };
+        if !error.may_be_end() {
+            return Err(WalFilesError::Damaged { timeline, source: error });
+        }
+        end = reader.position_lsn();
+        let is_laid_out = end > read.sealed() || !read.log.wal.is_empty() || dir.join(LAID_OUT).exists();
+        doubt = missing(&files, *postgres_timeline, size, end, error.noticed_at()).filter(|_| is_laid_out);
+    }
+    let control = control(repo, timeline);
+    let known = control.map(|control| control.min_recovery_point.max(control.checkpoint.plus(1)));
+    if let Some(upto) = known.filter(|upto| *upto > end) {
+        doubt = doubt.or(Some(Doubt::Control { upto }));
+    }
+    if let Some(doubt) = doubt.filter(|_| accepted != Some(end)) {
+        return Err(WalFilesError::EndInDoubt { timeline, end, doubt });
+    }
+    Ok(Some(end).filter(|_| !files.0.is_empty()))
+}
+
+/// Returns the error that a timeline's folder has no segment at all, where there should be one.
+pub fn gone(repo: &Repo, timeline: &Timeline) -> WalFilesError {
+    let end = timeline.tip().lsn;
+    let file = segment::file_name(1, end, repo.config().wal_segment_size);
+    WalFilesError::EndInDoubt { timeline: timeline.id, end, doubt: Doubt::Missing { file } }
+}
+
+/// Returns what is wrong if the WAL ends because a segment is not there: one that holds what was read before, or one
+/// before others. `noticed` is where reading failed.
+fn missing(files: &Files, timeline: u32, size: u32, end: Lsn, noticed: Lsn) -> Option<Doubt> {
+    let start = noticed.segment_start(size);
+    let is_whole = files.0.get(&start).is_some_and(|(_, _, length)| *length == u64::from(size));
+    let is_needed = end > start || files.0.contains_key(&start) || files.0.range(start..).next().is_some();
+    (!is_whole && is_needed).then(|| Doubt::Missing { file: segment::file_name(timeline, start, size) })
+}
+
+/// Returns the segment files that have WAL of their own place behind `end`, which cannot be read on to, each with the
+/// first byte of that. A crash leaves such pages where PostgreSQL wrote and had not flushed; so does a flipped bit.
+/// Recycled segments have WAL of another place, and new ones zeroes.
+pub fn beyond(repo: &Repo, timeline: TimelineId, end: Lsn) -> Result<Vec<(PathBuf, u64)>, WalFilesError> {
+    let (size, expected) = (repo.config().wal_segment_size, repo.expected_wal());
+    let files = Files::list(&repo.timelines().wal_dir(timeline), size)?;
+    let mut found = Vec::new();
+    for (start, (_, path, length)) in files.0.range(end.segment_start(size)..) {
+        let from = if end > *start { end.since(*start) } else { 0 };
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let mut page = vec![0; PAGE];
+        let mut at = from - from % PAGE as u64;
+        while at + PAGE as u64 <= *length {
+            file.read_exact_at(&mut page, at).map_err(Error::io("read", path))?;
+            let unread = &page[from.saturating_sub(at).min(PAGE as u64) as usize..]; // at most a page
+            if is_header_of(&page, &expected, start.plus(at)) && unread.iter().any(|byte| *byte != 0) {
+                found.push((path.clone(), from));
+                break;
+            }
+            at += PAGE as u64;
+        }
+    }
+    Ok(found)
+}
+
+/// Returns `pg_control` of the data directory of `timeline`, if that is at hand. Of a lazy one it is read from the local
+/// layer, never through the mount. One that is damaged says nothing.
+fn control(repo: &Repo, timeline: TimelineId) -> Option<ControlFile> {
+    const NAME: &str = "global/pg_control";
+    let dir = repo.datadir(timeline);
+    let layer = local::dir(&dir);
+    let path = match local::snapshot_below(&layer).ok().flatten() {
+        Some(id) => {
+            let snapshot = repo.store().snapshot(&id).ok()?;
+            local::content_path(&layer, number_of(&snapshot, NAME.as_bytes())?)
+        }
+        None if layer.exists() => return None,
+        None => dir.join("data").join(NAME),
+    };
+    ControlFile::parse(&fs::read(path).ok()?, repo.expected_wal().version).ok()
+}

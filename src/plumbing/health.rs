@@ -1,0 +1,116 @@
+//! What will stop the servers if nobody acts: WAL that cannot be sealed, and a disk that is nearly full.
+
+use std::fs;
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::statvfs;
+
+use super::instance;
+use super::trash;
+use crate::error::CommandError;
+use crate::objects::Repo;
+
+/// PostgreSQL hands over a completed segment at once. One that waits for longer could not be sealed.
+const LATE: Duration = Duration::from_secs(60);
+/// A disk with less room is nearly full: a twentieth of it, but no more than this, bytes.
+const ROOM: u64 = 5 << 30;
+
+/// How the repository is doing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Health {
+    /// What is free on the repository's disk, and all of it, bytes.
+    pub free_bytes: u64,
+    pub disk_bytes: u64,
+    pub trash_bytes: u64,
+    /// Branches with completed segments that are not sealed.
+    pub unsealed: Vec<Unsealed>,
+    /// What to act upon, for people.
+    pub warnings: Vec<String>,
+}
+
+/// Completed segments of a branch that wait to be sealed.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Unsealed {
+    pub branch: String,
+    pub segments: u64,
+    /// How long the oldest one has waited.
+    pub seconds: u64,
+}
+
+impl Unsealed {
+    fn is_late(&self) -> bool {
+        self.seconds > LATE.as_secs()
+    }
+}
+
+/// Looks at the disk, at what PostgreSQL has handed over, and at the trash. Costs the names of the active segments.
+pub fn health(repo: &Repo) -> Result<Health, CommandError> {
+    let disk = statvfs(repo.dir()).map_err(std::io::Error::from)?;
+    let mut health = Health {
+        free_bytes: disk.f_bavail.saturating_mul(disk.f_frsize),
+        disk_bytes: disk.f_blocks.saturating_mul(disk.f_frsize),
+        trash_bytes: trash::list(repo)?.iter().map(|row| row.bytes).sum(),
+        ..Health::default()
+    };
+    for instance in instance::list(repo)?.into_iter().filter(|instance| !instance.is_read_only()) {
+        let Some(timeline) = instance.timeline() else { continue };
+        let dir = repo.timelines().wal_dir(timeline).join("archive_status");
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        let ready = entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "ready"));
+        let since: Vec<SystemTime> = ready.filter_map(|entry| entry.metadata().ok()?.modified().ok()).collect();
+        let Some(oldest) = since.iter().min() else { continue };
+        let seconds = oldest.elapsed().unwrap_or_default().as_secs();
+        health.unsealed.push(Unsealed { branch: instance.config.branch, segments: since.len() as u64, seconds });
+    }
+    health.warnings = warnings(&health, repo.config().gc.trash_limit);
+    Ok(health)
+}
+
+fn warnings(health: &Health, trash_limit: u64) -> Vec<String> {
+    let mut warnings = Vec::new();
+    for late in health.unsealed.iter().filter(|unsealed| unsealed.is_late()) {
+        let Unsealed { branch, segments, seconds } = late;
+        warnings.push(format!(
+            "the WAL of '{branch}' cannot be sealed: {segments} segments wait, the oldest for {seconds} s, and take more and \
+             more of the disk; its log says why: zenith pg list"
+        ));
+    }
+    let megabytes = |bytes: u64| bytes >> 20;
+    if health.free_bytes < ROOM.min(health.disk_bytes / 20) {
+        let (free, total) = (megabytes(health.free_bytes), megabytes(health.disk_bytes));
+        warnings.push(format!("the disk is nearly full: {free} MiB of {total} MiB are free; servers stop when it is"));
+    }
+    if health.trash_bytes > trash_limit {
+        let (bytes, limit) = (megabytes(health.trash_bytes), megabytes(trash_limit));
+        warnings.push(format!(
+            "the trash holds {bytes} MiB, more than its {limit} MiB, and commits in all of it: zenith trash"
+        ));
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_nearly_full_at_a_twentieth_or_five_gibibytes() {
+        let told = |free_bytes, disk_bytes| {
+            !warnings(&Health { free_bytes, disk_bytes, ..Health::default() }, u64::MAX).is_empty()
+        };
+        assert!(told(4 << 30, 100 << 30));
+        assert!(!told(6 << 30, 100 << 30));
+        assert!(told(4 << 30, 10 << 40));
+        assert!(!told(6 << 30, 10 << 40));
+    }
+
+    #[test]
+    fn a_segment_that_was_just_completed_is_not_late() {
+        let told = |seconds| {
+            let unsealed = vec![Unsealed { branch: "main".into(), segments: 1, seconds }];
+            !warnings(&Health { unsealed, ..Health::default() }, u64::MAX).is_empty()
+        };
+        assert!(!told(5));
+        assert!(told(61));
+    }
+}

@@ -1,0 +1,210 @@
+//! What becomes of an epoch: one that changed anything is kept, whoever stops it and however its start ends.
+
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use zenith::objects::Repo;
+use zenith::objects::pg::wal::WalReader;
+use zenith::objects::pg::{Lsn, segment};
+
+use crate::support::{Env, majors, pg_program};
+
+#[test]
+fn branches_and_tags_made_beside_stop_name_timelines_that_are_there() {
+    let env = Env::init();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for kind in ["branch", "tag"] {
+            let (env, over) = (&env, &over);
+            scope.spawn(move || {
+                for number in 0.. {
+                    if over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let made = env.run([kind, &format!("{kind}{number}"), "main"]);
+                    // One that comes amid a start or a stop may be refused, never half made.
+                    assert!(made.code == 0 || made.code == 1 && !made.err.contains("timeline"), "{made:?}");
+                }
+            });
+        }
+        for _ in 0..8 {
+            env.run(["start"]).ok();
+            env.run(["stop"]).ok();
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    assert!(env.run(["show-ref", "--branches"]).ok().lines().count() > 2);
+    env.run(["log", "--graph", "--oneline"]).ok();
+    env.run(["rev-list", "--all"]).ok();
+    env.run(["fsck"]).ok();
+}
+
+#[test]
+fn a_ref_to_a_missing_timeline_does_not_hide_the_others() {
+    let env = Env::init();
+    env.run(["branch", "gone", "main"]).ok();
+    env.run(["branch", "sound", "main"]).ok();
+    let timeline = env.run(["rev-parse", "gone"]).ok()[..32].to_owned();
+    std::fs::remove_dir_all(env.repo().join("timelines").join(&timeline)).unwrap();
+    for args in [&["log", "--graph", "--oneline"][..], &["log", "--all", "--json"], &["rev-list", "--all"], &["branch"]]
+    {
+        let ran = env.run(args);
+        let sound = env.run(["rev-parse", "sound"]).ok();
+        assert!(ran.out.contains("sound") || ran.out.contains(&sound[..32]), "{ran:?}");
+        ran.fails(3, &["refs/branches/gone", &timeline, "zenith update-ref -d refs/branches/gone"]);
+    }
+    env.run(["fsck"]).fails(3, &[]);
+    env.run(["update-ref", "-d", "refs/branches/gone"]).ok();
+    env.run(["log", "--graph"]).ok();
+}
+
+#[test]
+fn an_epoch_that_changed_anything_is_kept_although_nothing_was_committed() {
+    let env = Env::init();
+    env.run(["config", "branch.main.postgres.max_prepared_transactions", "5"]).ok();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select g from generate_series(1, 20000) g");
+    env.sql("main", "begin; insert into t values (-1); prepare transaction 'p'");
+    env.run(["stop"]).ok();
+    // A prepared transaction is undone.
+    env.run(["start"]).ok();
+    env.sql("main", "rollback prepared 'p'");
+    env.run(["stop"]).ok();
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "select count(*) from pg_prepared_xacts"), "0");
+    // Hint bits are written once, not by every epoch again.
+    env.sql("main", "select count(*) from t");
+    env.run(["stop"]).ok();
+    env.run(["start"]).ok();
+    env.sql("main", "select count(*) from t");
+    let stopped = env.run(["stop"]).ok();
+    assert!(stopped.contains("nothing was committed"), "{stopped}");
+    // A frozen table stays frozen.
+    env.run(["start"]).ok();
+    env.sql("main", "vacuum freeze t");
+    let frozen = env.sql("main", "select relfrozenxid from pg_class where relname = 't'");
+    env.run(["stop"]).ok();
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "select relfrozenxid from pg_class where relname = 't'"), frozen);
+}
+
+#[test]
+fn what_a_client_commits_before_a_start_fails_is_kept() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t (n int)");
+    let server = env.server_env("main");
+    env.run(["stop"]).ok();
+    for round in 0.. {
+        assert!(round < 20, "the start is never caught before it looks");
+        let mut start = env.command(["start"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let pid = Pid::from_raw(start.id() as i32);
+        let socket = server.iter().find(|(name, _)| *name == "PGHOST").unwrap().1.clone();
+        let port = server.iter().find(|(name, _)| *name == "PGPORT").unwrap().1.clone();
+        let socket = std::path::Path::new(&socket).join(format!(".s.PGSQL.{port}"));
+        let patience = Instant::now() + Duration::from_secs(60);
+        while !socket.exists() && start.try_wait().unwrap().is_none() && Instant::now() < patience {}
+        let _ = kill(pid, Signal::SIGSTOP);
+        let mut insert = pg_program("psql");
+        insert.envs(server.clone()).args(["-Xqc", "insert into t values (42)"]).stderr(Stdio::null());
+        while !insert.status().unwrap().success() {
+            assert!(Instant::now() < patience, "the server does not come up");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let _ = kill(pid, Signal::SIGINT);
+        let _ = kill(pid, Signal::SIGCONT);
+        let failed = start.wait().unwrap().code() == Some(130);
+        env.run(["start"]).ok();
+        let rows = env.sql("main", "select count(*) from t");
+        assert_eq!(rows, (round + 1).to_string(), "failed: {failed}");
+        env.run(["stop"]).ok();
+        if failed {
+            return;
+        }
+    }
+}
+
+/// What every server writes by itself, by the names of `pg_waldump`. A checkpoint is told from its redo point by version.
+const NOISE: [&str; 9] = [
+    "XLOG CHECKPOINT_SHUTDOWN",
+    "XLOG CHECKPOINT_ONLINE",
+    "XLOG CHECKPOINT_REDO",
+    "XLOG NOOP",
+    "XLOG SWITCH",
+    "XLOG PARAMETER_CHANGE",
+    "XLOG FPW_CHANGE",
+    "XLOG END_OF_RECOVERY",
+    "Standby RUNNING_XACTS",
+];
+
+#[test]
+fn the_records_that_change_nothing_are_those_of_the_list() {
+    for (major, bin) in majors() {
+        if !bin.join("pg_waldump").exists() {
+            println!("SKIPPED: PostgreSQL {major} here has no pg_waldump");
+            continue;
+        }
+        let env = Env::with_bin(&bin);
+        env.run(["init"]).ok();
+        env.run(["start"]).ok();
+        env.sql("main", "alter system set max_connections = 77");
+        env.run(["restart", "main"]).ok();
+        env.sql("main", "create table t as select g from generate_series(1, 1000) g");
+        env.sql("main", "begin; lock table t; insert into t values (1); rollback");
+        env.sql("main", "checkpoint");
+        env.sql("main", "select count(*) from t");
+        env.sql("main", "vacuum freeze t");
+        env.sql("main", "select pg_create_restore_point('here')");
+        env.sql("main", "select pg_switch_wal()");
+        env.sql("main", "checkpoint");
+        env.sql("main", "insert into t values (1)");
+        let timeline = env.run(["rev-parse", "main"]).ok()[..32].to_owned();
+        let dir = env.repo().join("timelines").join(&timeline).join("wal");
+        // Then the first segment is whole too.
+        let (prepared, patience) = (env.repo().join("datadirs").join(&timeline).join("prepared"), Instant::now());
+        while !prepared.exists() && patience.elapsed() < Duration::from_secs(30) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let names = std::fs::read_dir(&dir).unwrap().flatten().map(|entry| entry.file_name());
+        let mut names: Vec<_> = names.filter(|name| name.len() == 24).collect();
+        names.sort();
+        let repo = Repo::open(&env.repo()).unwrap();
+        let size = repo.config().wal_segment_size;
+        let start = segment::parse_file_name(names[0].to_str().unwrap(), size).unwrap().1;
+        let source = repo.active_segments(timeline.parse().unwrap(), 1);
+        let expected = repo.expected_wal();
+        let text = String::from_utf8(
+            std::process::Command::new(bin.join("pg_waldump"))
+                .arg("-p")
+                .arg(&dir)
+                .args(&names)
+                .output()
+                .unwrap()
+                .stdout,
+        );
+        let text = text.unwrap();
+        let word = |line: &str, after: &str| {
+            line.split(after).nth(1).unwrap().trim_start().split([',', ' ']).next().unwrap().to_owned()
+        };
+        let theirs: std::collections::BTreeMap<Lsn, bool> = text
+            .lines()
+            .map(|line| {
+                let name = format!("{} {}", word(line, "rmgr:"), word(line, "desc:"));
+                (word(line, "lsn:").parse().unwrap(), NOISE.contains(&name.as_str()))
+            })
+            .collect();
+        let first = theirs.first_key_value().map_or(start, |(lsn, _)| *lsn);
+        let mut reader = WalReader::new(source, expected, first);
+        let mut seen = [0, 0];
+        while let Ok(record) = reader.read() {
+            let Some(is_noise) = theirs.get(&record.start) else { break };
+            assert_eq!(record.changes_nothing(), *is_noise, "PostgreSQL {major}, at {}", record.start);
+            seen[usize::from(*is_noise)] += 1;
+        }
+        assert!(seen[0] > 20 && seen[1] > 2, "PostgreSQL {major}: {seen:?}");
+    }
+}

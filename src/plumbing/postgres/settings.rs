@@ -287,8 +287,8 @@ mod tests {
     fn value(settings: &Settings, major: u32, dir: &Path, name: &str) -> Option<String> {
         let arguments = settings.arguments(major, dir);
         let start = format!("{name}=");
-        let values = arguments.iter().filter_map(|word| word.to_str()?.strip_prefix(&start).map(str::to_owned));
-        values.last()
+        let mut values = arguments.iter().filter_map(|word| word.to_str()?.strip_prefix(&start).map(str::to_owned));
+        values.next_back()
     }
 
     #[test]

@@ -123,3 +123,21 @@ fn commits(env: &Env) -> Vec<Commit> {
     }
     commits
 }
+
+#[test]
+fn what_a_client_saw_is_in_a_branch_that_is_made_then() {
+    let env = Env::init();
+    // A commit that its own client does not wait for.
+    env.run(["config", "branch.main.postgres.wal_writer_delay", "500ms"]).ok();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t (i int)");
+    for round in 0..3 {
+        env.sql("main", "set synchronous_commit = off; insert into t values (1)");
+        let seen = env.sql("main", "select count(*) from t");
+        let name = format!("b{round}");
+        env.run(["branch", &name]).ok();
+        env.run(["start", &name]).ok();
+        assert_eq!(env.sql(&name, "select count(*) from t"), seen);
+        env.run(["stop", &name, "--mode", "immediate"]).ok();
+    }
+}

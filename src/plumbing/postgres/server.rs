@@ -26,6 +26,10 @@ use crate::progress::Progress;
 const CONNECT_WAIT: Duration = Duration::from_secs(10);
 /// How long a server whose start failed may take to react to a signal, before it gets a harder one.
 const UNDO_WAIT: Duration = Duration::from_secs(10);
+/// How long WAL that is written may take to be flushed by itself.
+const FLUSH_WAIT: Duration = Duration::from_secs(2);
+/// `SizeOfXLogLongPHD` (`src/include/access/xlog_internal.h`), bytes.
+const LONGEST_PAGE_HEADER: u64 = 40;
 /// How long a server that lives may give no answer before that is an error.
 const DOUBT_WAIT: Duration = Duration::from_secs(20);
 /// Between two looks at a server that starts or stops: short at first, longer where it takes its time.
@@ -283,12 +287,27 @@ pub fn wait_until_it_answers(alive: &Alive, endpoint: &Endpoint, progress: &dyn 
     Ok(false)
 }
 
-/// Asks a server how far its WAL is flushed.
+/// Returns how far a server's WAL is flushed, once all is that was written before this call: a commit with synchronous_commit = off
+/// is seen by others before it is durable, and whoever saw it expects it in a branch that is made then. PostgreSQL's WAL writer
+/// flushes it within three times wal_writer_delay; a server that takes longer than [`FLUSH_WAIT`] is not waited for.
 pub fn flushed_lsn(endpoint: &Endpoint) -> Result<Lsn, Error> {
-    let row = connect(endpoint)?.query_one("SELECT pg_current_wal_flush_lsn()::text", &[]);
-    let row = row.map_err(|source| Error::Query { port: endpoint.port, source })?;
-    let text: String = row.get(0);
-    text.parse().map_err(|error| Error::Failed { program: "postgres", output: format!("{error}") })
+    let query = |source| Error::Query { port: endpoint.port, source };
+    let mut client = connect(endpoint)?;
+    let mut ask = |function: &str| {
+        let text: String = client.query_one(&format!("SELECT {function}()::text"), &[]).map_err(query)?.get(0);
+        text.parse().map_err(|error| Error::Failed { program: "postgres", output: format!("{error}") })
+    };
+    let written: Lsn = ask("pg_current_wal_insert_lsn")?;
+    let begun = Instant::now();
+    loop {
+        let flushed: Lsn = ask("pg_current_wal_flush_lsn")?;
+        // The one counts the header of a page in which there is nothing yet, the other does not.
+        let is_page_empty = flushed == written.page_start() && written.since(flushed) <= LONGEST_PAGE_HEADER;
+        if flushed >= written || is_page_empty || begun.elapsed() > FLUSH_WAIT {
+            return Ok(flushed);
+        }
+        sleep(LONGEST_PAUSE);
+    }
 }
 
 /// Returns how many clients are connected to a server, beside the one who asks.

@@ -152,6 +152,8 @@ fn the_records_that_change_nothing_are_those_of_the_list() {
         env.run(["init"]).ok();
         env.run(["start"]).ok();
         env.sql("main", "alter system set max_connections = 77");
+        // A segment that is sealed would be used again.
+        env.sql("main", "alter system set wal_keep_size = '1GB'");
         env.run(["restart", "main"]).ok();
         env.sql("main", "create table t as select g from generate_series(1, 1000) g");
         env.sql("main", "begin; lock table t; insert into t values (1); rollback");

@@ -30,7 +30,7 @@ fn read(start: Lsn, bytes: &[u8], expected: Expected) {
     while let Ok(record) = reader.read() {
         assert!(record.start >= before && record.end > record.start || record.end == Lsn::MAX);
         assert_eq!(record.bytes.len(), record.length() as usize);
-        let _ = (record.commit(), record.prepares(), record.backup_end(), record.tablespace_in_place());
+        let _ = (record.commit(), record.changes_nothing(), record.backup_end(), record.tablespace_in_place());
         let _ = (record.resource_manager_name(), record.is_switch());
         if let Ok((blocks, main)) = record.body() {
             assert!(blocks.len() <= 33 && main.len() <= record.bytes.len());

@@ -198,19 +198,6 @@ impl Held {
         let written = file.rewind().and_then(|()| file.set_len(0)).and_then(|()| writeln!(file, "{postmaster}"));
         written.map_err(Error::io("write", &self.path))
     }
-
-    /// Returns the postmaster that was started with it, as long as that lives.
-    pub fn postmaster(&self) -> Option<Process> {
-        let mut text = String::new();
-        let mut file = &self.file;
-        file.rewind().and_then(|()| file.take(100).read_to_string(&mut text)).ok()?;
-        text.parse().ok().filter(Process::is_alive)
-    }
-
-    /// Returns the processes of the server that was started with it.
-    pub fn inheritors(&self) -> Result<Vec<Process>, Error> {
-        inheritors(&self.file).map_err(Error::io("look for who has", &self.path))
-    }
 }
 
 fn identity(metadata: &fs::Metadata) -> String {

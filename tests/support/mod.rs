@@ -178,7 +178,7 @@ impl Env {
 
     /// Returns what is mounted in this folder.
     pub fn mounts(&self) -> Vec<String> {
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mounts = String::from_utf8_lossy(&std::fs::read("/proc/self/mountinfo").unwrap()).into_owned();
         let own = self.path().to_string_lossy().into_owned();
         mounts.lines().filter(|line| line.contains(&own)).map(str::to_owned).collect()
     }

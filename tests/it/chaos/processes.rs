@@ -101,7 +101,8 @@ pub fn all(root: &Path) -> Vec<Process> {
 
 /// Returns where something is mounted below `root`.
 pub fn mounts(root: &Path) -> Vec<String> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    // Others may have mounts whose names are no UTF-8.
+    let table = String::from_utf8_lossy(&fs::read("/proc/self/mountinfo").unwrap()).into_owned();
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));
     points.filter(|point| Path::new(point).starts_with(root)).map(str::to_owned).collect()
 }
@@ -135,11 +136,31 @@ pub fn autopsy(root: &Path) -> String {
     text
 }
 
-/// Returns a thread's state, its name, and where in the kernel it is.
-fn doing(dir: &Path) -> String {
+/// Returns what a process waits for, and its children.
+pub fn waits(pid: u32) -> String {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mut all = Vec::new();
+    for thread in threads {
+        all.push(state(&thread.path()));
+        let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        all.extend(
+            children.split_whitespace().map(|child| format!("its child: {}", state(&Path::new("/proc").join(child)))),
+        );
+    }
+    all.join("; ")
+}
+
+/// Returns a thread's state, its name, and what in the kernel it waits for.
+fn state(dir: &Path) -> String {
     let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap_or_default();
-    let (stat, stack) = (read("stat"), read("stack"));
+    let stat = read("stat");
     let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).unwrap_or('?');
+    format!("{state} {} {}", read("comm").trim(), read("wchan"))
+}
+
+/// Returns the same, and how it got there.
+fn doing(dir: &Path) -> String {
+    let stack = fs::read_to_string(dir.join("stack")).unwrap_or_default();
     let stack: Vec<&str> = stack.lines().filter_map(|line| line.split(' ').nth(1)).collect();
-    format!("{state} {} {} {}", read("comm").trim(), read("wchan"), stack.join(" "))
+    format!("{} {}", state(dir), stack.join(" "))
 }

@@ -17,6 +17,9 @@ use crate::support::Env;
 
 /// The longest that a command may take, and anything that a client waits for.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+/// From when on it is noted what a command does that takes long, and how often.
+const LONG: Duration = Duration::from_secs(8);
+const LOOK: Duration = Duration::from_secs(3);
 
 /// A branch, or a tag, and what it holds.
 #[derive(Debug)]
@@ -152,6 +155,7 @@ impl World {
         let mut child =
             self.env.command(args).stdin(Stdio::null()).stdout(file("out")).stderr(file("err")).spawn().unwrap();
         let mut killed = killed.map(|(after, signal)| (Duration::from_millis(after.into()), signal));
+        let mut looks = 0;
         let status = loop {
             if let Some(status) = child.try_wait().unwrap() {
                 break Some(status);
@@ -162,6 +166,11 @@ impl World {
                 let _ = kill(Pid::from_raw(child.id() as i32), signal); // not waited for yet, so it is the same
                 killed = None;
                 self.count(format!("command killed by {signal}"));
+            }
+            if begun.elapsed() > LONG + looks * LOOK {
+                looks += 1;
+                let does = processes::waits(child.id());
+                println!("zenith {} has taken {:.0?}: {does}", args.join(" "), begun.elapsed());
             }
             if begun.elapsed() > PATIENCE {
                 self.violate(format!(

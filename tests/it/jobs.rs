@@ -190,6 +190,42 @@ fn servers_stop_side_by_side_and_are_told_in_order() {
 }
 
 #[test]
+fn a_stop_waits_for_another_command_no_longer_than_for_the_server() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    let lock = std::fs::File::open(env.repo().join("instances/pg1/lock")).unwrap();
+    lock.lock().unwrap();
+    env.run(["stop", "--timeout", "1"]).fails(1, &["another command is starting or stopping 'main'"]);
+    drop(lock);
+    env.run(["stop"]).ok();
+}
+
+#[test]
+fn a_stop_does_not_hold_up_the_snapshot_that_it_waits_for() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select 1 i");
+    let timeline = std::fs::read_dir(env.repo().join("datadirs")).unwrap().next().unwrap().unwrap().path();
+    let lock = std::fs::File::create(timeline.join("snapshot.lock")).unwrap();
+    lock.lock().unwrap();
+    std::thread::scope(|scope| {
+        let stop = scope.spawn(|| env.run(["stop"]));
+        wait_until("the server's end", || env.json(["pg", "list", "--json"])[0]["running"] == false);
+        // As a snapshot does at its end.
+        env.run(["seal-wal", "main"]).ok();
+        assert!(!stop.is_finished());
+        // And others have the server's lock for as long as it takes to seal.
+        let id = timeline.file_name().unwrap();
+        let alive = std::fs::File::open(env.repo().join("timelines").join(id).join("alive")).unwrap();
+        alive.lock().unwrap();
+        drop(lock);
+        sleep(Duration::from_secs(1));
+        drop(alive);
+        stop.join().unwrap().ok();
+    });
+}
+
+#[test]
 fn a_file_system_at_rest_takes_little_memory() {
     let env = Env::init();
     env.run(["start"]).ok();

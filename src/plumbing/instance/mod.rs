@@ -9,8 +9,8 @@
 //! the past `instances/<name>/alive`: see [`alive`](crate::plumbing::postgres::alive).
 //!
 //! # Locks
-//! Any number of commands run at once. They lock in one order: an instance, then its server's, then `instances/lock`, which
-//! is held only while an instance is named or numbered, then a timeline's log or the refs. Whoever found an instance
+//! Any number of commands run at once. They lock in one order: an instance, then its `snapshot.lock`, then its server's, then
+//! `instances/lock`, which is held only while an instance is named or numbered, then a timeline's log or the refs. Whoever found an instance
 //! without a lock finds out in [`Instance::hold`] whether it is still that one, and looks again if it is not; whoever
 //! lists puts up with what goes away meanwhile.
 //!
@@ -28,7 +28,7 @@ pub mod start;
 pub mod stop;
 pub mod superuser;
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
@@ -210,13 +210,32 @@ impl Instance {
     /// Waits until nobody else starts, stops or forgets the instance, and keeps others waiting. Returns it as it is then.
     /// It is [unknown](Error::Unknown) if it was forgotten meanwhile, even if its name is another's by now.
     pub fn hold(&self, repo: &Repo) -> Result<(Held, Instance), Error> {
+        self.hold_with(repo, File::lock)
+    }
+
+    /// Does so for no longer than until `patience`: then the instance is [busy](Error::Busy).
+    pub fn hold_until(&self, repo: &Repo, patience: Instant) -> Result<(Held, Instance), Error> {
+        self.hold_with(repo, |file| {
+            loop {
+                match file.try_lock() {
+                    Err(TryLockError::WouldBlock) if Instant::now() < patience => sleep(PAUSE),
+                    taken => return Ok(taken?),
+                }
+            }
+        })
+    }
+
+    fn hold_with(&self, repo: &Repo, lock: impl Fn(&File) -> io::Result<()>) -> Result<(Held, Instance), Error> {
         let unknown = || Error::Unknown(self.name.clone());
         let path = Instance::dir(repo, &self.name).join("lock");
         let file = match File::options().create(true).truncate(false).write(true).open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(unknown()),
             file => file.map_err(io_error("open", &path))?,
         };
-        file.lock().map_err(io_error("lock", &path))?;
+        lock(&file).map_err(|source| match source.kind() {
+            io::ErrorKind::WouldBlock => Error::Busy(self.config.branch.clone()),
+            _ => io_error("lock", &path)(source),
+        })?;
         let inode = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
         let own = file.metadata().map(inode).map_err(io_error("read", &path))?;
         if fs::metadata(&path).map(inode).ok() != Some(own) {

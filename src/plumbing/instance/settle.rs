@@ -72,8 +72,11 @@ pub fn settle_at(
     }
     let branch = instance.config.branch.clone();
     let data = repo.datadir(id).join("data");
+    // Before the server's lock, for which a snapshot that is under way waits at its end. Where it cannot be taken there are no
+    // files to take one of.
+    let _lock = super::snapshot::Lock::wait(repo, id);
     // Nobody is alive, and nobody starts meanwhile; the file system's process sees that its files are needed.
-    let held = instance.alive(repo).take_from_the_dead()?;
+    let held = instance.alive(repo).take_after_others()?;
     secure_end(repo, &branch, (id, &held), accepted, signature)?;
     let set_aside = |why: &str| {
         mount::unmount(&repo.datadir(id))?;
@@ -94,7 +97,6 @@ pub fn settle_at(
     }
     slots::put_away(repo, id, &data)?;
     let timeline = repo.timelines().read(id)?;
-    let _lock = super::snapshot::Lock::wait(repo, id);
     let snapshot = snapshot_if_exact(repo, &timeline, &data, signature.time_us, progress)?;
     match snapshot {
         Some(_) => mount::remove(&repo.datadir(id))?,

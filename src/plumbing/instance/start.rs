@@ -159,7 +159,7 @@ fn resume(
     if !repo.timelines().exists(timeline) {
         return Ok(None);
     }
-    let held = instance.alive(repo).take_from_the_dead()?;
+    let held = instance.alive(repo).take_after_others()?;
     mount::unmount(&dir)?;
     // PostgreSQL overwrites what lies behind the end that it finds.
     secure_end(repo, &instance.config.branch, (timeline, &held), None, cx.signature)?;

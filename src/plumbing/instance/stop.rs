@@ -1,6 +1,6 @@
 //! Ends a server and closes its epoch.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::settle::{Settled, settle, settle_at};
 use super::{Error, Instance, read_only};
@@ -11,8 +11,13 @@ use crate::objects::refs::Signature;
 use crate::plumbing::postgres::server::{self, Mode, Status};
 use crate::progress::Progress;
 
+/// How long a server may take at least, however long other commands were waited for.
+const AT_LEAST: Duration = Duration::from_secs(1);
+
 /// Stops an instance, if its server runs, and closes its epoch; one that is read-only is forgotten. Does nothing if another
-/// command has done that, and forgot the instance. Costs the WAL that is not sealed yet and the blocks that changed, or reading all files of a data directory that is not lazy.
+/// command has done that, and forgot the instance. Waits for other commands and
+/// for the server no longer than `timeout` in all. Costs the WAL that is not sealed yet and the blocks that changed, or
+/// reading all files of a data directory that is not lazy.
 pub fn stop(
     repo: &Repo,
     instance: &Instance,
@@ -36,7 +41,8 @@ pub fn stop_if(
     progress: &dyn Progress,
     is_meant: impl FnOnce(&Instance) -> Result<bool, CommandError>,
 ) -> Result<Option<Settled>, CommandError> {
-    let (held, mut instance) = match instance.hold(repo) {
+    let patience = Instant::now() + timeout;
+    let (held, mut instance) = match instance.hold_until(repo, patience) {
         Err(Error::Unknown(_)) => return Ok(Some(Settled::Nothing)),
         held => held?,
     };
@@ -44,6 +50,7 @@ pub fn stop_if(
         return Ok(None);
     }
     if instance.timeline().is_some() {
+        let timeout = patience.saturating_duration_since(Instant::now()).max(AT_LEAST);
         server::stop(&instance.alive(repo), mode, timeout, &instance.log(repo), progress)?;
     }
     if instance.is_read_only() {

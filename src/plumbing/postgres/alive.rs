@@ -37,6 +37,8 @@ const VARIABLE: &str = "ZENITH_ALIVE";
 pub const GRACE: Duration = Duration::from_secs(5);
 /// Others look at the lock for an instant, by sharing it.
 const LOOKS: Duration = Duration::from_millis(500);
+/// How long other commands are waited for that have the lock.
+const OTHERS: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(2);
 /// How long processes that were killed may take to go.
 const KILLED: Duration = Duration::from_secs(10);
@@ -133,6 +135,17 @@ impl Alive {
             self.end_orphans(Instant::now())?;
         }
         self.take()
+    }
+
+    /// Does so once other commands are done that see to what the server left: they seal it, and some begin at any time.
+    pub fn take_after_others(&self) -> Result<Held, Error> {
+        let patience = Instant::now() + OTHERS;
+        loop {
+            match self.take_from_the_dead() {
+                Err(Error::StillAlive { .. }) if self.postmaster()?.is_none() && Instant::now() < patience => {}
+                taken => return taken,
+            }
+        }
     }
 
     /// Waits until all that a server started is gone; from `patience` on what is left is killed.

@@ -70,6 +70,7 @@ const LOOK: Duration = Duration::from_millis(500);
 const WARN: Duration = Duration::from_secs(60);
 /// How long a daemon may take to end.
 const STOP_WAIT: Duration = Duration::from_secs(15);
+const PAUSE: Duration = Duration::from_millis(5);
 /// So many ports are tried where one is taken.
 const MOST_TRIED: usize = 1000;
 /// After a failed accept, such as for want of file descriptors.
@@ -226,11 +227,18 @@ fn open_lock(repo: &Repo) -> Result<PidLock, Error> {
     PidLock::open(&path).map_err(Error::io("open", &path))
 }
 
+/// Takes the lock for this process. A page server that ends, and says no more where it listens, is waited for.
 fn take_lock(repo: &Repo) -> Result<PidLock, Error> {
     let mut lock = open_lock(repo)?;
-    if !lock.try_take() {
-        return Err(Error::Runs(pid_of(&mut lock)));
+    let patience = Instant::now() + STOP_WAIT;
+    while !lock.try_take() {
+        if running(repo)?.is_some() || Instant::now() > patience {
+            return Err(Error::Runs(pid_of(&mut lock)));
+        }
+        std::thread::sleep(PAUSE);
     }
+    // Where one was that was killed.
+    let _ = fs::remove_file(dir(repo).join("address"));
     lock.note().map_err(Error::io("write", &dir(repo).join("lock")))?;
     Ok(lock)
 }
@@ -270,7 +278,7 @@ pub fn stop(repo: &Repo) -> Result<Option<i32>, Error> {
         if Instant::now() > patience {
             return Err(Error::Stays);
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(PAUSE);
     }
     Ok(Some(pid))
 }
@@ -351,11 +359,12 @@ impl PageServer {
             _ = interrupt.recv() => {}
         }
         tracing::info!("ends");
+        // First: whoever starts the next one waits for this one then, rather than to take it for one that stays.
+        let _ = fs::remove_file(path);
         accepting.abort();
         accepting_unix.abort();
         proxy.end().await;
         let _ = fs::remove_file(socket_path(&addresses.socket_dir, addresses.listen.port()));
-        let _ = fs::remove_file(path);
         Ok(())
     }
 }

@@ -126,6 +126,25 @@ fn a_daemon_that_ends_takes_no_server_down() {
 }
 
 #[test]
+fn a_page_server_that_ends_is_waited_for_by_the_next_one() {
+    let env = Env::init();
+    let start = ["pageserver", "start", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+    env.run(start).ok();
+    env.run(["pageserver", "stop"]).ok();
+    // One that ends has the lock, and says no more where it listens.
+    let lock = std::fs::File::open(env.repo().join("pageserver/lock")).unwrap();
+    lock.lock().unwrap();
+    std::thread::scope(|scope| {
+        let next = scope.spawn(|| env.run(start));
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(!next.is_finished());
+        drop(lock);
+        next.join().unwrap().ok();
+    });
+    env.run(["pageserver", "stop"]).ok();
+}
+
+#[test]
 fn who_was_told_that_a_server_runs_keeps_it() {
     let daemon = Daemon::new(&["try"]);
     daemon.env.run(["config", "proxy.idle_timeout", "1s"]).ok();

@@ -201,7 +201,7 @@ fn crash_everywhere(most: usize, most_with_server: usize, seed: u64) {
 
 #[test]
 fn a_crash_at_a_sample_of_all_places_loses_nothing() {
-    crash_everywhere(25, 4, 0x5EED);
+    crash_everywhere(6, 3, 0x5EED);
 }
 
 /// `make crashpoints`: takes an hour or two.

@@ -17,6 +17,8 @@ use crate::support::Env;
 
 /// The longest that a command may take, and anything that a client waits for.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+/// The same for what reads the whole repository, and so takes as long as that.
+const READ_ALL: Duration = Duration::from_secs(300);
 /// From when on it is noted what a command does that takes long, and how often.
 const LONG: Duration = Duration::from_secs(8);
 const LOOK: Duration = Duration::from_secs(3);
@@ -155,6 +157,7 @@ impl World {
         let mut child =
             self.env.command(args).stdin(Stdio::null()).stdout(file("out")).stderr(file("err")).spawn().unwrap();
         let mut killed = killed.map(|(after, signal)| (Duration::from_millis(after.into()), signal));
+        let patience = if kind == "fsck" { READ_ALL } else { PATIENCE };
         let mut looks = 0;
         let status = loop {
             if let Some(status) = child.try_wait().unwrap() {
@@ -172,9 +175,9 @@ impl World {
                 let does = processes::waits(child.id());
                 println!("zenith {} has taken {:.0?}: {does}", args.join(" "), begun.elapsed());
             }
-            if begun.elapsed() > PATIENCE {
+            if begun.elapsed() > patience {
                 self.violate(format!(
-                    "zenith {} (process {}) takes longer than {PATIENCE:?}",
+                    "zenith {} (process {}) takes longer than {patience:?}",
                     args.join(" "),
                     child.id()
                 ));

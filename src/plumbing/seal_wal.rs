@@ -16,8 +16,8 @@ use crate::plumbing::instance::{self, snapshot::snapshot_if_due};
 use crate::plumbing::postgres::alive::Alive;
 use crate::plumbing::postgres::{self, server};
 
-/// How long another command may have the lock of a server before it starts one, and between two looks.
-const PATIENCE: Duration = Duration::from_secs(25);
+/// How long a server may take from its start until it answers, and between two looks.
+const PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Seal the active WAL of a timeline

@@ -218,3 +218,23 @@ fn who_serves_a_mount_has_nothing_of_it_open() {
     let _ = client.kill();
     let _ = client.wait();
 }
+
+#[test]
+fn who_has_a_lock_is_found_beside_a_file_system_that_does_not_answer() {
+    let env = with_row();
+    let path = env.datadir("main").join("data/postgresql.conf");
+    let mut file = fs::File::options().append(true).open(path).unwrap();
+    // The kernel would have to ask for its size.
+    std::io::Write::write_all(&mut file, b"\n").unwrap();
+    send(env.file_system("main"), Signal::SIGSTOP);
+    let mut holder = std::process::Command::new("sleep").arg("60").stdin(file).spawn().unwrap();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let other = tempfile::tempfile().unwrap();
+        let _ = sender.send(zenith::plumbing::postgres::process::inheritors(&other).unwrap().len());
+    });
+    // Its guardian ends it after ten seconds.
+    assert_eq!(receiver.recv_timeout(Duration::from_secs(8)), Ok(0));
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+}

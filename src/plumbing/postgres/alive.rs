@@ -12,7 +12,7 @@
 //! # Who has it
 //! Whoever starts a server, from before its files are laid out; the postmaster as descriptor [`DESCRIPTOR`], and its
 //! children; and what those run: archive_command, COPY ... PROGRAM. zenith's own commands among them close it first
-//! thing ([`close_inherited`]). Others are given [`GRACE`] once the postmaster is gone.
+//! thing ([`close_inherited`]). Others are given [`GRACE`] once a postmaster was stopped; who finds one dead gives them none.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, Write};
@@ -48,7 +48,7 @@ const KILLED: Duration = Duration::from_secs(10);
 pub enum Status {
     /// Nobody is there.
     Stopped,
-    /// A command is about to start it, or looks after what it left.
+    /// A command is about to start it, or looks after what it left; or died before it noted the postmaster.
     Held,
     Running(Process),
     /// The postmaster is gone, but not all that it started.
@@ -105,8 +105,6 @@ impl Alive {
         Ok(match noted(&mut file) {
             Some(postmaster) if postmaster.is_alive() => Status::Running(postmaster),
             Some(_) => Status::Orphaned,
-            // A command that died between the start of the postmaster and this note leaves none.
-            None if inheritors(&file).is_ok_and(|found| !found.is_empty()) => Status::Orphaned,
             None => Status::Held,
         })
     }
@@ -127,14 +125,27 @@ impl Alive {
         Ok(Held { file, path: self.path.clone() })
     }
 
-    /// Ends what a server left whose postmaster is gone, and takes the lock. A backend that outlives its
+    /// Ends what a server left whose postmaster is gone, at once, and takes the lock. A backend that outlives its
     /// postmaster goes on until its statement is done, and would acknowledge commits into WAL that is sealed already.
     /// Fails where the postmaster lives, or another command has the lock.
     pub fn take_from_the_dead(&self) -> Result<Held, Error> {
         if self.status()? == Status::Orphaned {
             self.end_orphans(Instant::now())?;
         }
-        self.take()
+        match self.take() {
+            // A command may have died between the start of a postmaster and the note of it.
+            Err(Error::StillAlive { process: None, .. }) if self.has_unnoted()? => {
+                self.end_orphans(Instant::now())?;
+                self.take()
+            }
+            taken => taken,
+        }
+    }
+
+    /// Returns whether a server has the lock that nobody noted.
+    fn has_unnoted(&self) -> Result<bool, Error> {
+        let Some(file) = self.open()?.filter(|_| matches!(self.status(), Ok(Status::Held))) else { return Ok(false) };
+        Ok(!inheritors(&file).map_err(Error::io("look for who has", &self.path))?.is_empty())
     }
 
     /// Does so once other commands are done that see to what the server left: they seal it, and some begin at any time.
@@ -292,7 +303,7 @@ mod tests {
         let held = alive.take().unwrap();
         let mut child = sleeper(&held, "60");
         drop(held);
-        assert_eq!(alive.status().unwrap(), Status::Orphaned);
+        assert_eq!(alive.status().unwrap(), Status::Held);
         drop(alive.take_from_the_dead().unwrap());
         child.wait().unwrap();
     }

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use nix::errno::Errno;
@@ -96,28 +97,50 @@ impl Process {
 
 /// Returns the processes that were handed `file` by the one that started them, or by an ancestor: their descriptors
 /// outlive an exec, unlike those of whoever opened the file by its name. Empty where the system does not tell.
+///
+/// Looks at every descriptor there is, so it follows none: behind one may lie a file system that does not answer.
 pub fn inheritors(file: &File) -> io::Result<Vec<Process>> {
-    let wanted = file.metadata().map(|metadata| (metadata.dev(), metadata.ino()))?;
-    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let own = std::process::id() as i32; // pids are i32
+    let Some(wanted) = Opened::of(own, &file.as_raw_fd().to_string()) else { return Ok(Vec::new()) };
+    let pids = fs::read_dir("/proc")?.flatten();
     let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    Ok(pids.map(Process::of).filter(|process| has_inherited(process.pid, wanted)).collect())
+    Ok(pids.map(Process::of).filter(|process| has_inherited(process.pid, &wanted)).collect())
 }
 
-fn has_inherited(pid: i32, wanted: (u64, u64)) -> bool {
+fn has_inherited(pid: i32, wanted: &Opened) -> bool {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     descriptors.into_iter().any(|descriptor| {
-        let is_wanted =
-            fs::metadata(descriptor.path()).is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == wanted);
-        is_wanted && !closes_on_exec(pid, &descriptor.file_name().to_string_lossy())
+        let opened = Opened::of(pid, &descriptor.file_name().to_string_lossy());
+        opened.is_some_and(|opened| opened.is_same_file(wanted) && !opened.closes_on_exec)
     })
 }
 
-/// Octal flags in `/proc/PID/fdinfo/FD` (proc(5)); O_CLOEXEC is among them.
-fn closes_on_exec(pid: i32, descriptor: &str) -> bool {
-    let text = fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).unwrap_or_default();
-    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
-    let flags = flags.and_then(|flags| i32::from_str_radix(flags.trim(), 8).ok());
-    flags.is_none_or(|flags| flags & nix::libc::O_CLOEXEC != 0)
+/// What the kernel tells of an open file without asking its file system: `/proc/PID/fdinfo/FD`, and the text of the link
+/// `/proc/PID/fd/FD` (proc(5)).
+struct Opened {
+    /// Where it is mounted, and its inode; Linux before 5.14 does not tell the latter.
+    mount: u64,
+    inode: Option<u64>,
+    link: PathBuf,
+    closes_on_exec: bool,
+}
+
+impl Opened {
+    fn of(pid: i32, descriptor: &str) -> Option<Opened> {
+        let text = fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).ok()?;
+        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        let flags = i32::from_str_radix(field("flags:")?, 8).ok()?;
+        Some(Opened {
+            mount: field("mnt_id:")?.parse().ok()?,
+            inode: field("ino:").and_then(|inode| inode.parse().ok()),
+            link: fs::read_link(format!("/proc/{pid}/fd/{descriptor}")).ok()?,
+            closes_on_exec: flags & nix::libc::O_CLOEXEC != 0,
+        })
+    }
+
+    fn is_same_file(&self, other: &Opened) -> bool {
+        self.mount == other.mount && self.inode == other.inode && (self.inode.is_some() || self.link == other.link)
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Opens an epoch: forks a timeline at the branch's tip, restores its files, starts a server on them.
 
 use std::fs;
+use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use super::{Instance, hold_or_create, slots, socket_dir};
 use crate::error::{CmdResult, CommandError};
 use crate::objects::format::Shared;
 use crate::objects::pg::record::Record;
+use crate::objects::pg::segment;
 use crate::objects::refs::{self, Expect, RefName, Signature, Value};
 use crate::objects::snapshot::Snapshot;
 use crate::objects::timeline::{Position, TimelineId};
@@ -367,10 +369,7 @@ impl Epoch<'_> {
             // Where it is mounted, the file system's process does so meanwhile.
             complete(repo, snapshot, self.timeline, &wal_dir)?;
         }
-        let mark = wal_dir.join(LAID_OUT);
-        fs::write(&mark, "")?;
-        // PostgreSQL syncs the segment that it writes to, but not its name.
-        durable::sync_dir(&wal_dir)?;
+        mark_laid_out(repo, &laid_out.snapshot, from, &wal_dir)?;
         account.own(repo.dir())?;
         Ok((held, laid_out))
     }
@@ -386,6 +385,20 @@ impl Epoch<'_> {
         self.kept = true;
         self.instance.write(repo)
     }
+}
+
+/// Marks the WAL as laid out, once the segment that the server goes on in is durable: where the mark is and that segment is not,
+/// somebody took it away. If the WAL ends with a segment, the server makes the next one, and there is no mark.
+fn mark_laid_out(repo: &Repo, snapshot: &Snapshot, end: Position, wal_dir: &Path) -> CmdResult {
+    let size = repo.config().wal_segment_size;
+    let last = segment::file_name(snapshot.postgres_timeline, end.lsn.segment_start(size), size);
+    match durable::sync_file(&wal_dir.join(last)) {
+        Ok(()) => fs::write(wal_dir.join(LAID_OUT), "")?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error.into()),
+    }
+    // PostgreSQL syncs the segment that it writes to, but not its name.
+    Ok(durable::sync_dir(wal_dir)?)
 }
 
 impl Drop for Epoch<'_> {

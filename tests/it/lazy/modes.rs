@@ -174,10 +174,13 @@ fn a_start_fetches_what_the_last_one_read() {
     let env = Env::init();
     env.run(["start"]).ok();
     env.sql("main", "create table t as select sha512(g::text::bytea) a from generate_series(1, 3000) g");
-    env.run(["stop"]).ok();
-    env.run(["start"]).ok();
+    // The first reader writes hint bits, which are kept; the second one leaves its list to the snapshot that it began from.
+    for _ in 0..2 {
+        env.run(["stop"]).ok();
+        env.run(["start"]).ok();
+        env.sql("main", "select count(a) from t");
+    }
     let path = env.sql("main", "select pg_relation_filepath('t')");
-    env.sql("main", "select count(a) from t");
     env.run(["stop"]).ok();
     let lists = fs::read_dir(env.repo().join("prefetch")).unwrap().map(|entry| entry.unwrap().path());
     assert!(
@@ -191,7 +194,8 @@ fn a_start_fetches_what_the_last_one_read() {
     loop {
         let cached = checked(Command::new("fincore").args(["-nbo", "RES,SIZE"]).arg(&file));
         let numbers: Vec<u64> = cached.split_whitespace().map(|word| word.parse().unwrap()).collect();
-        if numbers[0] >= numbers[1] {
+        // The kernel takes the advice as far as it likes; without it nothing is there.
+        if numbers[0] > numbers[1] / 2 {
             break;
         }
         assert!(Instant::now() < patience, "of {path} only {numbers:?} bytes are there");

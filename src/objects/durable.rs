@@ -10,7 +10,7 @@
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -42,6 +42,8 @@ fn sync_all(file: &File) -> io::Result<()> {
 /// Syncs the content and the length of an open file.
 fn sync_data(file: &File) -> io::Result<()> {
     note(file);
+    #[cfg(test)]
+    faults::check()?;
     file.sync_data()
 }
 
@@ -126,22 +128,34 @@ pub fn discard_dir(tmp: &Path, path: &Path) -> io::Result<()> {
     away.close()
 }
 
-/// Appends `bytes` to an open file; they survive a crash after `Ok`. A crash before that may leave
-/// a prefix of them at its end.
-pub fn append_to(file: &mut File, bytes: &[u8]) -> io::Result<()> {
-    file.write_all(bytes)?;
+/// Writes `bytes` at offset `at` of an open file; they survive a crash after `Ok`. To be called even if the file has
+/// them there already and whoever wrote them may have failed to sync them: after a sync that failed the kernel takes
+/// what it could not write for written, and the next sync succeeds although nothing reached the disk.
+pub fn write_at(file: &File, at: u64, bytes: &[u8]) -> io::Result<()> {
+    file.write_all_at(bytes, at)?;
     sync_data(file)
 }
 
-/// Appends `bytes` to the file at `path`, which is made if there is none; its folder is there. They survive a crash
-/// after `Ok`.
-pub fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
-    if file.metadata()?.len() == 0 {
+/// Appends `bytes` to an open file of `length` bytes to which nobody else writes; they survive a crash after `Ok`. After
+/// an error nobody finds them in the file. A crash before `Ok` may leave a prefix of them at its end.
+pub fn append_to(file: &File, length: u64, bytes: &[u8]) -> io::Result<()> {
+    // Where they cannot be cut off, whoever finds them writes them once more.
+    write_at(file, length, bytes).inspect_err(|_| drop(file.set_len(length)))
+}
+
+/// Appends a line to the file at `path`, which is made if there is none; its folder is there. It survives a crash after
+/// `Ok`, and is a line of its own even if a crash left the one before without an end.
+pub fn append_line(path: &Path, line: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+    let mut last = [b'\n'];
+    match file.metadata()?.len().checked_sub(1) {
+        Some(at) => file.read_exact_at(&mut last, at)?,
         // Before there is anything in it: so a file with content has a name that is durable.
-        sync_dir(parent(path)?)?;
+        None => sync_dir(parent(path)?)?,
     }
-    append_to(&mut file, bytes)
+    let end_of_last = if last == *b"\n" { "" } else { "\n" };
+    file.write_all(format!("{end_of_last}{line}\n").as_bytes())?;
+    sync_data(&file)
 }
 
 /// Writes a file that may be in use by name already, in place, and syncs it and its folder.
@@ -201,5 +215,24 @@ fn parent(path: &Path) -> io::Result<&Path> {
         Some(dir) if dir.as_os_str().is_empty() => Ok(Path::new(".")),
         Some(dir) => Ok(dir),
         None => Err(io::Error::new(io::ErrorKind::InvalidInput, "a path without a folder")),
+    }
+}
+
+#[cfg(test)]
+pub mod faults {
+    use std::cell::Cell;
+    use std::io;
+
+    thread_local! {
+        static NEXT: Cell<bool> = const { Cell::new(false) };
+    }
+
+    /// Has the next sync of a file's content fail on this thread.
+    pub fn fail_next_sync() {
+        NEXT.set(true);
+    }
+
+    pub(super) fn check() -> io::Result<()> {
+        if NEXT.take() { Err(io::Error::from_raw_os_error(nix::libc::EIO)) } else { Ok(()) }
     }
 }

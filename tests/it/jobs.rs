@@ -2,8 +2,12 @@
 
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::sleep;
+use std::sync::mpsc;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::support::Env;
 
@@ -169,6 +173,32 @@ fn what_is_made_of_a_server_that_shuts_down_waits_for_it() {
     env.run(["start", "late"]).ok();
     assert_eq!(env.sql("late", "select i from t"), "1");
     env.run(["snapshot", "main"]).fails(1, &["'main' is not running"]);
+}
+
+#[test]
+fn a_server_that_is_suspended_is_asked_in_vain_not_waited_for() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select 1 i");
+    let postmaster = Pid::from_raw(env.postmaster("main"));
+    kill(postmaster, Signal::SIGSTOP).unwrap();
+    let (is_over, over) = mpsc::channel::<()>();
+    let wake = thread::spawn(move || {
+        // Whoever waits for it gets what he wants, which the test does not.
+        let _ = over.recv_timeout(PATIENCE);
+        kill(postmaster, Signal::SIGCONT).unwrap();
+    });
+    thread::scope(|scope| {
+        for args in [&["seal-wal", "main"][..], &["branch", "late"], &["snapshot"], &["start"]] {
+            let env = &env;
+            scope.spawn(move || env.run(args).fails(1, &["has given no answer for 20 seconds", "kill -CONT"]));
+        }
+    });
+    drop(is_over);
+    wake.join().unwrap();
+    env.run(["branch", "late"]).ok();
+    env.run(["snapshot"]).ok();
+    assert_eq!(env.sql("main", "select i from t"), "1");
 }
 
 #[test]

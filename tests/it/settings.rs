@@ -333,6 +333,29 @@ fn slots_are_kept_over_stop_and_start_with_the_wal_that_they_need_and_not_copied
     }
 }
 
+#[test]
+fn the_slots_that_a_server_left_last_count() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "select pg_create_physical_replication_slot('a', true)");
+    let slots = "select string_agg(slot_name, ',') from pg_replication_slots";
+    for (before, change, after) in [
+        ("a", "select pg_drop_replication_slot('a'), pg_create_physical_replication_slot('b', true)", "b"),
+        ("b", "select pg_drop_replication_slot('b')", ""),
+    ] {
+        // What a stop leaves that fails after it has put the slots away: the next start goes on with the same epoch.
+        let timeline = env.run(["rev-parse", "main"]).ok()[..32].to_owned();
+        let put_away = env.repo().join("timelines").join(timeline).join("slots/replslot").join(before);
+        fs::create_dir_all(&put_away).unwrap();
+        let state = env.datadir("main").join("data/pg_replslot").join(before).join("state");
+        fs::copy(state, put_away.join("state")).unwrap();
+        env.sql("main", "create table t (i int); drop table t");
+        env.sql("main", change);
+        env.run(["restart"]).ok();
+        assert_eq!(env.sql("main", slots), after);
+    }
+}
+
 /// Waits until a query has that answer.
 #[track_caller]
 fn wait_for(env: &Env, branch: &str, query: &str, wanted: &str) {

@@ -25,12 +25,12 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Returns the line.
+    /// Returns the line, without its end.
     pub fn format(&self) -> String {
         let id = |id: Option<TimelineId>| id.map_or_else(|| ABSENT.to_owned(), |id| id.to_string());
         let who = self.who.replace(char::is_whitespace, "_");
         let why = self.why.replace(['\n', '\r'], " ");
-        format!("{} {} {} {who}\t{why}\n", id(self.old), id(self.new), self.time_us)
+        format!("{} {} {} {who}\t{why}", id(self.old), id(self.new), self.time_us)
     }
 
     /// Reads a line, without its end.
@@ -56,7 +56,7 @@ impl Entry {
 pub fn append(path: &Path, entry: &Entry) -> Result<(), Error> {
     let append = || {
         durable::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
-        durable::append(path, entry.format().as_bytes())
+        durable::append_line(path, &entry.format())
     };
     append().map_err(io_error("write", path))
 }
@@ -68,5 +68,26 @@ pub fn read(path: &Path) -> Result<Vec<Entry>, Error> {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).lines().rev().filter_map(Entry::parse).collect()),
         Err(error) if is_absent(&error) => Ok(Vec::new()),
         Err(error) => Err(io_error("read", path)(io::Error::from(error.kind()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_torn_line_takes_no_other_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("logs/refs/main");
+        let entry = |time_us| Entry { old: None, new: None, time_us, who: "me".to_owned(), why: "test".to_owned() };
+        append(&path, &entry(1)).unwrap();
+        let whole = fs::read(&path).unwrap();
+        append(&path, &entry(2)).unwrap();
+        for length in 0..=whole.len() {
+            fs::write(&path, [&whole[..], &whole[..length]].concat()).unwrap();
+            append(&path, &entry(3)).unwrap();
+            let times: Vec<i64> = read(&path).unwrap().iter().map(|entry| entry.time_us).collect();
+            assert_eq!((times[0], times[times.len() - 1]), (3, 1), "{length} bytes of a torn line");
+        }
     }
 }

@@ -206,10 +206,9 @@ impl Timelines {
     /// Reads a timeline that something is about to rely on, and makes all of it durable: whoever made it or wrote its
     /// last line may have been killed before that was.
     pub fn secure(&self, id: TimelineId) -> Result<Timeline, Error> {
-        let timeline = self.read(id)?;
-        let path = self.path(id).join("log");
-        let synced = durable::sync_file(&path).and_then(|()| durable::sync_dir(&self.dir));
-        synced.map_err(io_error("sync", &path)).map(|()| timeline)
+        let log = self.lock(id)?.log;
+        durable::sync_dir(&self.dir).map_err(io_error("sync", &self.dir))?;
+        Ok(Timeline { id, history: self.history(id)?, log })
     }
 
     /// Returns the ids of all timelines, sorted.
@@ -247,7 +246,7 @@ impl Timelines {
     /// with the process: nothing stale is left by a crash.
     pub fn lock(&self, id: TimelineId) -> Result<LockedLog, Error> {
         let path = self.path(id).join("log");
-        let file = File::options().read(true).append(true).open(&path);
+        let file = File::options().read(true).write(true).open(&path);
         let file = file.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::Unknown(id),
             _ => io_error("open", &path)(error),
@@ -260,9 +259,11 @@ impl Timelines {
             // What a crash left of an append that nobody was told of.
             file.set_len(length as u64).map_err(io_error("truncate", &path))?;
         }
-        // Whoever wrote the last line may have been killed before its sync, and here it is believed.
-        durable::sync_open(&file).map_err(io_error("sync", &path))?;
-        Ok(LockedLog { id, start: self.history(id)?.start(), log, file, path })
+        // Whoever wrote the last line may have been killed before its sync, or that failed, and here it is believed.
+        // Those before were made durable like this when the next one was appended.
+        let last = text[..length.saturating_sub(1)].iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
+        durable::write_at(&file, last as u64, &text[last..length]).map_err(io_error("write", &path))?;
+        Ok(LockedLog { id, start: self.history(id)?.start(), log, file, length: length as u64, path })
     }
 
     /// Returns the intervals, along the chain of `timeline`, that hold any WAL of [from, to), in order.
@@ -319,6 +320,8 @@ pub struct LockedLog {
     start: Option<Lsn>,
     log: Log,
     file: File,
+    /// Of its whole lines, bytes.
+    length: u64,
     path: PathBuf,
 }
 
@@ -328,7 +331,8 @@ impl LockedLog {
         &self.log
     }
 
-    /// Appends a line, durably. The objects that it names must be durable already (INVARIANT 1).
+    /// Appends a line, durably; after an error it is not there. The objects that it names must be durable already
+    /// (INVARIANT 1).
     pub fn append(&mut self, line: Line) -> Result<(), Error> {
         let refuse = |what| Error::Refused { timeline: self.id, what, line: line.to_string() };
         if let (Line::Wal(interval), Some(fork)) = (line, self.start.filter(|_| self.log.wal.is_empty()))
@@ -346,8 +350,53 @@ impl LockedLog {
         }
         let mut log = self.log.clone();
         log.push(line).map_err(refuse)?;
-        durable::append_to(&mut self.file, format!("{line}\n").as_bytes()).map_err(io_error("write", &self.path))?;
+        let text = format!("{line}\n");
+        durable::append_to(&self.file, self.length, text.as_bytes()).map_err(io_error("write", &self.path))?;
+        self.length += text.len() as u64;
         self.log = log;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::objects::ObjectId;
+
+    fn wal(start: u64, end: u64) -> Line {
+        let object = ObjectId([1; 32]);
+        Line::Wal(WalInterval { start: Lsn(start), end: Lsn(end), object, whole: Lsn(end), commit_us: None })
+    }
+
+    #[test]
+    fn a_line_that_was_not_synced_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (timelines, id) = (Timelines::open(&dir.path().join("timelines")), TimelineId::random());
+        timelines.create(dir.path(), id, &History::default()).unwrap();
+        timelines.lock(id).unwrap().append(wal(8, 16)).unwrap();
+        let path = timelines.dir(id).join("log");
+        let before = fs::read(&path).unwrap();
+
+        let mut log = timelines.lock(id).unwrap();
+        durable::faults::fail_next_sync();
+        assert!(matches!(log.append(wal(16, 24)), Err(Error::Io { .. })));
+        // Else it would be found there, and a sync that succeeds would prove nothing.
+        assert_eq!(fs::read(&path).unwrap(), before);
+        log.append(wal(16, 20)).unwrap();
+        drop(log);
+        assert_eq!(timelines.read(id).unwrap().log.sealed(), Some(Lsn(20)));
+
+        // Of one that was killed before it could cut the line off.
+        let file = File::options().write(true).open(&path).unwrap();
+        let lock = || drop(timelines.lock(id).unwrap());
+        let secure = || drop(timelines.secure(id).unwrap());
+        for believe in [&lock as &dyn Fn(), &secure] {
+            file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            believe();
+            assert_ne!(file.metadata().unwrap().modified().unwrap(), SystemTime::UNIX_EPOCH, "is it written again?");
+        }
+        assert_eq!(timelines.read(id).unwrap().log.sealed(), Some(Lsn(20)));
     }
 }

@@ -87,19 +87,23 @@ pub fn changed(repo: &Repo, timeline: TimelineId, data: &Path) -> io::Result<boo
     Ok(slots_in(&data.join("pg_replslot"))? != kept(repo, timeline)?)
 }
 
-/// Puts the slots of a data directory, whose server is gone, away with its timeline. Durable when it returns. A data
-/// directory without slots costs nothing.
+/// Puts the slots of a data directory, whose server is gone, away with its timeline, in place of those that were put away
+/// before: the server may have gone on since. Durable when it returns. Where the directory is not to be seen, what was
+/// put away stays; one that never had slots costs nothing. Can be repeated after a crash, as long as the data directory is there.
 pub fn put_away(repo: &Repo, timeline: TimelineId, data: &Path) -> io::Result<()> {
     let target = dir(repo, timeline);
-    let slots = slots_in(&data.join("pg_replslot"))?;
-    if slots.is_empty() || target.exists() {
+    let source = data.join("pg_replslot");
+    let slots = slots_in(&source)?;
+    if !source.try_exists()? || slots.is_empty() && !target.try_exists()? {
         return Ok(());
     }
-    let made = tempfile::Builder::new().prefix("slots-").tempdir_in(repo.tmp().map_err(io::Error::other)?)?;
+    let tmp = repo.tmp().map_err(io::Error::other)?;
+    let made = tempfile::Builder::new().prefix("slots-").tempdir_in(tmp)?;
     for slot in &slots {
-        copy(&data.join("pg_replslot").join(&slot.name), &made.path().join("replslot").join(&slot.name))?;
+        copy(&source.join(&slot.name), &made.path().join("replslot").join(&slot.name))?;
     }
     copy(&data.join("pg_logical/snapshots"), &made.path().join("snapshots"))?;
+    durable::discard_dir(tmp, &target)?;
     durable::publish_dir(made.path(), &target)?;
     let _ = made.keep();
     Ok(())

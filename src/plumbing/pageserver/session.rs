@@ -348,7 +348,7 @@ impl Proxy {
                     return Err(Refusal::new(SYSTEM_ERROR, message).private());
                 }
             }
-            self.supervisor.doubt(lease).await;
+            self.supervisor.doubt(lease);
             sleep(BETWEEN_PAUSE).await;
         }
     }

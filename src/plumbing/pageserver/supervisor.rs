@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard};
 use tokio::task::{JoinError, spawn_blocking};
+use tokio::time::timeout;
 
 use super::message::{CANNOT_CONNECT_NOW, Refusal, SYSTEM_ERROR, TOO_MANY_CONNECTIONS, UNKNOWN_BRANCH};
 use super::metrics::Metrics;
@@ -44,6 +45,8 @@ const FAILURE: Duration = Duration::from_secs(2);
 /// How long a client waits for others to make room, and between two looks.
 const ROOM_WAIT: Duration = Duration::from_millis(500);
 const ROOM_PAUSE: Duration = Duration::from_millis(10);
+/// How long a client waits for whoever starts or stops its server. Recovery may take longer; the client is told to try again.
+const TURN_WAIT: Duration = Duration::from_secs(300);
 /// Names that an error lists.
 const NEAR: usize = 3;
 
@@ -260,14 +263,15 @@ impl Supervisor {
     }
 
     /// Returns a lease of the server of the branch or revision `name`, otherwise of HEAD. Starts it if it does not
-    /// run, and waits for whoever starts or stops it; a connection that has not authenticated waits for no
+    /// run, and waits for whoever starts or stops it, but not for ever; a connection that has not authenticated waits for no
     /// second start.
     pub async fn lease(self: &Arc<Supervisor>, name: Option<String>, is_owner: bool) -> Result<Lease, Refusal> {
         let this = self.clone();
         let found = spawn_blocking(move || this.find(name, is_owner)).await.map_err(broken)??;
         let Found { target, is_admitted } = found;
         let slot = self.slot(&target);
-        let state = slot.state.clone().lock_owned().await;
+        let turn = timeout(TURN_WAIT, slot.state.clone().lock_owned()).await;
+        let state = turn.map_err(|_| still_busy(&target))?;
         let state = match &*state {
             State::Running(..) => state,
             State::Failed(when, refusal) if when.elapsed() < FAILURE => return Err(refusal.clone()),
@@ -298,10 +302,12 @@ impl Supervisor {
         })
     }
 
-    /// Notes that a server does not answer: the next lease looks again, and starts it if need be.
-    pub async fn doubt(&self, lease: Lease) {
-        let mut state = lease.slot.state.lock().await;
-        *state = State::Stopped;
+    /// Notes that a server does not answer: the next lease looks again, and starts it if need be. Whoever starts or stops
+    /// it just now knows better.
+    pub fn doubt(&self, lease: Lease) {
+        if let Ok(mut state) = lease.slot.state.try_lock() {
+            *state = State::Stopped;
+        }
     }
 
     fn admit_anonymous(&self) -> Result<(), Refusal> {
@@ -537,9 +543,10 @@ impl Supervisor {
             instance => instance?,
         };
         let is_idle = |instance: &Instance| {
-            let is_used =
-                || Ok::<_, CommandError>(server::clients(&instance.endpoint(&repo)?).is_ok_and(|count| count > 0));
-            Ok(instance.status(&repo) == Status::Stopped || instance.config.on_demand && !is_used()?)
+            // One that takes no more clients, or does not answer, may be in use.
+            let is_unused =
+                || Ok::<_, CommandError>(server::clients(&instance.endpoint(&repo)?).is_ok_and(|count| count == 0));
+            Ok(instance.status(&repo) == Status::Stopped || instance.config.on_demand && is_unused()?)
         };
         let begun = Instant::now();
         let stopped = stop::stop_if(&repo, &instance, Mode::Fast, STOP_WAIT, &self.sign("stop"), &Hidden, is_idle)?;
@@ -572,6 +579,12 @@ fn refusal(error: CommandError) -> Refusal {
     };
     let refusal = Refusal::new(sqlstate, error.text()).private();
     error.hints.into_iter().next().map_or(refusal.clone(), |hint| refusal.hint(hint))
+}
+
+/// Returns what a client is told that has waited long enough for its server.
+fn still_busy(target: &Target) -> Refusal {
+    let message = format!("the server of '{}' is still being started or stopped", target.name());
+    Refusal::new(CANNOT_CONNECT_NOW, message).private().hint("Try again later. The server's log says what it does.")
 }
 
 /// Returns what a client is told that names no branch where it has to.

@@ -2,10 +2,14 @@
 //! server gets a user namespace in which root has an ordinary number: no file changes its owner.
 //! Where that is forbidden it runs as the OS user `postgres`.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use nix::unistd::{User, chown, geteuid};
+use nix::unistd::{User, geteuid};
+use rustix::fs::{AtFlags, CWD, Dir, Gid, Mode, OFlags, Uid, chownat, fchown, openat};
+use rustix::io::Errno;
 
 use super::Error;
 
@@ -56,7 +60,10 @@ impl Account {
             return Ok(());
         }
         let Ok(Some(user)) = User::from_name("postgres") else { return Err(Error::Root) };
-        own_tree(path, &user)
+        let owner = (Uid::from_raw(user.uid.as_raw()), Gid::from_raw(user.gid.as_raw()));
+        let folder = openat(CWD, path, FOLDER, Mode::empty()).map_err(io::Error::from);
+        let owned = folder.and_then(|folder| Ok(own_tree(folder, owner)?));
+        owned.map_err(Error::io("give to postgres what is in", path))
     }
 }
 
@@ -66,13 +73,63 @@ fn wrapped(wrapper: &str, arguments: &[&str], program: &Path) -> Command {
     command
 }
 
-fn own_tree(path: &Path, user: &User) -> Result<(), Error> {
-    let own = |path: &Path| chown(path, Some(user.uid), Some(user.gid)).map_err(std::io::Error::from);
-    own(path).map_err(Error::io("give to postgres", path))?;
-    if path.is_dir() && !path.is_symlink() {
-        for entry in std::fs::read_dir(path).map_err(Error::io("list", path))?.flatten() {
-            own_tree(&entry.path(), user)?;
+const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// Gives an owner an open folder with all that is in it. Every name is looked up in the open folder, and no link is
+/// followed: the owner, who has some of it already, may put a link to a file of somebody else in any place, at any time.
+fn own_tree(folder: OwnedFd, owner: (Uid, Gid)) -> Result<(), Errno> {
+    fchown(&folder, Some(owner.0), Some(owner.1))?;
+    for entry in Dir::read_from(&folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if [c".", c".."].contains(&name) {
+            continue;
+        }
+        let owned = match openat(&folder, name, FOLDER | OFlags::NOFOLLOW, Mode::empty()) {
+            Ok(folder) => own_tree(folder, owner),
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                chownat(&folder, name, Some(owner.0), Some(owner.1), AtFlags::SYMLINK_NOFOLLOW)
+            }
+            Err(error) => Err(error),
+        };
+        match owned {
+            // Gone since the folder was read.
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{MetadataExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn nothing_that_a_link_leads_to_is_given_away() {
+        if !geteuid().is_root() {
+            println!("SKIPPED: only root gives files away");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let (tree, outside) = (dir.path().join("tree"), dir.path().join("outside"));
+        for folder in [&tree, &outside] {
+            fs::create_dir_all(folder.join("folder")).unwrap();
+            fs::write(folder.join("folder/file"), "").unwrap();
+        }
+        symlink(outside.join("folder/file"), tree.join("folder/to-file")).unwrap();
+        symlink(&outside, tree.join("to-folder")).unwrap();
+        let folder = openat(CWD, &tree, FOLDER, Mode::empty()).unwrap();
+        own_tree(folder, (Uid::from_raw(65534), Gid::from_raw(65534))).unwrap();
+        let owner = |path: &Path| fs::symlink_metadata(path).unwrap().uid();
+        for name in ["", "folder", "folder/file", "folder/to-file", "to-folder"] {
+            assert_eq!(owner(&tree.join(name)), 65534, "{name}");
+        }
+        for name in ["", "folder", "folder/file"] {
+            assert_eq!(owner(&outside.join(name)), 0, "{name}");
+        }
+    }
 }

@@ -54,6 +54,9 @@ pub enum Error {
     SocketDir(PathBuf),
     #[error("cannot ask the server on port {port}")]
     Query { port: u16, source: postgres::Error },
+    /// It runs, and takes connections or not: nothing is known of it.
+    #[error("the server on port {port} has given no answer for {seconds} seconds")]
+    Silent { port: u16, seconds: u64 },
     #[error("the server on port {port} knows no user '{name}' who may connect")]
     Superuser { name: String, port: u16, source: postgres::Error },
     #[error("the cluster has no superuser who may connect")]
@@ -135,6 +138,10 @@ impl Error {
             Error::PortTaken { .. } => "choose another with --port".to_owned(),
             Error::Superuser { .. } => {
                 "name a superuser of the cluster: zenith config postgres.superuser NAME".to_owned()
+            }
+            Error::Silent { .. } => {
+                "it is suspended, or the machine very busy: if ps shows its processes as stopped, kill -CONT lets them go on"
+                    .to_owned()
             }
             Error::NoSuperuser => "make one in the original: CREATE ROLE postgres SUPERUSER LOGIN".to_owned(),
             Error::DidNotStart { tail, .. } => return start_hint(tail),

@@ -5,7 +5,8 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
+use std::sync::mpsc;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -22,8 +23,8 @@ use super::settings::{Settings, is_free, remove_stale_socket};
 use crate::objects::pg::Lsn;
 use crate::progress::Progress;
 
-/// How long a server may take to answer a connection.
-const CONNECT_WAIT: Duration = Duration::from_secs(10);
+/// How long a server may take to let zenith in and to answer a question that costs it nothing.
+const ANSWER_WAIT: Duration = Duration::from_secs(20);
 /// How long a server whose start failed may take to react to a signal, before it gets a harder one.
 const UNDO_WAIT: Duration = Duration::from_secs(10);
 /// How long WAL that is written may take to be flushed by itself.
@@ -107,7 +108,7 @@ impl Drop for Started {
 pub fn let_run(mut child: Child) {
     let wait = move || drop(child.wait());
     // Without the thread it is a zombie, and harmless.
-    let _ = std::thread::Builder::new().name("child".to_owned()).stack_size(64 << 10).spawn(wait);
+    let _ = thread::Builder::new().name("child".to_owned()).stack_size(64 << 10).spawn(wait);
 }
 
 /// Starts a server on `data_dir`, which inherits the proof of its life, and waits until it takes connections. It gets its own
@@ -242,13 +243,29 @@ const SESSION: [(u32, &str); 11] = [
     (17, "event_triggers=off"),
 ];
 
+/// Logs in, and asks; both within [`ANSWER_WAIT`]. A server that is suspended says nothing, and nothing ends a wait for
+/// it: the kernel accepts connections on its behalf. So a thread waits, which is left behind, until the server answers or
+/// is gone.
+fn ask<T: Send + 'static>(
+    endpoint: &Endpoint,
+    question: impl FnOnce(Client) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let (answer, answered) = mpsc::channel();
+    let asked = endpoint.clone();
+    let wait = move || drop(answer.send(log_in(&asked).and_then(question)));
+    let thread = thread::Builder::new().name("question".to_owned()).spawn(wait);
+    thread.map_err(Error::io("ask the server in", &endpoint.socket_dir))?;
+    let silent = |_| Error::Silent { port: endpoint.port, seconds: ANSWER_WAIT.as_secs() };
+    answered.recv_timeout(ANSWER_WAIT).map_err(silent)?
+}
+
 /// Connects to the database `postgres`, or where there is none to `template1`, as the superuser.
-pub fn connect(endpoint: &Endpoint) -> Result<Client, Error> {
+fn log_in(endpoint: &Endpoint) -> Result<Client, Error> {
     let known = SESSION.iter().filter(|(since, _)| endpoint.major >= *since);
     let options: String = known.map(|(_, setting)| format!("-c {setting} ")).collect();
     let mut config = postgres::Config::new();
     config.host_path(&endpoint.socket_dir).port(endpoint.port).user(&endpoint.superuser).dbname("postgres");
-    config.application_name("zenith").connect_timeout(CONNECT_WAIT).options(&options);
+    config.application_name("zenith").connect_timeout(ANSWER_WAIT).options(&options);
     let connected = config.connect(NoTls).or_else(|error| match error.code() {
         Some(&SqlState::INVALID_CATALOG_NAME) => config.dbname("template1").connect(NoTls),
         _ => Err(error),
@@ -267,8 +284,8 @@ pub fn wait_until_it_answers(alive: &Alive, endpoint: &Endpoint, progress: &dyn 
     let mut doubted = None;
     while let Status::Running(_) = alive.status()? {
         progress.check()?;
-        let error = match connect(endpoint) {
-            Ok(_) => return Ok(true),
+        let error = match ask(endpoint, |_| Ok(())) {
+            Ok(()) => return Ok(true),
             Err(Error::Query { source, .. }) => source,
             Err(Error::Superuser { .. }) => return Ok(true),
             Err(error) => return Err(error),
@@ -291,8 +308,12 @@ pub fn wait_until_it_answers(alive: &Alive, endpoint: &Endpoint, progress: &dyn 
 /// is seen by others before it is durable, and whoever saw it expects it in a branch that is made then. PostgreSQL's WAL writer
 /// flushes it within three times wal_writer_delay; a server that takes longer than [`FLUSH_WAIT`] is not waited for.
 pub fn flushed_lsn(endpoint: &Endpoint) -> Result<Lsn, Error> {
-    let query = |source| Error::Query { port: endpoint.port, source };
-    let mut client = connect(endpoint)?;
+    let port = endpoint.port;
+    ask(endpoint, move |client| flushed_lsn_of(client, port))
+}
+
+fn flushed_lsn_of(mut client: Client, port: u16) -> Result<Lsn, Error> {
+    let query = |source| Error::Query { port, source };
     let mut ask = |function: &str| {
         let text: String = client.query_one(&format!("SELECT {function}()::text"), &[]).map_err(query)?.get(0);
         text.parse().map_err(|error| Error::Failed { program: "postgres", output: format!("{error}") })
@@ -315,16 +336,19 @@ pub fn clients(endpoint: &Endpoint) -> Result<u64, Error> {
     // From PostgreSQL 18 on those who have not authenticated are listed, too; they do not count.
     let count = "SELECT count(*) FROM pg_stat_activity WHERE backend_type IN ('client backend', 'walsender') \
                  AND pid <> pg_backend_pid() AND state IS DISTINCT FROM 'starting'";
-    let row = connect(endpoint)?.query_one(count, &[]);
-    let row = row.map_err(|source| Error::Query { port: endpoint.port, source })?;
+    let port = endpoint.port;
+    let row =
+        ask(endpoint, move |mut client| client.query_one(count, &[]).map_err(|source| Error::Query { port, source }))?;
     Ok(row.get::<_, i64>(0).unsigned_abs())
 }
 
 /// Ends sessions of a server, which tells their clients so.
 pub fn terminate(endpoint: &Endpoint, pids: &[i32]) -> Result<(), Error> {
     let end = "SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid";
-    let done = connect(endpoint)?.execute(end, &[&pids]);
-    done.map(|_| ()).map_err(|source| Error::Query { port: endpoint.port, source })
+    let (port, pids) = (endpoint.port, pids.to_owned());
+    ask(endpoint, move |mut client| {
+        client.execute(end, &[&pids]).map(drop).map_err(|source| Error::Query { port, source })
+    })
 }
 
 /// A server in backup mode. Dropping it ends the backup without a result.
@@ -335,17 +359,21 @@ pub struct Backup {
 
 impl Backup {
     /// Begins a backup: every page that changes from now on is in the WAL as a whole. Its checkpoint is done at
-    /// once: the function holds back vacuum as long as it waits, and would wait for minutes.
+    /// once: the function holds back vacuum as long as it waits, and would wait for minutes. It may take as long as it does.
     pub fn begin(endpoint: &Endpoint) -> Result<Backup, Error> {
-        let query = |source| Error::Query { port: endpoint.port, source };
-        let mut client = connect(endpoint)?;
-        let begin = if is_before_15(&mut client).map_err(query)? {
+        let port = endpoint.port;
+        let query = move |source| Error::Query { port, source };
+        let (mut client, is_before_15) = ask(endpoint, move |mut client| {
+            let is_before_15 = is_before_15(&mut client).map_err(query)?;
+            Ok((client, is_before_15))
+        })?;
+        let begin = if is_before_15 {
             "SELECT pg_start_backup('zenith', true, false)"
         } else {
             "SELECT pg_backup_start('zenith', true)"
         };
         client.query_one(begin, &[]).map_err(query)?;
-        Ok(Backup { client, port: endpoint.port })
+        Ok(Backup { client, port })
     }
 
     /// Ends it. Returns the label, and the LSN from which on what was copied is consistent.

@@ -127,10 +127,18 @@ impl Trash {
         Ok(Item { id, path, entry })
     }
 
-    /// Adds an entry, and moves the folder `files` into it. A crash between leaves an entry without files.
+    /// Adds an entry, and moves the folder `files` into it. A crash between leaves the files where they were, and an
+    /// entry without files, which the next call takes.
     pub fn put_folder(&self, tmp: &Path, entry: Entry, files: &Path) -> Result<Item, Error> {
         let folder = entry.what.folder().expect("invariant: an entry that has files");
-        let item = self.put(tmp, entry, |_| Ok(()))?;
+        let is_begun = |item: &Item| {
+            let Entry { what, position, commits, .. } = &item.entry;
+            (*what, *position, *commits) == (entry.what, entry.position, entry.commits) && !item.has_files()
+        };
+        let item = match self.list()?.into_iter().find(is_begun) {
+            Some(item) => item,
+            None => self.put(tmp, entry, |_| Ok(()))?,
+        };
         durable::publish_dir(files, &item.path.join(folder)).map_err(io_error("move", files))?;
         Ok(item)
     }
@@ -177,6 +185,11 @@ impl Trash {
 }
 
 impl Item {
+    /// Returns whether the entry has its files: a crash may have come before they were moved into it.
+    pub fn has_files(&self) -> bool {
+        self.entry.what.folder().is_some_and(|folder| self.path.join(folder).is_dir())
+    }
+
     /// Returns the bytes that the entry's files take on the disk.
     pub fn file_bytes(&self) -> u64 {
         disk_bytes(&self.path)

@@ -62,7 +62,8 @@ impl From<WalFilesError> for CommandError {
 /// that is believed (INVARIANT 6) if none does. Waits for a server that is about to start, or whose remains are seen to.
 /// Costs the WAL since the last call.
 pub fn seal_active(repo: &Repo, timeline: TimelineId) -> Result<Option<Sealed>, CommandError> {
-    if active_timeline(repo, timeline).is_none() && !repo.datadir(timeline).exists() {
+    let is_open = || Ok::<_, CommandError>(repo.datadir(timeline).exists() || wal_end::is_laid_out(repo, timeline)?);
+    if active_timeline(repo, timeline).is_none() && !is_open()? {
         return Ok(None);
     }
     let alive = Alive::at(repo.timelines().alive_file(timeline));

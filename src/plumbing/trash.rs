@@ -67,14 +67,14 @@ fn holds_commits(repo: &Repo, branch: &RefName, timeline: &Timeline) -> Result<b
     Ok(false)
 }
 
-/// Moves a data directory, which nobody uses, into the trash.
-pub fn keep_datadir(repo: &Repo, branch: &str, id: TimelineId, signature: &Signature) -> CmdResult {
+/// Moves a data directory, which nobody uses, into the trash; `commits` says whether it may hold some that no branch has.
+pub fn keep_datadir(repo: &Repo, branch: &str, id: TimelineId, commits: bool, signature: &Signature) -> CmdResult {
     let dir = repo.datadir(id);
     if !dir.exists() {
         return Ok(());
     }
     let position = repo.timelines().read(id)?.tip();
-    let entry = entry(What::DataDirectory, branch, position, false, signature);
+    let entry = entry(What::DataDirectory, branch, position, commits, signature);
     repo.trash().put_folder(repo.tmp()?, entry, &dir)?;
     Ok(())
 }
@@ -97,7 +97,7 @@ pub fn keep_beyond(repo: &Repo, branch: &str, end: Position, signature: &Signatu
         return Ok(());
     }
     let entry = entry(What::Wal, branch, end, true, signature);
-    let same = |item: &Item| item.entry.what == What::Wal && item.entry.position == end;
+    let same = |item: &Item| item.entry.what == What::Wal && item.entry.position == end && item.has_files();
     if repo.trash().list()?.iter().any(same) {
         // A start that was repeated.
         return Ok(());
@@ -218,9 +218,19 @@ fn wal_bytes(repo: &Repo, item: &Item) -> u64 {
     stored.map(|stored| stored.stored).sum()
 }
 
-/// Removes what is older than `gc.trash`, and, where the trash is larger than `gc.trash_limit`, the oldest of what holds
-/// no commit. Returns how many entries went.
+/// Removes, of what holds no commit, what is older than `gc.trash`, and the oldest where the trash is larger than
+/// `gc.trash_limit`; but nothing that this very command, which began at `now_us`, has put there. Commits never go
+/// by the way: a clock that jumps would take them all. Returns how many entries went.
 pub fn tidy(repo: &Repo, now_us: i64) -> Result<usize, CommandError> {
+    sweep(repo, now_us, false)
+}
+
+/// The same, for who asks for it: what holds commits goes as well when it is older than `gc.trash`.
+pub fn expire(repo: &Repo, now_us: i64) -> Result<usize, CommandError> {
+    sweep(repo, now_us, true)
+}
+
+fn sweep(repo: &Repo, now_us: i64, with_commits: bool) -> Result<usize, CommandError> {
     let gc = &repo.config().gc;
     let mut rows = list(repo)?;
     let keep_us = gc.trash.0.map_or(i64::MAX, |keep| i64::try_from(keep.as_micros()).unwrap_or(i64::MAX));
@@ -228,8 +238,9 @@ pub fn tidy(repo: &Repo, now_us: i64) -> Result<usize, CommandError> {
     let mut gone = 0;
     rows.sort_by_key(|row| row.item.entry.time_us);
     for Sized { item, bytes } in rows {
-        let is_old = now_us.saturating_sub(item.entry.time_us) > keep_us;
-        let is_too_much = total > gc.trash_limit && !item.entry.commits;
+        let Entry { time_us, commits, .. } = item.entry;
+        let is_old = now_us.saturating_sub(time_us) > keep_us && (with_commits || !commits);
+        let is_too_much = total > gc.trash_limit && !commits && time_us != now_us;
         if is_old || is_too_much {
             remove(repo, &item)?;
             total = total.saturating_sub(bytes);

@@ -13,8 +13,8 @@ use crate::ui::{ID, paint};
 /// List what was dropped, bring it back, or empty the trash
 ///
 /// What is dropped goes to the trash: the timelines of a deleted branch, the data directory of a server that was not
-/// shut down, and WAL behind an end that was believed. It goes for good after gc.trash (14 days), or when the trash is
-/// emptied; what holds no commit also where the trash is larger than gc.trash_limit (1 GiB).
+/// shut down, and WAL behind an end that was believed. What holds no commit goes for good after gc.trash (14 days), or
+/// where the trash is larger than gc.trash_limit (1 GiB); all else only when the trash is emptied.
 #[derive(Debug, clap::Args)]
 #[command(
     args_conflicts_with_subcommands = true,
@@ -105,7 +105,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
 /// Removes entries for good. Returns how many.
 fn empty(cx: &Cx, repo: &Repo, expired: bool, ids: &[String]) -> Result<usize, CommandError> {
     if expired {
-        return trash::tidy(repo, cx.now.timestamp().as_microsecond());
+        return trash::expire(repo, cx.now.timestamp().as_microsecond());
     }
     let items = match ids {
         [] => repo.trash().list()?,

@@ -210,3 +210,98 @@ fn the_records_that_change_nothing_are_those_of_the_list() {
         assert!(seen[0] > 20 && seen[1] > 2, "PostgreSQL {major}: {seen:?}");
     }
 }
+
+/// Kills a server, its file system and the guardian of that, as a power cut does. Returns the folder of the data directory.
+fn cut_power(env: &Env, branch: &str) -> std::path::PathBuf {
+    let timeline = env.run(["rev-parse", branch]).ok()[..32].to_owned();
+    let dir = env.repo().join("datadirs").join(timeline);
+    let postmaster = env.postmaster(branch);
+    let of_lock = |name: &str| std::fs::read_to_string(dir.join(name)).ok()?.trim().parse::<i32>().ok();
+    for pid in [of_lock("guard.lock"), of_lock("lock"), Some(postmaster)].into_iter().flatten() {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    dir
+}
+
+/// Returns the entries of the trash that are data directories.
+fn datadirs_in_trash(env: &Env) -> Vec<serde_json::Value> {
+    let rows = env.json(["trash", "--json"]);
+    rows.as_array().unwrap().iter().filter(|row| row["what"] == "data-directory").cloned().collect()
+}
+
+#[test]
+fn files_that_cannot_be_shown_are_kept() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "alter system set work_mem = '77MB'");
+    let dir = cut_power(&env, "main");
+    assert!(dir.join("local").is_dir());
+    // As a crash before it was prepared, or of a file system that cannot be mounted.
+    let _ = std::fs::remove_file(dir.join("prepared"));
+    env.run(["start"]).ok();
+    let kept = datadirs_in_trash(&env);
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    let layer = std::path::Path::new(kept[0]["path"].as_str().unwrap()).join("datadir/local");
+    let holds = |path: std::path::PathBuf| std::fs::read(path).unwrap().windows(4).any(|bytes| bytes == b"77MB");
+    assert!(std::fs::read_dir(layer).unwrap().flatten().any(|entry| holds(entry.path())));
+}
+
+#[test]
+fn files_of_the_user_that_changed_are_kept_although_nothing_was_committed() {
+    use std::os::unix::fs::PermissionsExt;
+    for start in [&["start"][..], &["start", "--eager"]] {
+        let env = Env::init();
+        let begin = || {
+            env.run(start).ok();
+            let timeline = env.run(["rev-parse", "main"]).ok()[..32].to_owned();
+            env.repo().join("datadirs").join(timeline).join("data")
+        };
+        let unchanged = || {
+            begin();
+            let stopped = env.run(["stop"]).ok();
+            assert!(stopped.contains("nothing was committed"), "{start:?}: {stopped}");
+        };
+        // The hint bits of the first server are kept.
+        begin();
+        env.run(["stop"]).ok();
+        unchanged();
+        let data = begin();
+        std::fs::create_dir(data.join("conf.d")).unwrap();
+        std::fs::write(data.join("conf.d/x.conf"), "work_mem = '77MB'").unwrap();
+        std::fs::write(data.join("server.key"), "secret").unwrap();
+        env.run(["stop"]).ok();
+        unchanged();
+        // Changed, no longer than before; its mode alone; removed.
+        let data = begin();
+        std::fs::write(data.join("conf.d/x.conf"), "work_mem = '88MB'").unwrap();
+        env.run(["stop"]).ok();
+        let data = begin();
+        assert_eq!(std::fs::read_to_string(data.join("conf.d/x.conf")).unwrap(), "work_mem = '88MB'");
+        std::fs::set_permissions(data.join("server.key"), PermissionsExt::from_mode(0o640)).unwrap();
+        env.run(["stop"]).ok();
+        let data = begin();
+        let mode = std::fs::metadata(data.join("server.key")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o640);
+        std::fs::remove_file(data.join("server.key")).unwrap();
+        env.run(["stop"]).ok();
+        assert!(!begin().join("server.key").exists());
+        env.run(["stop"]).ok();
+        unchanged();
+    }
+}
+
+#[test]
+fn a_stop_that_cannot_lock_its_data_directory_is_refused() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select 42 as answer");
+    let timeline = env.run(["rev-parse", "main"]).ok()[..32].to_owned();
+    let lock = env.repo().join("datadirs").join(timeline).join("snapshot.lock");
+    let _ = std::fs::remove_file(&lock);
+    std::fs::create_dir(&lock).unwrap();
+    env.run(["stop"]).fails(1, &["snapshot.lock"]);
+    std::fs::remove_dir(&lock).unwrap();
+    env.run(["stop"]).ok();
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "select answer from t"), "42");
+}

@@ -97,3 +97,32 @@ fn the_data_directory_of_a_server_that_was_not_shut_down_goes_to_the_trash() {
     assert!(!path.exists());
     assert_eq!(env.json(["trash", "--json"]).as_array().unwrap().len(), 0);
 }
+
+#[test]
+fn what_a_command_sets_aside_it_does_not_remove_and_commits_never_go_by_the_way() {
+    let env = Env::init();
+    env.run(["branch", "full", "main"]).ok();
+    env.run(["start", "full"]).ok();
+    env.sql("full", "create table t as select 1");
+    env.run(["stop", "full"]).ok();
+    env.run(["branch", "-d", "full"]).ok();
+    env.run(["config", "gc.trash_limit", "0"]).ok();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select 42 as answer");
+    env.run(["stop", "--mode", "immediate"]).ok();
+    let what = |env: &Env| {
+        let rows = env.json(["trash", "--json"]);
+        let what = rows.as_array().unwrap().iter().map(|row| row["what"].as_str().unwrap().to_owned());
+        what.collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(what(&env), "timeline data-directory");
+    // As after a jump of the clock: all of it is old.
+    env.run(["config", "gc.trash", "1"]).ok();
+    std::thread::sleep(Duration::from_millis(1100));
+    env.run(["start"]).ok();
+    env.sql("main", "insert into t values (43)");
+    env.run(["stop"]).ok();
+    assert_eq!(what(&env), "timeline");
+    env.run(["trash", "empty", "--expired"]).ok();
+    assert_eq!(what(&env), "");
+}

@@ -6,7 +6,11 @@ use std::process::Stdio;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use zenith::objects::Repo;
 use zenith::objects::pg::{Lsn, segment};
+use zenith::objects::timeline::{Position, TimelineId};
+use zenith::objects::trash::{Entry, What};
+use zenith::plumbing::datadir::wal_end;
 
 use crate::support::{Env, checked, pg_program};
 
@@ -97,8 +101,12 @@ fn a_shorter_end_is_accepted_knowingly_and_the_rest_kept() {
     what.sort_unstable();
     assert_eq!(what, ["data-directory", "wal"], "{rows}");
     assert!(env.run(["rev-parse", "main"]).ok().ends_with(&end));
+    // Either may hold commits, and stays when the trash is full.
+    env.run(["config", "gc.trash_limit", "0"]).ok();
     env.run(["start"]).ok();
+    env.sql("main", "create table later as select 1");
     env.run(["stop"]).ok();
+    assert_eq!(env.json(["trash", "--json"]), rows);
     env.run(["fsck"]).ok();
 }
 
@@ -117,9 +125,29 @@ fn wal_behind_a_flipped_bit_goes_to_the_trash_before_it_is_overwritten() {
     let offset = at.segment_offset(SEGMENT) as usize + 30_000;
     bytes[offset] ^= 1;
     std::fs::write(&path, &bytes).unwrap();
+    let kept = || {
+        let rows = env.json(["trash", "--json"]);
+        let rows = rows.as_array().unwrap().iter().filter(|row| row["what"] == "wal").cloned();
+        rows.collect::<Vec<_>>()
+    };
+    // A crash after the entry was made, and before it had the files.
+    let timeline: TimelineId = env.run(["rev-parse", "main"]).ok()[..32].parse().unwrap();
+    let repo = Repo::open(&env.repo()).unwrap();
+    let end = wal_end::find(&repo, timeline, None).unwrap().unwrap();
+    let entry = Entry {
+        what: What::Wal,
+        branch: "main".into(),
+        position: Position { timeline, lsn: end },
+        commits: true,
+        who: "me".into(),
+        time_us: 1,
+        why: "a crash".into(),
+    };
+    repo.trash().put(repo.tmp().unwrap(), entry, |_| Ok(())).unwrap();
+    drop(repo);
     env.run(["start"]).ok();
-    let rows = env.json(["trash", "--json"]);
-    let row = rows.as_array().unwrap().iter().find(|row| row["what"] == "wal").expect("the WAL behind it is kept");
+    let rows = kept();
+    let row = rows.last().unwrap();
     let copy = PathBuf::from(row["path"].as_str().unwrap()).join("wal").join(path.file_name().unwrap());
     let copy = std::fs::read(copy).unwrap();
     assert_eq!(copy.len(), bytes.len());
@@ -163,4 +191,54 @@ fn wal_that_nobody_flushed_is_durable_before_it_is_sealed() {
     let end: Lsn = env.run(["rev-parse", "crashed"]).ok().split_once('@').unwrap().1.parse().unwrap();
     assert!(synced(&dir.join(segment::file_name(1, end, SEGMENT))), "{text}");
     assert!(synced(&dir), "{text}");
+}
+
+#[test]
+fn a_folder_without_any_segment_is_no_end_of_the_wal() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table before as select 1");
+    env.run(["stop"]).ok();
+    env.run(["start"]).ok();
+    // Nothing of this epoch is sealed yet.
+    env.sql("main", "create table t as select 42 as answer");
+    let dir = wal_dir(&env, "main");
+    crash(&env, "main");
+    let kept = env.path().join("kept");
+    std::fs::create_dir(&kept).unwrap();
+    for path in segments(&dir) {
+        std::fs::rename(&path, kept.join(path.file_name().unwrap())).unwrap();
+    }
+    for args in [&["start"][..], &["stop"], &["tag", "now"], &["branch", "b", "main"]] {
+        env.run(args).fails(3, &["is missing or cut short", "zenith stop --accept-end"]);
+    }
+    for path in segments(&kept) {
+        std::fs::rename(&path, dir.join(path.file_name().unwrap())).unwrap();
+    }
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "select answer from t"), "42");
+}
+
+#[test]
+fn a_pg_control_that_cannot_be_read_leaves_the_end_in_doubt() {
+    let env = Env::init();
+    env.run(["start", "--eager"]).ok();
+    env.sql("main", "create table t as select 42 as answer");
+    let timeline = env.run(["rev-parse", "main"]).ok()[..32].to_owned();
+    let path = env.repo().join("datadirs").join(timeline).join("data/global/pg_control");
+    crash(&env, "main");
+    let kept = std::fs::read(&path).unwrap();
+    let mut damaged = kept.clone();
+    damaged[100] ^= 1;
+    std::fs::write(&path, &damaged).unwrap();
+    for command in ["start", "stop"] {
+        env.run([command]).fails(3, &["pg_control, which could know of more, cannot be read", "--accept-end"]);
+    }
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    env.run(["stop"]).fails(3, &["pg_control, which could know of more, cannot be read"]);
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::write(&path, &kept).unwrap();
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "select answer from t"), "42");
 }

@@ -54,8 +54,13 @@ const FILES: [&str; 12] = [
 
 /// Returns whether a path is one of PostgreSQL's own folders, lies in one, or is a file that it or zenith writes.
 pub fn is_own(path: &[u8]) -> bool {
+    is_own_folder(path) || FILES.iter().any(|file| file.as_bytes() == path)
+}
+
+/// Returns whether a path is one of PostgreSQL's own folders, or lies in one.
+pub fn is_own_folder(path: &[u8]) -> bool {
     let top = path.split(|&byte| byte == b'/').next().unwrap_or_default();
-    FOLDERS.iter().any(|folder| folder.as_bytes() == top) || FILES.iter().any(|file| file.as_bytes() == path)
+    FOLDERS.iter().any(|folder| folder.as_bytes() == top)
 }
 
 /// Returns whether a name at the top is one that zenith keeps for itself.

@@ -6,6 +6,7 @@
 //! is at hand, does not know of WAL beyond it. That no server is alive is for the caller to know.
 
 use std::collections::BTreeMap;
+use std::error::Error as _;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
@@ -32,6 +33,8 @@ pub enum Doubt {
     Missing { file: String },
     #[error("pg_control says that there was WAL up to {upto} at least")]
     Control { upto: Lsn },
+    #[error("pg_control, which could know of more, cannot be read: {why}")]
+    ControlUnreadable { why: String },
 }
 
 /// The segment files in a folder: first LSN, PostgreSQL's timeline id, path, length in bytes.
@@ -59,8 +62,14 @@ impl Files {
     }
 }
 
+/// Returns whether a server may have written to the folder of the active WAL of `timeline`.
+pub fn is_laid_out(repo: &Repo, timeline: TimelineId) -> Result<bool, Error> {
+    let mark = repo.timelines().wal_dir(timeline).join(LAID_OUT);
+    mark.try_exists().map_err(Error::io("look for", &mark))
+}
+
 /// Finds the end of the active WAL of `timeline`, of which no server is alive, which is where its last whole record ends,
-/// and makes all of it durable. `None` where the folder has no segment. `accepted` is an end that the user knows to be
+/// and makes all of it durable. `None` where the folder has no segment, and no server wrote there. `accepted` is an end that the user knows to be
 /// shorter than it should be: that one is believed. Costs a read of what is not sealed.
 pub fn find(repo: &Repo, timeline: TimelineId, accepted: Option<Lsn>) -> Result<Option<Lsn>, WalFilesError> {
     let (dir, size) = (repo.timelines().wal_dir(timeline), repo.config().wal_segment_size);
@@ -75,7 +84,9 @@ pub fn find(repo: &Repo, timeline: TimelineId, accepted: Option<Lsn>) -> Result<
     }
     let read = repo.timelines().read(timeline)?;
     let mut end = read.tip().lsn;
-    let mut doubt = None;
+    let mut is_laid_out = is_laid_out(repo, timeline)?;
+    // As long as an epoch is open, its folder has the segment that is written to.
+    let mut doubt = is_laid_out.then(|| Doubt::Missing { file: segment::file_name(1, end, size) });
     if let Some((postgres_timeline, _, _)) = files.0.values().next() {
         let active = repo.active_segments(timeline, *postgres_timeline);
         let source = TimelineWal::open(repo.store(), repo.timelines(), &read, end.segment_start(size), Some(active))?;
@@ -89,13 +100,22 @@ pub fn find(repo: &Repo, timeline: TimelineId, accepted: Option<Lsn>) -> Result<
             return Err(WalFilesError::Damaged { timeline, source: error });
         }
         end = reader.position_lsn();
-        let is_laid_out = end > read.sealed() || !read.log.wal.is_empty() || dir.join(LAID_OUT).exists();
+        is_laid_out |= end > read.sealed() || !read.log.wal.is_empty();
         doubt = missing(&files, *postgres_timeline, size, end, error.noticed_at()).filter(|_| is_laid_out);
     }
-    let control = control(repo, timeline);
-    let known = control.map(|control| control.min_recovery_point.max(control.checkpoint.plus(1)));
-    if let Some(upto) = known.filter(|upto| *upto > end) {
-        doubt = doubt.or(Some(Doubt::Control { upto }));
+    // Before that, a crash may have left any part of the files.
+    if is_laid_out && doubt.is_none() {
+        doubt = match control(repo, timeline) {
+            Ok(None) => None,
+            Ok(Some(control)) => {
+                let upto = control.min_recovery_point.max(control.checkpoint.plus(1));
+                (upto > end).then_some(Doubt::Control { upto })
+            }
+            Err(error) => {
+                let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+                Some(Doubt::ControlUnreadable { why: format!("{error}{cause}") })
+            }
+        };
     }
     if let Some(doubt) = doubt.filter(|_| accepted != Some(end)) {
         return Err(WalFilesError::EndInDoubt { timeline, end, doubt });
@@ -145,18 +165,30 @@ pub fn beyond(repo: &Repo, timeline: TimelineId, end: Lsn) -> Result<Vec<(PathBu
 }
 
 /// Returns `pg_control` of the data directory of `timeline`, if that is at hand. Of a lazy one it is read from the local
-/// layer, never through the mount. One that is damaged says nothing.
-fn control(repo: &Repo, timeline: TimelineId) -> Option<ControlFile> {
+/// layer, never through the mount.
+fn control(repo: &Repo, timeline: TimelineId) -> Result<Option<ControlFile>, Error> {
     const NAME: &str = "global/pg_control";
     let dir = repo.datadir(timeline);
     let layer = local::dir(&dir);
-    let path = match local::snapshot_below(&layer).ok().flatten() {
+    let path = match local::snapshot_below(&layer)? {
         Some(id) => {
-            let snapshot = repo.store().snapshot(&id).ok()?;
-            local::content_path(&layer, number_of(&snapshot, NAME.as_bytes())?)
+            let snapshot = repo.store().snapshot(&id)?;
+            let Some(number) = number_of(&snapshot, NAME.as_bytes()) else { return Ok(None) };
+            local::content_path(&layer, number)
         }
-        None if layer.exists() => return None,
+        // A lazy one that lost its journal. Through its mount nothing is read here.
+        None if layer.try_exists().map_err(Error::io("look for", &layer))? => return Ok(None),
         None => dir.join("data").join(NAME),
     };
-    ControlFile::parse(&fs::read(path).ok()?, repo.expected_wal().version).ok()
+    let bytes = match fs::read(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        bytes => bytes.map_err(Error::io("read", &path))?,
+    };
+    // The first write to it did not reach the disk.
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Ok(None);
+    }
+    let parsed = ControlFile::parse(&bytes, repo.expected_wal().version);
+    let unreadable = |error| Error::io("read", &path)(std::io::Error::new(ErrorKind::InvalidData, error));
+    parsed.map(Some).map_err(unreadable)
 }

@@ -27,6 +27,7 @@ pub mod snapshot;
 pub mod start;
 pub mod stop;
 pub mod superuser;
+mod unchanged;
 
 use std::fs::{self, File, TryLockError};
 use std::io;

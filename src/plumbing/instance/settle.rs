@@ -2,36 +2,25 @@
 //! if they are exact, and drops the epoch again if it changed nothing. What else is dropped goes to the trash
 //! (INVARIANT 7). Every step can be repeated, so a crash amid it only means that the next start or stop does it again.
 
-use std::fs;
 use std::path::Path;
 
+use super::unchanged::unchanged;
 use super::{Instance, mount, prefetch, slots};
 use crate::error::{CmdResult, CommandError};
 use crate::objects::pg::Lsn;
 use crate::objects::pg::control::State;
-use crate::objects::pg::wal::WalReader;
 use crate::objects::refs::{Expect, RefName, Signature, Value};
-use crate::objects::snapshot::Snapshot;
-use crate::objects::store::file::{READ_BLOCKS, StoredFile};
 use crate::objects::timeline::{Position, Timeline, TimelineId};
 use crate::objects::{ObjectId, Repo};
 use crate::plumbing::datadir::control::Control;
 use crate::plumbing::datadir::local;
 use crate::plumbing::datadir::vfs::base::MOST_TOUCHED;
-use crate::plumbing::datadir::wal::WalFilesError;
 use crate::plumbing::datadir::wal_end;
 use crate::plumbing::postgres::alive::Held;
 use crate::plumbing::seal_wal::seal_upto;
 use crate::plumbing::trash;
 use crate::plumbing::write_snapshot::{Options, Source, inspect, write_snapshot};
 use crate::progress::Progress;
-
-/// Files that change what a cluster is although no transaction commits.
-const CONFIGURATION: [&str; 4] = ["postgresql.conf", "postgresql.auto.conf", "pg_hba.conf", "pg_ident.conf"];
-
-/// An epoch that committed nothing is kept, for its snapshot, if starting without that means to
-/// replay more WAL, bytes.
-const REPLAY: u64 = 16 << 20;
 
 /// What became of an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,25 +61,27 @@ pub fn settle_at(
     }
     let branch = instance.config.branch.clone();
     let data = repo.datadir(id).join("data");
-    // Before the server's lock, for which a snapshot that is under way waits at its end. Where it cannot be taken there are no
-    // files to take one of.
-    let _lock = super::snapshot::Lock::wait(repo, id);
+    // Before the server's lock, for which a snapshot that is under way waits at its end. Where there are no files there is
+    // none.
+    let _lock = repo.datadir(id).exists().then(|| super::snapshot::Lock::wait(repo, id)).transpose()?;
     // Nobody is alive, and nobody starts meanwhile; the file system's process sees that its files are needed.
     let held = instance.alive(repo).take_after_others()?;
     secure_end(repo, &branch, (id, &held), accepted, signature)?;
-    let set_aside = |why: &str| {
+    let set_aside = |commits: bool, why: &str| {
         mount::unmount(&repo.datadir(id))?;
-        trash::keep_datadir(repo, &branch, id, &Signature { why: why.to_owned(), ..signature.clone() })
+        trash::keep_datadir(repo, &branch, id, commits, &Signature { why: why.to_owned(), ..signature.clone() })
     };
     if let Some(end) = accepted {
         let why = format!("stop: the end of the WAL at {end} was accepted");
-        set_aside(&why)?;
+        // Its files may have pages of what was committed behind the end.
+        set_aside(true, &why)?;
         trash::keep_wal(repo, &branch, id, &Signature { why, ..signature.clone() })?;
         close(repo, instance)?;
         return Ok(Settled::Sealed { timeline: id, snapshot: None });
     }
-    show(repo, instance, id);
-    if drop_if_unchanged(repo, instance, id, &data, signature)? {
+    // What cannot be looked at may have changed.
+    let is_seen = show(repo, instance, id)?;
+    if is_seen && drop_if_unchanged(repo, instance, id, &data, signature)? {
         mount::remove(&repo.datadir(id))?;
         close(repo, instance)?;
         return Ok(Settled::Dropped);
@@ -100,7 +91,8 @@ pub fn settle_at(
     let snapshot = snapshot_if_exact(repo, &timeline, &data, signature.time_us, progress)?;
     match snapshot {
         Some(_) => mount::remove(&repo.datadir(id))?,
-        None => set_aside("stop: its server was not shut down")?,
+        None if is_seen => set_aside(false, "stop: its server was not shut down")?,
+        None => set_aside(false, "stop: its files cannot be shown")?,
     }
     close(repo, instance)?;
     repo.timelines().empty_wal(repo.tmp()?, id)?;
@@ -119,7 +111,7 @@ pub(super) fn secure_end(
     signature: &Signature,
 ) -> CmdResult {
     let Some(end) = wal_end::find(repo, id, accepted)? else {
-        // As long as an epoch is open, its folder has the segment that is written to.
+        // Once something is sealed, the folder of an open epoch has the segment that is written to.
         let timeline = repo.timelines().read(id)?;
         if timeline.log.wal.is_empty() || accepted.is_some() {
             return Ok(());
@@ -132,18 +124,28 @@ pub(super) fn secure_end(
     Ok(())
 }
 
-/// Mounts the data directory of an epoch again, if it is a lazy one whose process has ended. Where that
-/// fails, the epoch is settled without its files: the WAL has what they hold.
-fn show(repo: &Repo, instance: &Instance, id: TimelineId) {
+/// Mounts the data directory of an epoch again, if it is a lazy one whose process has ended. Returns whether all that a
+/// server may have written can be seen. Where it cannot, the epoch is settled without its files, and they are kept: the
+/// WAL has what was committed, but not what else changed, such as settings and slots.
+fn show(repo: &Repo, instance: &Instance, id: TimelineId) -> Result<bool, CommandError> {
     let dir = repo.datadir(id);
-    if mount::is_served(&dir) || !mount::is_prepared(&dir) || mount::unmount(&dir).is_err() {
-        return;
+    let layer = local::dir(&dir);
+    let may_have_run = wal_end::is_laid_out(repo, id)? || mount::is_prepared(&dir);
+    if !may_have_run || mount::is_served(&dir) || !layer.try_exists()? {
+        return Ok(true);
     }
-    if let Ok(Some(snapshot)) = local::snapshot_below(&local::dir(&dir)) {
-        let (log, alive) = (instance.log(repo), instance.alive(repo));
-        let wanted = mount::Wanted { snapshot: &snapshot, hydrate: false, log: &log, alive: alive.path() };
-        let _ = mount::mount(repo, &dir, &wanted);
+    mount::unmount(&dir)?;
+    // Restored beside the layer of a mount that was refused.
+    if dir.join("data/PG_VERSION").try_exists()? {
+        return Ok(true);
     }
+    if !mount::is_prepared(&dir) {
+        return Ok(false);
+    }
+    let Ok(Some(snapshot)) = local::snapshot_below(&layer) else { return Ok(false) };
+    let (log, alive) = (instance.log(repo), instance.alive(repo));
+    let wanted = mount::Wanted { snapshot: &snapshot, hydrate: false, log: &log, alive: alive.path() };
+    Ok(mount::mount(repo, &dir, &wanted).is_ok())
 }
 
 /// Forgets the epoch. The branch and the log have all of it.
@@ -175,74 +177,6 @@ fn drop_if_unchanged(
         }
         Ok(true)
     })
-}
-
-/// Returns the parent to go back to, if the epoch changed nothing: all of its records are of those that every server
-/// writes, and its files differ in nothing else.
-fn unchanged(repo: &Repo, timeline: &Timeline, data: &Path) -> Result<Option<TimelineId>, CommandError> {
-    let Some(parent) = timeline.history.ancestors.last() else { return Ok(None) };
-    if !only_noise(repo, timeline, parent.fork)? {
-        return Ok(None);
-    }
-    let (_, line) = repo.timelines().snapshot_before(timeline.tip())?;
-    let replayed = parent.fork.since(line.lsn);
-    if replayed > REPLAY
-        || data.join("PG_VERSION").exists()
-            && (configuration_changed(repo, &repo.store().snapshot(&line.object)?, data)?
-                || replayed == 0 && relations_changed(data)?)
-    {
-        return Ok(None);
-    }
-    // Made, dropped or moved on: PostgreSQL writes no WAL of that.
-    if slots::changed(repo, parent.timeline, data)? {
-        return Ok(None);
-    }
-    // The branch goes back only to where it came from: a tip, not a point amid other WAL.
-    let back = repo.timelines().read(parent.timeline)?;
-    Ok(Some(parent.timeline).filter(|_| back.tip().lsn == parent.fork))
-}
-
-/// Returns whether all records since the fork are ones that change nothing.
-fn only_noise(repo: &Repo, timeline: &Timeline, fork: Lsn) -> Result<bool, CommandError> {
-    if timeline.log.wal.iter().any(|interval| interval.commit_us.is_some()) {
-        return Ok(false);
-    }
-    let source = repo.sealed_wal(timeline, fork.segment_start(repo.config().wal_segment_size))?;
-    let mut reader = WalReader::new(source, repo.expected_wal(), fork);
-    while reader.position_lsn() < timeline.tip().lsn {
-        let record = reader.read().map_err(|source| WalFilesError::Damaged { timeline: timeline.id, source })?;
-        if !record.changes_nothing() {
-            return Ok(false);
-        }
-    }
-    Ok(true)
-}
-
-/// Returns whether blocks of a relation were written that no record tells of: hint bits, in a cluster without checksums.
-/// Only a lazy data directory knows.
-fn relations_changed(data: &Path) -> Result<bool, CommandError> {
-    let Some(control) = Control::of(data) else { return Ok(false) };
-    let is_relation = |path: &[u8]| {
-        let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-        let within = [&b"base/"[..], b"global/", b"pg_tblspc/"].iter().any(|folder| path.starts_with(folder));
-        within && name.first().is_some_and(u8::is_ascii_digit)
-    };
-    Ok(control.changes()?.paths().any(is_relation))
-}
-
-fn configuration_changed(repo: &Repo, snapshot: &Snapshot, data: &Path) -> Result<bool, CommandError> {
-    for name in CONFIGURATION {
-        let mut stored = Vec::new();
-        if let Some(entry) = snapshot.entry(name.as_bytes())
-            && let Some(file) = StoredFile::of_entry(repo.store(), entry)?
-        {
-            file.read(repo.store(), 0, READ_BLOCKS, &mut stored)?;
-        }
-        if fs::read(data.join(name)).unwrap_or_default() != stored {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 /// Writes a snapshot of a data directory whose server was shut down cleanly, at the timeline's very tip.

@@ -145,6 +145,27 @@ fn a_page_server_that_ends_is_waited_for_by_the_next_one() {
 }
 
 #[test]
+fn a_server_that_is_full_is_not_taken_for_idle() {
+    let daemon = Daemon::new(&[]);
+    daemon.env.run(["config", "branch.main.postgres.max_connections", "10"]).ok();
+    // Its clients come past the proxy, which knows nothing of them, and leave no room for a question.
+    let ask = |sql| daemon.ask("main", sql).unwrap();
+    let mut config = postgres::Config::new();
+    config.host_path(ask("show unix_socket_directories")).port(ask("show port").parse().unwrap());
+    config.user("postgres").dbname("postgres");
+    let (mut clients, patience) = (Vec::new(), Instant::now() + Duration::from_secs(30));
+    while clients.len() < 10 {
+        assert!(Instant::now() < patience, "only {} came", clients.len());
+        clients.extend(config.connect(postgres::NoTls).ok());
+    }
+    daemon.env.run(["config", "proxy.idle_timeout", "1s"]).ok();
+    std::thread::sleep(Duration::from_secs(4));
+    assert!(clients.iter_mut().all(|client| client.simple_query("select 1").is_ok()));
+    drop(clients);
+    daemon.wait_until_running(&[]);
+}
+
+#[test]
 fn who_was_told_that_a_server_runs_keeps_it() {
     let daemon = Daemon::new(&["try"]);
     daemon.env.run(["config", "proxy.idle_timeout", "1s"]).ok();

@@ -18,8 +18,7 @@ use crate::error::CmdResult;
 use crate::plumbing::instance::mount;
 use crate::plumbing::postgres::alive::{Alive, GRACE, Status};
 use crate::plumbing::postgres::process::Process;
-use crate::plumbing::postgres::server::{self, Mode};
-use crate::progress::Hidden;
+use crate::plumbing::postgres::server;
 
 /// End the server of a data directory when its file system does
 ///
@@ -104,7 +103,7 @@ fn end_file_system(process: Process, data: &Path) -> io::Result<()> {
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let dir = cx.folder.join(&args.dir);
     let data = dir.join("data");
-    let server = Alive::at(cx.folder.join(&args.with_server));
+    let server = Alive::of(cx.folder.join(&args.with_server), data.clone());
     let parent = Process::of(getppid().as_raw());
     let end = watch(&beats(), &server, &|| cx.ui.forget_signals());
     if end == End::Silent {
@@ -113,10 +112,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     }
     if let Some(postmaster) = server.postmaster()? {
         cx.ui.warning(format!("the files at '{}' are gone, and server {} is ended", data.display(), postmaster.pid));
-        // Nothing could be written: what it has acknowledged is in the WAL.
-        if server::stop(&server, Mode::Immediate, END_WAIT, &dir, &Hidden).is_err() {
-            postmaster.signal(Signal::SIGKILL)?;
-        }
+        server::end_at_once(postmaster)?;
     }
     if server.status()? == Status::Orphaned {
         server.end_orphans(Instant::now() + GRACE)?;

@@ -201,7 +201,7 @@ fn serve(cx: &mut Cx, repo: Repo, args: &Args, id: &ObjectId, dir: &Path) -> Cmd
         if args.hydrate {
             scope.spawn(|| hydrate(&vfs, &over));
         }
-        let server = args.with_server.clone().map(Alive::at);
+        let server = args.with_server.clone().map(|path| Alive::of(path, data.clone()));
         let watch = Watch { repo: &repo, vfs: &vfs, snapshot: id, dir, data: &data, server, cx };
         let watched = watch.wait(&mounted);
         over.store(true, Ordering::Relaxed);

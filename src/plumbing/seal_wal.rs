@@ -13,7 +13,6 @@ use crate::objects::timeline::{self, TimelineId};
 use crate::plumbing::datadir::wal::{Sealed, Upto, WalFilesError, hold, seal};
 use crate::plumbing::datadir::wal_end;
 use crate::plumbing::instance::{self, snapshot::snapshot_if_due};
-use crate::plumbing::postgres::alive::Alive;
 use crate::plumbing::postgres::{self, server};
 
 /// How long a server may take from its start until it answers, and between two looks.
@@ -66,7 +65,7 @@ pub fn seal_active(repo: &Repo, timeline: TimelineId) -> Result<Option<Sealed>, 
     if active_timeline(repo, timeline).is_none() && !is_open()? {
         return Ok(None);
     }
-    let alive = Alive::at(repo.timelines().alive_file(timeline));
+    let alive = instance::alive(repo, timeline);
     let patience = Instant::now() + PATIENCE;
     loop {
         if let Some(flushed) = instance::ask(repo, timeline, server::flushed_lsn)? {

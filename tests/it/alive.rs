@@ -1,6 +1,7 @@
 //! Who is alive: whatever dies, stops or lies, the rest is ended, nothing acknowledged is lost, and the next start works.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,19 @@ fn guardian(env: &Env, branch: &str) -> i32 {
     let files = env.file_system(branch);
     wait_until("there is a guardian", || !children(files, "guard-datadir").is_empty());
     children(files, "guard-datadir")[0]
+}
+
+/// Kills the process that serves a branch's files and its guardian in one instant: neither does anything about the other's end.
+pub fn kill_file_system_and_guardian(env: &Env, branch: &str) {
+    let both = [guardian(env, branch), env.file_system(branch)];
+    both.iter().for_each(|pid| send(*pid, Signal::SIGSTOP));
+    both.iter().for_each(|pid| send(*pid, Signal::SIGKILL));
+    wait_until("both have ended", || !both.iter().any(|pid| is_alive(*pid)));
+}
+
+/// Returns the file whose lock the server of a branch holds.
+fn lock_file(env: &Env, branch: &str) -> PathBuf {
+    env.repo().join("timelines").join(env.datadir(branch).file_name().unwrap()).join("alive")
 }
 
 /// Checks that nothing is left of a server, and that the branch goes on with its row.
@@ -166,7 +180,7 @@ fn what_stands_in_files_proves_nothing() {
     let data = env.datadir("main").join("data");
     // The server minds after a minute only.
     fs::remove_file(data.join("postmaster.pid")).unwrap();
-    let alive = env.repo().join("timelines").join(env.datadir("main").file_name().unwrap()).join("alive");
+    let alive = lock_file(&env, "main");
     assert!(env.run(["start"]).ok().is_empty() || is_alive(env.file_system("main")));
     assert_eq!(env.json(["pg", "list", "--json"])[0]["running"], true);
     // A server that was not noted is found and ended rather than overlooked.
@@ -176,6 +190,63 @@ fn what_stands_in_files_proves_nothing() {
     assert!(!is_alive(files));
     env.run(["start"]).ok();
     assert_eq!(env.sql("main", "select sum(i) from t"), "1");
+}
+
+#[test]
+fn a_server_without_file_system_and_guardian_is_ended_by_whoever_looks() {
+    let env = with_row();
+    for look in [["start", "main"], ["branch", "b"], ["stop", "main"]] {
+        env.run(["start"]).ok();
+        let server = env.postmaster("main");
+        kill_file_system_and_guardian(&env, "main");
+        assert!(is_alive(server), "somebody else ended it, so this shows nothing");
+        env.run(look).ok();
+        assert!(!is_alive(server), "{look:?} left it alone");
+    }
+    assert_eq!(env.mounts(), Vec::<String>::new());
+    // What a user cleared away by hand is as much gone.
+    env.run(["start"]).ok();
+    let (server, data) = (env.postmaster("main"), env.datadir("main").join("data"));
+    kill_file_system_and_guardian(&env, "main");
+    zenith::plumbing::instance::mount::detach(&data).unwrap();
+    env.run(["start"]).ok();
+    assert!(!is_alive(server));
+    assert_eq!(env.sql("main", "select sum(i) from t"), "1");
+    env.run(["fsck"]).ok();
+}
+
+#[test]
+fn a_server_whose_lock_file_was_removed_or_replaced_is_still_found() {
+    for how in [&["start"][..], &["start", "--eager"]] {
+        let env = Env::init();
+        env.run(how).ok();
+        env.sql("main", "create table t as select 1 i");
+        let (server, alive) = (env.postmaster("main"), lock_file(&env, "main"));
+        fs::remove_file(&alive).unwrap();
+        env.run(["start"]).ok();
+        assert!(is_alive(server));
+        assert_eq!(env.postmaster("main"), server, "a second server runs on the same timeline");
+        env.sql("main", "insert into t values (2)");
+        fs::write(&alive, "").unwrap();
+        assert_eq!(env.json(["pg", "list", "--json"])[0]["running"], true);
+        env.run(["branch", "b"]).ok();
+        assert!(is_alive(server));
+        env.run(["stop"]).ok();
+        assert!(!is_alive(server));
+        env.run(["start", "b"]).ok();
+        assert_eq!(env.sql("b", "select sum(i) from t"), "3");
+        env.run(how).ok();
+        assert_eq!(env.sql("main", "select sum(i) from t"), "3");
+    }
+}
+
+#[test]
+fn a_server_whose_lock_file_was_removed_ends_with_its_file_system() {
+    let env = with_row();
+    fs::remove_file(lock_file(&env, "main")).unwrap();
+    let server = env.postmaster("main");
+    send(env.file_system("main"), Signal::SIGKILL);
+    ends_and_starts_again(&env, server);
 }
 
 #[test]

@@ -43,7 +43,7 @@ use crate::error::{Class, CommandError};
 use crate::objects::timeline::TimelineId;
 use crate::objects::{Repo, durable};
 use crate::plumbing::postgres::alive::Alive;
-use crate::plumbing::postgres::server::{Endpoint, Status};
+use crate::plumbing::postgres::server::{self, Endpoint, Status};
 use crate::plumbing::postgres::{self, settings};
 
 /// The port that the first instance gets.
@@ -159,17 +159,31 @@ impl Instance {
 
     /// Returns the lock that its server holds.
     pub fn alive(&self, repo: &Repo) -> Alive {
-        let own = || Instance::dir(repo, &self.name).join("alive");
-        let timeline = self.timeline().filter(|_| !self.is_read_only());
-        Alive::at(timeline.map_or_else(own, |timeline| repo.timelines().alive_file(timeline)))
+        match self.timeline() {
+            Some(timeline) if !self.is_read_only() => alive(repo, timeline),
+            _ => Alive::of(Instance::dir(repo, &self.name).join("alive"), self.data_dir(repo).unwrap_or_default()),
+        }
     }
 
-    /// Returns whether its server runs. Where that cannot be found out, somebody might be there.
+    /// Returns whether its server runs. Where that cannot be found out, somebody might be there. One that has lost its
+    /// files, and that nobody guards, is ended first.
     pub fn status(&self, repo: &Repo) -> Status {
-        if self.timeline().is_none() {
-            return Status::Stopped;
+        let Some(timeline) = self.timeline() else { return Status::Stopped };
+        let (alive, dir) = (self.alive(repo), repo.datadir(timeline));
+        let status = || alive.status().unwrap_or(Status::Held);
+        match status() {
+            Status::Running(postmaster) if mount::is_forsaken(&dir) => {
+                // What fails is tried again by whoever looks next.
+                let _ = server::end_at_once(postmaster);
+                clear_away(&alive, &dir);
+                status()
+            }
+            Status::Stopped if mount::is_mounted(&dir.join("data")) && mount::is_forsaken(&dir) => {
+                clear_away(&alive, &dir);
+                status()
+            }
+            status => status,
         }
-        self.alive(repo).status().unwrap_or(Status::Held)
     }
 
     /// Returns where its server is to be found.
@@ -245,6 +259,19 @@ impl Instance {
         let now = Instance::read(repo, &self.name)?;
         let is_same = (&now.config.branch, &now.config.at) == (&self.config.branch, &self.config.at);
         if is_same { Ok((Held(file), now)) } else { Err(unknown()) }
+    }
+}
+
+/// Returns the lock of a server that writes to `timeline`.
+pub fn alive(repo: &Repo, timeline: TimelineId) -> Alive {
+    Alive::of(repo.timelines().alive_file(timeline), repo.datadir(timeline).join("data"))
+}
+
+/// Unmounts what nobody serves any more, in whose place who looks for files would find errors. Does nothing where somebody
+/// else has the lock: that one does so.
+fn clear_away(alive: &Alive, dir: &Path) {
+    if let Ok(_held) = alive.take_from_the_dead() {
+        let _ = mount::unmount(dir);
     }
 }
 

@@ -104,7 +104,16 @@ pub fn is_mounted(data: &Path) -> bool {
 
 /// Returns whether the data directory in `dir` is mounted, and the process that serves it is there.
 pub fn is_served(dir: &Path) -> bool {
-    is_mounted(&dir.join("data")) && open_lock(dir, LOCK).is_ok_and(|lock| !lock.try_take())
+    is_mounted(&dir.join("data")) && matches!(PidLock::is_held(&dir.join(LOCK)), Ok(Some(true)))
+}
+
+/// Returns whether a server on the data directory in `dir` has lost its files for good: the process that served them has
+/// died, and so has its guardian, which would see to that. Locks that are not there prove nothing.
+pub fn is_forsaken(dir: &Path) -> bool {
+    let is_free = |name: &str| matches!(PidLock::is_held(&dir.join(name)), Ok(Some(false)));
+    let data = dir.join("data");
+    // What the kernel gave up stays mounted until somebody unmounts it.
+    is_free(LOCK) && is_free(GUARD_LOCK) && (is_mounted(&data) || !data.join("PG_VERSION").exists())
 }
 
 /// Notes that the data directory in `dir` is one that PostgreSQL can go on from by itself: its files

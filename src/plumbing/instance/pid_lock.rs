@@ -22,6 +22,16 @@ impl PidLock {
         File::options().create(true).truncate(false).read(true).write(true).open(path).map(PidLock)
     }
 
+    /// Returns whether a process has the lock on the file `path`; `None` if there is no such file.
+    pub fn is_held(path: &Path) -> io::Result<Option<bool>> {
+        match File::open(path) {
+            // Shared: two who look do not see each other.
+            Ok(file) => Ok(Some(file.try_lock_shared().is_err())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Returns the lock on the same file that the parent process handed over on standard input, or this one.
     pub fn or_inherited(self) -> io::Result<PidLock> {
         let identity = |file: &File| file.metadata().map(|metadata| (metadata.dev(), metadata.ino()));
@@ -80,7 +90,10 @@ mod tests {
         let mut other = PidLock::open(&path).unwrap();
         assert!(!other.try_take());
         assert_eq!(other.pid(), Some(Pid::this()));
+        assert_eq!(PidLock::is_held(&path).unwrap(), Some(true));
         drop(held);
+        assert_eq!(PidLock::is_held(&path).unwrap(), Some(false));
+        assert_eq!(PidLock::is_held(&dir.path().join("none")).unwrap(), None);
         assert!(other.try_take());
     }
 }

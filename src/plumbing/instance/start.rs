@@ -132,7 +132,8 @@ fn start_stopped(cx: &Context, instance: &mut Instance, branch: &RefName, wish: 
 /// Returns whether the server of an instance runs, once it takes connections. One that is dying is waited for.
 pub(super) fn runs_already(cx: &Context, instance: &Instance) -> Result<bool, CommandError> {
     let Status::Running(_) = instance.status(cx.repo) else { return Ok(false) };
-    Ok(server::wait_until_it_answers(&instance.alive(cx.repo), &instance.endpoint(cx.repo)?, cx.progress)?)
+    let status = || instance.status(cx.repo);
+    Ok(server::wait_until_it_answers(status, &instance.endpoint(cx.repo)?, cx.progress)?)
 }
 
 impl Instance {

@@ -22,7 +22,7 @@ use super::relay::relay;
 use super::socket::{Socket, Stream};
 use super::startup::{self, First, Session};
 use super::supervisor::{Lease, Supervisor};
-use super::upstream::{Address, Server, is_in_between, may_be_gone};
+use super::upstream::{Address, Server, is_in_between, is_refused, may_be_gone};
 use crate::objects::format::Others;
 use crate::plumbing::postgres::server;
 
@@ -341,6 +341,7 @@ impl Proxy {
             let may_wait = Instant::now() < patience;
             match address.begin(&packet).await {
                 Ok((_, answer)) if may_wait && is_in_between(&answer) => {}
+                Ok((_, answer)) if may_wait && is_refused(&answer) && self.supervisor.is_forsaken(&lease) => {}
                 Ok((server, answer)) => return Ok(Begun { lease, address, server, answer }),
                 Err(error) if may_wait && may_be_gone(&error) => {}
                 Err(error) => {

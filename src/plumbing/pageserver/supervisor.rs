@@ -25,7 +25,7 @@ use crate::objects::format::{Config, DefaultBranch, Others};
 use crate::objects::refs::{RefKind, RefName, Signature, Value};
 use crate::objects::timeline::Position;
 use crate::plumbing::instance::start::{Context, Outcome, Wish, start};
-use crate::plumbing::instance::{self, Instance, read_only, stop};
+use crate::plumbing::instance::{self, Instance, mount, read_only, stop};
 use crate::plumbing::postgres;
 use crate::plumbing::postgres::account::Account;
 use crate::plumbing::postgres::find::Binaries;
@@ -308,6 +308,15 @@ impl Supervisor {
         if let Ok(mut state) = lease.slot.state.try_lock() {
             *state = State::Stopped;
         }
+    }
+
+    /// Returns whether a server that lets nobody in has lost its files, and its guardian with them.
+    pub fn is_forsaken(&self, lease: &Lease) -> bool {
+        let timeline = match lease.slot.state.try_lock().as_deref() {
+            Ok(State::Running(instance, _)) => instance.timeline(),
+            _ => None,
+        };
+        timeline.zip(self.repo().ok()).is_some_and(|(timeline, repo)| mount::is_forsaken(&repo.datadir(timeline)))
     }
 
     fn admit_anonymous(&self) -> Result<(), Refusal> {

@@ -110,11 +110,15 @@ async fn log_in(server: &mut (impl AsyncRead + AsyncWrite + Unpin), packet: &[u8
     }
 }
 
+/// Returns whether a server that answers so to a login does not let the client in.
+pub fn is_refused(answer: &[u8]) -> bool {
+    Login::default().feed(answer).contains(&Step::Refused)
+}
+
 /// Returns whether a server that answers so to a login starts or stops at this moment (57P03), or began to stop amid
 /// the login (57P01).
 pub fn is_in_between(answer: &[u8]) -> bool {
-    let is_refused = Login::default().feed(answer).contains(&Step::Refused);
-    is_refused && answer.windows(8).any(|field| field == b"\0C57P03\0" || field == b"\0C57P01\0")
+    is_refused(answer) && answer.windows(8).any(|field| field == b"\0C57P03\0" || field == b"\0C57P01\0")
 }
 
 /// Returns whether a server that cannot be reached for this reason may have stopped this instant.

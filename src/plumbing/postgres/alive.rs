@@ -5,9 +5,12 @@
 //! there, and that none can be started as long as it is held. What stands in a file, or a process's number, proves
 //! neither. The file lies outside of every mount, and where nobody removes it while a server might run.
 //!
+//! Should somebody remove or replace the file nevertheless, a server is found by where it works and by the lock that it was
+//! handed, whatever that is on: whoever finds the lock free looks for that too, before it takes that for a proof.
+//!
 //! # Format
-//! One line: the postmaster's number and when it began (see [`Process`]), or nothing. It says whom to signal, and is
-//! believed only while the lock is held.
+//! One line: the postmaster's number and when it began (see [`Process`]), or behind `by ` those of the command that has the
+//! lock. It says whom to signal, and is believed only while the lock is held.
 //!
 //! # Who has it
 //! Whoever starts a server, from before its files are laid out; the postmaster as descriptor [`DESCRIPTOR`], and its
@@ -15,9 +18,9 @@
 //! thing ([`close_inherited`]). Others are given [`GRACE`] once a postmaster was stopped; who finds one dead gives them none.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, Write};
+use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::sleep;
@@ -27,12 +30,14 @@ use command_fds::{CommandFdExt, FdMapping};
 use nix::sys::signal::Signal;
 
 use super::Error;
-use super::process::{Process, inheritors};
+use super::process::{Process, inheritors, lockers_in};
 
 /// The descriptor that a postmaster finds it under.
 pub const DESCRIPTOR: i32 = 3;
 /// Names the file to what a postmaster starts: device and inode.
 const VARIABLE: &str = "ZENITH_ALIVE";
+/// Before the number of the command that has the lock.
+const TAKER: &str = "by ";
 /// What a server has started and left behind may go on for so long after its postmaster.
 pub const GRACE: Duration = Duration::from_secs(5);
 /// Others look at the lock for an instant, by sharing it.
@@ -48,7 +53,7 @@ const KILLED: Duration = Duration::from_secs(10);
 pub enum Status {
     /// Nobody is there.
     Stopped,
-    /// A command is about to start it, or looks after what it left; or died before it noted the postmaster.
+    /// A command is about to start it, or looks after what it left.
     Held,
     Running(Process),
     /// The postmaster is gone, but not all that it started.
@@ -59,6 +64,8 @@ pub enum Status {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Alive {
     path: PathBuf,
+    /// Where the server works.
+    data: PathBuf,
 }
 
 /// The lock in this process: no server runs there but one that was started with it.
@@ -69,10 +76,26 @@ pub struct Held {
     path: PathBuf,
 }
 
+/// What a look at the lock shows.
+enum Look {
+    Free,
+    Locked(File),
+    /// Nobody has the lock, but these have one that once lay in its place.
+    Astray(Vec<Process>),
+}
+
+/// Who is noted in the file.
+enum Noted {
+    Postmaster(Process),
+    /// The command that has the lock.
+    Taker(Process),
+    Nobody,
+}
+
 impl Alive {
-    /// The lock on the file `path`, whose folder exists.
-    pub fn at(path: PathBuf) -> Alive {
-        Alive { path }
+    /// The lock on the file `path`, whose folder exists, of a server that works in the data directory `data`.
+    pub fn of(path: PathBuf, data: PathBuf) -> Alive {
+        Alive { path, data }
     }
 
     /// Returns the file.
@@ -88,41 +111,85 @@ impl Alive {
         }
     }
 
+    fn look(&self) -> Result<Look, Error> {
+        if let Some(file) = self.open()? {
+            // Shared: two who look do not take each other for a server.
+            if is_locked(file.try_lock_shared()).map_err(Error::io("lock", &self.path))? {
+                return Ok(Look::Locked(file));
+            }
+        }
+        let astray = self.astray()?;
+        Ok(if astray.is_empty() { Look::Free } else { Look::Astray(astray) })
+    }
+
+    /// Returns the processes of a server whose lock is on another file: somebody removed or replaced the one that it
+    /// was started with.
+    fn astray(&self) -> Result<Vec<Process>, Error> {
+        lockers_in(&self.data, DESCRIPTOR).map_err(Error::io("look for who works in", &self.data))
+    }
+
     /// Returns whether a server, or what it started, is there; or somebody who is about to start one. Where that cannot be
     /// found out the answer is an error, never a no.
     pub fn is_held(&self) -> Result<bool, Error> {
-        let Some(file) = self.open()? else { return Ok(false) };
-        // Shared: two who look do not take each other for a server.
-        is_locked(file.try_lock_shared()).map_err(Error::io("lock", &self.path))
+        Ok(!matches!(self.look()?, Look::Free))
     }
 
     /// Returns what is known of the server.
     pub fn status(&self) -> Result<Status, Error> {
-        if !self.is_held()? {
-            return Ok(Status::Stopped);
-        }
-        let Some(mut file) = self.open()? else { return Ok(Status::Stopped) };
-        Ok(match noted(&mut file) {
-            Some(postmaster) if postmaster.is_alive() => Status::Running(postmaster),
-            Some(_) => Status::Orphaned,
-            None => Status::Held,
+        let look = self.look()?;
+        let noted = match &look {
+            Look::Locked(file) => noted(file),
+            _ => Noted::Nobody,
+        };
+        Ok(match noted {
+            Noted::Postmaster(postmaster) if postmaster.is_alive() => Status::Running(postmaster),
+            Noted::Postmaster(_) => Status::Orphaned,
+            Noted::Taker(taker) if taker.is_alive() => Status::Held,
+            // A command that starts a server may die before it has noted that.
+            Noted::Taker(_) | Noted::Nobody => {
+                let holders = self.holders(&look)?;
+                match (postmaster_of(&holders), look) {
+                    (_, Look::Free) => Status::Stopped,
+                    (Some(postmaster), _) => Status::Running(postmaster),
+                    (None, Look::Locked(_)) if holders.is_empty() => Status::Held,
+                    (None, _) => Status::Orphaned,
+                }
+            }
         })
+    }
+
+    /// Returns the processes of the server that a look has shown. Commands are none of them.
+    fn holders(&self, look: &Look) -> Result<Vec<Process>, Error> {
+        match look {
+            Look::Free => Ok(Vec::new()),
+            Look::Locked(file) => inheritors(file).map_err(Error::io("look for who has", &self.path)),
+            Look::Astray(processes) => Ok(processes.clone()),
+        }
     }
 
     /// Takes the lock. Fails if a server is there, or what it left.
     pub fn take(&self) -> Result<Held, Error> {
         let open = || File::options().create(true).truncate(false).read(true).write(true).open(&self.path);
-        let mut file = open().map_err(Error::io("open", &self.path))?;
+        let file = open().map_err(Error::io("open", &self.path))?;
+        let still_alive = |process| Error::StillAlive { lock: self.path.clone(), process };
         let begun = Instant::now();
         while is_locked(file.try_lock()).map_err(Error::io("lock", &self.path))? {
             if begun.elapsed() > LOOKS {
-                return Err(Error::StillAlive { lock: self.path.clone(), process: noted(&mut file) });
+                return Err(still_alive(match noted(&file) {
+                    Noted::Postmaster(process) | Noted::Taker(process) => Some(process),
+                    Noted::Nobody => None,
+                }));
             }
             sleep(PAUSE);
         }
+        let astray = self.astray()?;
+        if let Some(first) = astray.first() {
+            return Err(still_alive(Some(postmaster_of(&astray).unwrap_or(*first))));
+        }
+        let held = Held { file, path: self.path.clone() };
         // What stands there is about a server that is gone.
-        file.set_len(0).map_err(Error::io("write", &self.path))?;
-        Ok(Held { file, path: self.path.clone() })
+        held.write(&format!("{TAKER}{}", Process::own()))?;
+        Ok(held)
     }
 
     /// Ends what a server left whose postmaster is gone, at once, and takes the lock. A backend that outlives its
@@ -132,20 +199,7 @@ impl Alive {
         if self.status()? == Status::Orphaned {
             self.end_orphans(Instant::now())?;
         }
-        match self.take() {
-            // A command may have died between the start of a postmaster and the note of it.
-            Err(Error::StillAlive { process: None, .. }) if self.has_unnoted()? => {
-                self.end_orphans(Instant::now())?;
-                self.take()
-            }
-            taken => taken,
-        }
-    }
-
-    /// Returns whether a server has the lock that nobody noted.
-    fn has_unnoted(&self) -> Result<bool, Error> {
-        let Some(file) = self.open()?.filter(|_| matches!(self.status(), Ok(Status::Held))) else { return Ok(false) };
-        Ok(!inheritors(&file).map_err(Error::io("look for who has", &self.path))?.is_empty())
+        self.take()
     }
 
     /// Does so once other commands are done that see to what the server left: they seal it, and some begin at any time.
@@ -161,11 +215,13 @@ impl Alive {
 
     /// Waits until all that a server started is gone; from `patience` on what is left is killed.
     pub fn end_orphans(&self, patience: Instant) -> Result<(), Error> {
-        while self.is_held()? {
-            let now = Instant::now();
+        loop {
+            let (look, now) = (self.look()?, Instant::now());
+            if matches!(look, Look::Free) {
+                return Ok(());
+            }
             if now >= patience {
-                let Some(file) = self.open()? else { return Ok(()) };
-                let orphans = inheritors(&file).map_err(Error::io("look for who has", &self.path))?;
+                let orphans = self.holders(&look)?;
                 if (orphans.is_empty() && self.is_held()?) || now > patience + KILLED {
                     return Err(Error::StillAlive { lock: self.path.clone(), process: orphans.first().copied() });
                 }
@@ -175,10 +231,9 @@ impl Alive {
             }
             sleep(PAUSE);
         }
-        Ok(())
     }
 
-    /// Returns the postmaster, if one was noted and lives.
+    /// Returns the postmaster, if it lives.
     pub fn postmaster(&self) -> Result<Option<Process>, Error> {
         Ok(match self.status()? {
             Status::Running(process) => Some(process),
@@ -195,10 +250,21 @@ fn is_locked(attempt: Result<(), std::fs::TryLockError>) -> io::Result<bool> {
     }
 }
 
-fn noted(file: &mut File) -> Option<Process> {
-    let mut text = String::new();
-    file.rewind().and_then(|()| file.take(100).read_to_string(&mut text)).ok()?;
-    text.parse().ok()
+fn noted(file: &File) -> Noted {
+    let mut text = [0; 100];
+    let length = file.read_at(&mut text, 0).unwrap_or(0);
+    let text = String::from_utf8_lossy(&text[..length]);
+    let line = text.lines().next().unwrap_or_default();
+    match line.strip_prefix(TAKER) {
+        Some(taker) => taker.parse().map_or(Noted::Nobody, Noted::Taker),
+        None => line.parse().map_or(Noted::Nobody, Noted::Postmaster),
+    }
+}
+
+/// Returns the one of a server's processes that started others.
+fn postmaster_of(processes: &[Process]) -> Option<Process> {
+    let parents: Vec<i32> = processes.iter().filter_map(Process::parent).collect();
+    processes.iter().find(|process| parents.contains(&process.pid)).copied()
 }
 
 impl Held {
@@ -218,8 +284,13 @@ impl Held {
 
     /// Notes the postmaster that was started with it, so that others know whom to signal.
     pub fn note(&self, postmaster: Process) -> Result<(), Error> {
-        let mut file = &self.file;
-        let written = file.rewind().and_then(|()| file.set_len(0)).and_then(|()| writeln!(file, "{postmaster}"));
+        self.write(&postmaster.to_string())
+    }
+
+    /// At no time is there no line: who reads none takes the server for one that nobody looks after.
+    fn write(&self, line: &str) -> Result<(), Error> {
+        let line = format!("{line}\n");
+        let written = self.file.write_all_at(line.as_bytes(), 0).and_then(|()| self.file.set_len(line.len() as u64));
         written.map_err(Error::io("write", &self.path))
     }
 }
@@ -252,9 +323,13 @@ pub fn keeps_locks(dir: &Path) -> io::Result<bool> {
 mod tests {
     use super::*;
 
+    fn alive_in(dir: &tempfile::TempDir) -> Alive {
+        Alive::of(dir.path().join("alive"), dir.path().join("data"))
+    }
+
     fn sleeper(held: &Held, seconds: &str) -> std::process::Child {
         let mut command = Command::new("sleep");
-        command.arg(seconds);
+        command.arg(seconds).current_dir(held.path.parent().unwrap());
         held.hand_to(&mut command).unwrap();
         command.spawn().unwrap()
     }
@@ -262,7 +337,7 @@ mod tests {
     #[test]
     fn the_lock_is_held_as_long_as_any_child_lives_and_no_longer() {
         let dir = tempfile::tempdir().unwrap();
-        let alive = Alive::at(dir.path().join("alive"));
+        let alive = alive_in(&dir);
         assert_eq!(alive.status().unwrap(), Status::Stopped);
         let held = alive.take().unwrap();
         assert_eq!(alive.status().unwrap(), Status::Held);
@@ -281,7 +356,7 @@ mod tests {
     #[test]
     fn what_outlives_the_postmaster_is_ended() {
         let dir = tempfile::tempdir().unwrap();
-        let alive = Alive::at(dir.path().join("alive"));
+        let alive = alive_in(&dir);
         let held = alive.take().unwrap();
         let mut postmaster = sleeper(&held, "60");
         let mut backend = sleeper(&held, "60");
@@ -299,19 +374,47 @@ mod tests {
     #[test]
     fn a_server_that_was_not_noted_is_found() {
         let dir = tempfile::tempdir().unwrap();
-        let alive = Alive::at(dir.path().join("alive"));
+        let alive = alive_in(&dir);
         let held = alive.take().unwrap();
         let mut child = sleeper(&held, "60");
-        drop(held);
+        // Its starter is there and will note it.
         assert_eq!(alive.status().unwrap(), Status::Held);
+        assert!(matches!(alive.take_from_the_dead(), Err(Error::StillAlive { .. })));
+        held.write("by 999999999 1").unwrap();
+        drop(held);
+        assert_eq!(alive.status().unwrap(), Status::Orphaned);
         drop(alive.take_from_the_dead().unwrap());
         child.wait().unwrap();
     }
 
     #[test]
+    fn a_server_whose_file_was_removed_is_found_by_where_it_works() {
+        let dir = tempfile::tempdir().unwrap();
+        let alive = Alive::of(dir.path().join("alive"), dir.path().to_owned());
+        let held = alive.take().unwrap();
+        let mut child = sleeper(&held, "60");
+        // Somebody's shell is no server.
+        let mut shell = Command::new("sleep").arg("60").current_dir(dir.path()).spawn().unwrap();
+        drop(held);
+        for replace in [false, true] {
+            fs::remove_file(alive.path()).unwrap();
+            if replace {
+                fs::write(alive.path(), "").unwrap();
+            }
+            assert_eq!(alive.status().unwrap(), Status::Orphaned);
+            assert!(matches!(alive.take(), Err(Error::StillAlive { .. })));
+        }
+        drop(alive.take_from_the_dead().unwrap());
+        assert!(!child.wait().unwrap().success());
+        assert!(shell.try_wait().unwrap().is_none());
+        shell.kill().unwrap();
+        shell.wait().unwrap();
+    }
+
+    #[test]
     fn looks_do_not_disturb_each_other() {
         let dir = tempfile::tempdir().unwrap();
-        let alive = Alive::at(dir.path().join("alive"));
+        let alive = alive_in(&dir);
         drop(alive.take().unwrap());
         let file = File::open(alive.path()).unwrap();
         file.lock_shared().unwrap();

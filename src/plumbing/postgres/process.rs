@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use nix::errno::Errno;
@@ -40,24 +40,49 @@ impl FromStr for Process {
     }
 }
 
-/// Returns the state of `pid` and when it began (proc(5), `/proc/PID/stat`, fields 3 and 22).
-fn stat(pid: i32) -> Option<(char, u64)> {
+/// What the kernel tells of a process (proc(5), `/proc/PID/stat`, fields 3, 4 and 22).
+struct Stat {
+    state: char,
+    parent: i32,
+    began: u64,
+}
+
+fn stat(pid: i32) -> Option<Stat> {
     let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
     let text = String::from_utf8_lossy(&text);
     // The name before it may hold anything.
     let mut fields = text.rsplit_once(") ")?.1.split(' ');
     let state = fields.next()?.chars().next()?;
-    Some((state, fields.nth(18)?.parse().ok()?))
+    let parent = fields.next()?.parse().ok()?;
+    Some(Stat { state, parent, began: fields.nth(17)?.parse().ok()? })
 }
 
 fn has_proc() -> bool {
-    std::path::Path::new("/proc/self/stat").exists()
+    Path::new("/proc/self/stat").exists()
 }
 
 impl Process {
     /// Returns the process that has the number `pid` now.
     pub fn of(pid: i32) -> Process {
-        Process { pid, began: stat(pid).map_or(0, |(_, began)| began) }
+        Process { pid, began: stat(pid).map_or(0, |stat| stat.began) }
+    }
+
+    /// Returns this process.
+    pub fn own() -> Process {
+        Process::of(std::process::id() as i32) // pids are i32
+    }
+
+    /// Returns the number of the process that started it, or that took it over from that.
+    pub fn parent(&self) -> Option<i32> {
+        stat(self.pid).filter(|stat| stat.began == self.began).map(|stat| stat.parent)
+    }
+
+    /// Returns the words that it was started with, where the system tells.
+    pub fn command(&self) -> Option<String> {
+        let words = fs::read(format!("/proc/{}/cmdline", self.pid)).ok().filter(|_| self.is_alive())?;
+        let mut words = words.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+        let program = words.next()?.rsplit('/').next()?.to_owned();
+        Some(words.fold(program, |line, word| line + " " + &word).trim_end().to_owned())
     }
 
     /// Returns whether it has not ended.
@@ -65,7 +90,7 @@ impl Process {
         if !has_proc() {
             return kill(Pid::from_raw(self.pid), None) != Err(Errno::ESRCH);
         }
-        stat(self.pid).is_some_and(|(state, began)| began == self.began && !matches!(state, 'Z' | 'X'))
+        stat(self.pid).is_some_and(|stat| stat.began == self.began && !matches!(stat.state, 'Z' | 'X'))
     }
 
     /// Sends it a signal; one that has ended is success.
@@ -100,11 +125,26 @@ impl Process {
 ///
 /// Looks at every descriptor there is, so it follows none: behind one may lie a file system that does not answer.
 pub fn inheritors(file: &File) -> io::Result<Vec<Process>> {
-    let own = std::process::id() as i32; // pids are i32
+    let own = Process::own().pid;
     let Some(wanted) = Opened::of(own, &file.as_raw_fd().to_string()) else { return Ok(Vec::new()) };
+    Ok(all()?.filter(|process| has_inherited(process.pid, &wanted)).collect())
+}
+
+fn all() -> io::Result<impl Iterator<Item = Process>> {
     let pids = fs::read_dir("/proc")?.flatten();
-    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    Ok(pids.map(Process::of).filter(|process| has_inherited(process.pid, &wanted)).collect())
+    Ok(pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).map(Process::of))
+}
+
+/// Returns the processes that work in the folder `dir` and were handed a file with a lock as `descriptor`, whatever that
+/// file is called by now. Empty where the system does not tell. Does not look at `dir` itself: what is mounted there may
+/// not answer.
+pub fn lockers_in(dir: &Path, descriptor: i32) -> io::Result<Vec<Process>> {
+    let parent = dir.parent().and_then(|parent| fs::canonicalize(parent).ok());
+    let Some((parent, name)) = parent.zip(dir.file_name()).filter(|_| has_proc()) else { return Ok(Vec::new()) };
+    let dir = parent.join(name);
+    let works_there = |pid: i32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir);
+    let is_locked = |pid| Opened::of(pid, &descriptor.to_string()).is_some_and(|it| it.is_locked && !it.closes_on_exec);
+    Ok(all()?.filter(|process| works_there(process.pid) && is_locked(process.pid)).collect())
 }
 
 fn has_inherited(pid: i32, wanted: &Opened) -> bool {
@@ -123,6 +163,8 @@ struct Opened {
     inode: Option<u64>,
     link: PathBuf,
     closes_on_exec: bool,
+    /// By flock(2), through this descriptor or one that it was copied from or to.
+    is_locked: bool,
 }
 
 impl Opened {
@@ -135,6 +177,7 @@ impl Opened {
             inode: field("ino:").and_then(|inode| inode.parse().ok()),
             link: fs::read_link(format!("/proc/{pid}/fd/{descriptor}")).ok()?,
             closes_on_exec: flags & nix::libc::O_CLOEXEC != 0,
+            is_locked: field("lock:").is_some_and(|lock| lock.contains("FLOCK")),
         })
     }
 
@@ -152,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_number_that_began_at_another_time_is_another_process() {
-        let own = Process::of(std::process::id() as i32);
+        let own = Process::own();
         assert!(own.is_alive());
         assert_eq!(own.to_string().parse(), Ok(own));
         let other = Process { began: own.began + 1, ..own };

@@ -1,7 +1,7 @@
 //! A running server: starts it, waits until it is ready, asks it, stops it.
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -21,7 +21,7 @@ use super::find::Binaries;
 use super::process::Process;
 use super::settings::{Settings, is_free, remove_stale_socket};
 use crate::objects::pg::Lsn;
-use crate::progress::Progress;
+use crate::progress::{Hidden, Progress};
 
 /// How long a server may take to let zenith in and to answer a question that costs it nothing.
 const ANSWER_WAIT: Duration = Duration::from_secs(20);
@@ -33,6 +33,8 @@ const FLUSH_WAIT: Duration = Duration::from_secs(2);
 const LONGEST_PAGE_HEADER: u64 = 40;
 /// How long a server that lives may give no answer before that is an error.
 const DOUBT_WAIT: Duration = Duration::from_secs(20);
+/// How long a server whose files are gone may take to end, before it is killed.
+const CRASH_WAIT: Duration = Duration::from_secs(5);
 /// Between two looks at a server that starts or stops: short at first, longer where it takes its time.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
 const IMPATIENCE: Duration = Duration::from_millis(500);
@@ -72,6 +74,23 @@ impl Mode {
     }
 }
 
+/// Looks again and again, until there is a result or `patience` is over.
+fn poll<T>(patience: Option<Duration>, mut look: impl FnMut() -> Result<Option<T>, Error>) -> Result<Option<T>, Error> {
+    let (begun, mut pause) = (Instant::now(), FIRST_PAUSE);
+    loop {
+        if let Some(found) = look()? {
+            return Ok(Some(found));
+        }
+        if patience.is_some_and(|patience| begun.elapsed() > patience) {
+            return Ok(None);
+        }
+        sleep(pause);
+        if begun.elapsed() > IMPATIENCE {
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+}
+
 /// A server that was started. Dropping it stops the server, unless it was [kept](Started::keep).
 #[must_use = "the server is stopped again when this is dropped"]
 pub struct Started {
@@ -93,12 +112,8 @@ impl Drop for Started {
         let postmaster = Process::of(child.id() as i32); // pids are i32
         for signal in [Mode::Fast.signal(), Mode::Immediate.signal(), Signal::SIGKILL] {
             let _ = postmaster.signal(signal);
-            let patience = Instant::now() + UNDO_WAIT;
-            while Instant::now() < patience {
-                if !matches!(child.try_wait(), Ok(None)) {
-                    return;
-                }
-                sleep(FIRST_PAUSE);
+            if let Ok(Some(())) = poll(Some(UNDO_WAIT), || Ok((!matches!(child.try_wait(), Ok(None))).then_some(()))) {
+                return;
             }
         }
     }
@@ -137,22 +152,16 @@ pub fn start(
     let pid = child.id() as i32; // pids are i32
     let mut started = Started { child: Some(child) };
     held.note(Process::of(pid))?;
-    let (begun, mut pause) = (Instant::now(), FIRST_PAUSE);
-    loop {
+    poll(None, || {
         progress.check()?;
         let child = started.child.as_mut().expect("invariant: taken only by keep and drop");
         if child.try_wait().map_err(Error::io("wait for", &program))?.is_some() {
             started.child = None;
             return Err(Error::DidNotStart { log: log.to_owned(), tail: tail(log, log_start) });
         }
-        if is_ready(data_dir, pid) {
-            return Ok(started);
-        }
-        sleep(pause);
-        if begun.elapsed() > IMPATIENCE {
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-    }
+        Ok(is_ready(data_dir, pid).then_some(()))
+    })?;
+    Ok(started)
 }
 
 /// Gives a command its own process group, nothing to read, and `log` to write to. Returns where its messages begin.
@@ -195,14 +204,10 @@ pub fn recover(
     held.hand_to(&mut command)?;
     let mut child = Recovering(command.spawn().map_err(Error::io("run", &program))?);
     held.note(Process::of(child.0.id() as i32))?; // pids are i32
-    let (begun, mut pause) = (Instant::now(), FIRST_PAUSE);
-    while child.0.try_wait().map_err(Error::io("wait for", &program))?.is_none() {
+    poll(None, || {
         progress.check()?;
-        sleep(pause);
-        if begun.elapsed() > IMPATIENCE {
-            pause = (pause * 2).min(LONGEST_PAUSE);
-        }
-    }
+        child.0.try_wait().map_err(Error::io("wait for", &program))
+    })?;
     Ok(log_start)
 }
 
@@ -278,11 +283,15 @@ fn log_in(endpoint: &Endpoint) -> Result<Client, Error> {
     })
 }
 
-/// Waits until the server that holds the lock of `alive` takes connections, however long it recovers. Returns false where it ends
-/// instead, as one does that was killed a moment ago, or whose files are gone.
-pub fn wait_until_it_answers(alive: &Alive, endpoint: &Endpoint, progress: &dyn Progress) -> Result<bool, Error> {
+/// Waits until a server takes connections, however long it recovers. Returns false where it ends instead, as one does that
+/// was killed a moment ago, or whose files are gone.
+pub fn wait_until_it_answers(
+    status: impl Fn() -> Status,
+    endpoint: &Endpoint,
+    progress: &dyn Progress,
+) -> Result<bool, Error> {
     let mut doubted = None;
-    while let Status::Running(_) = alive.status()? {
+    while let Status::Running(_) = status() {
         progress.check()?;
         let error = match ask(endpoint, |_| Ok(())) {
             Ok(()) => return Ok(true),
@@ -405,7 +414,7 @@ pub fn runs_on_foreign(data_dir: &Path) -> Option<i32> {
     let works_there = match (fs::read_link(format!("/proc/{pid}/cwd")), fs::canonicalize(data_dir)) {
         (Ok(cwd), Ok(dir)) => cwd == dir,
         // Another user's process hides where it works; other systems have no such link.
-        (Err(error), _) => error.kind() == std::io::ErrorKind::PermissionDenied || !Path::new("/proc/self").exists(),
+        (Err(error), _) => error.kind() == io::ErrorKind::PermissionDenied || !Path::new("/proc/self").exists(),
         _ => false,
     };
     (works_there && Process::of(pid).is_alive()).then_some(pid)
@@ -419,17 +428,8 @@ pub fn stop(alive: &Alive, mode: Mode, timeout: Duration, log: &Path, progress: 
         grace = alive::GRACE;
         let signalled = postmaster.signal(mode.signal());
         signalled.map_err(Error::io("stop the server that holds", alive.path()))?;
-        let patience = Instant::now() + timeout;
-        let (begun, mut pause) = (Instant::now(), FIRST_PAUSE);
-        while postmaster.is_alive() {
-            progress.check()?;
-            if Instant::now() > patience {
-                return Err(Error::Timeout { what: "stop", seconds: timeout.as_secs(), log: log.to_owned() });
-            }
-            sleep(pause);
-            if begun.elapsed() > IMPATIENCE {
-                pause = (pause * 2).min(LONGEST_PAUSE);
-            }
+        if !has_ended(postmaster, timeout, progress)? {
+            return Err(Error::Timeout { what: "stop", seconds: timeout.as_secs(), log: log.to_owned() });
         }
     }
     match alive.status()? {
@@ -437,6 +437,26 @@ pub fn stop(alive: &Alive, mode: Mode, timeout: Duration, log: &Path, progress: 
         Status::Stopped | Status::Held | Status::Running(_) => Ok(()),
         Status::Orphaned => alive.end_orphans(Instant::now() + grace),
     }
+}
+
+/// Ends a server whose files are gone, as a crash would: it could write nothing, and what it has acknowledged is in the WAL.
+pub fn end_at_once(postmaster: Process) -> io::Result<()> {
+    for signal in [Mode::Immediate.signal(), Signal::SIGKILL] {
+        postmaster.signal(signal)?;
+        if has_ended(postmaster, CRASH_WAIT, &Hidden).is_ok_and(|ended| ended) {
+            return Ok(());
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}
+
+/// Waits until a process has ended. Returns false if it has not within `timeout`.
+fn has_ended(process: Process, timeout: Duration, progress: &dyn Progress) -> Result<bool, Error> {
+    let ended = poll(Some(timeout), || {
+        progress.check()?;
+        Ok((!process.is_alive()).then_some(()))
+    })?;
+    Ok(ended.is_some())
 }
 
 /// Becomes `psql`, connected to a server with the session's `options`; the user's own arguments come last

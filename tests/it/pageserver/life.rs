@@ -8,6 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::Daemon;
+use crate::it::alive::kill_file_system_and_guardian;
 use crate::support::{Env, Random, checked};
 
 #[test]
@@ -38,6 +39,14 @@ fn a_server_comes_with_its_client_and_goes_when_idle() {
     assert_eq!(daemon.ask("try", "show work_mem"), Ok("77MB".into()));
     assert_eq!(daemon.ask("main", "show work_mem"), Ok("4MB".into()));
     daemon.wait_until_running(&["try"]);
+}
+
+#[test]
+fn a_server_without_file_system_and_guardian_gets_a_fresh_one_for_its_next_client() {
+    let daemon = Daemon::new(&[]);
+    assert_eq!(daemon.ask("main", "insert into whoami values ('more'); select count(*) from whoami"), Ok("2".into()));
+    kill_file_system_and_guardian(&daemon.env, "main");
+    assert_eq!(daemon.ask("main", "select count(*) from whoami"), Ok("2".into()));
 }
 
 #[test]

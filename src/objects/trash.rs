@@ -1,11 +1,15 @@
 //! The trash: what was dropped, until it is emptied.
 //!
 //! # Format
-//! `trash/<id>/`, eight hexadecimal digits, is an entry. Its file `entry` is TOML: `what` (`timeline`, `data-directory` or
-//! `wal`), `branch` (that it was dropped from), `position` (timeline@LSN), `commits` (whether it may hold transactions
-//! that no branch has), `who`, `time_us` (microseconds since 1970) and `why`. A timeline stays where it is, under
-//! `timelines/`; the entry refers to it as a branch does. Files were moved into the entry: `datadir/` is a folder of
-//! `datadirs/`, `wal/` has segment files.
+//! `trash/<id>/`, eight hexadecimal digits, is an entry. Its file `entry` is TOML: `what` (`timeline`, `tag`,
+//! `data-directory` or `wal`), `branch` (that it was dropped from; of a tag, the tag), `position` (timeline@LSN),
+//! `commits` (whether it may hold transactions that no branch has; of a timeline that is found out anew), `bytes` (what
+//! it took on the disk when it came), `message` (of a tag), `who`, `time_us` (microseconds since 1970) and `why`. A timeline
+//! stays where it is, under `timelines/`; the entry refers to it as a branch or a tag does. Files were moved into the
+//! entry: `datadir/` is a folder of `datadirs/`, `wal/` has segment files.
+//!
+//! An entry that cannot be read is damaged. What it refers to is not known, so as long as it is there it counts as a
+//! reference to everything.
 
 use std::fs;
 use std::io;
@@ -13,15 +17,17 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::durable;
 use super::timeline::{Position, TimelineId};
+use super::{bounded, durable};
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum What {
-    /// A timeline and its ancestors: a branch that was deleted.
+    /// A timeline and its ancestors: a branch that was deleted or moved.
     Timeline,
+    /// The same up to an LSN: a tag that was deleted or moved.
+    Tag,
     /// The files of a server that was not shut down.
     DataDirectory,
     /// WAL behind the end that was believed.
@@ -33,6 +39,7 @@ impl What {
     pub fn word(self) -> &'static str {
         match self {
             What::Timeline => "timeline",
+            What::Tag => "tag",
             What::DataDirectory => "data-directory",
             What::Wal => "wal",
         }
@@ -41,7 +48,7 @@ impl What {
     /// Returns the name of the folder in the entry that holds its files.
     pub fn folder(self) -> Option<&'static str> {
         match self {
-            What::Timeline => None,
+            What::Timeline | What::Tag => None,
             What::DataDirectory => Some("datadir"),
             What::Wal => Some("wal"),
         }
@@ -56,10 +63,22 @@ pub struct Entry {
     #[serde(serialize_with = "as_text", deserialize_with = "from_text")]
     pub position: Position,
     pub commits: bool,
+    /// 0 in entries from before it was noted.
+    #[serde(default)]
+    pub bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
     pub who: String,
     /// Microseconds since 1970.
     pub time_us: i64,
     pub why: String,
+}
+
+impl Entry {
+    /// Returns whether the entry refers to a timeline, as a branch or a tag does.
+    pub fn names(&self, timeline: TimelineId) -> bool {
+        self.what.folder().is_none() && self.position.timeline == timeline
+    }
 }
 
 fn as_text<S: serde::Serializer>(position: &Position, serializer: S) -> Result<S::Ok, S::Error> {
@@ -76,7 +95,8 @@ fn from_text<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Positi
 pub struct Item {
     pub id: String,
     pub path: PathBuf,
-    pub entry: Entry,
+    /// `None` where it is damaged.
+    pub entry: Option<Entry>,
 }
 
 /// The trash cannot be read or written.
@@ -86,8 +106,8 @@ pub enum Error {
     Unknown(String),
     #[error("'{0}' is ambiguous in the trash")]
     Ambiguous(String),
-    #[error("'{}' is corrupt: it does not read like an entry of the trash", .0.display())]
-    Corrupt(PathBuf),
+    #[error("'{}' is damaged: it does not read like an entry of the trash", .0.display())]
+    Damaged(PathBuf),
     #[error("cannot {verb} '{}'", path.display())]
     Io { verb: &'static str, path: PathBuf, source: io::Error },
 }
@@ -109,32 +129,34 @@ impl Trash {
         Trash { dir: dir.join("trash") }
     }
 
-    /// Adds an entry, durably, with the files that `fill` puts into its folder; prepared in `tmp`.
-    pub fn put(&self, tmp: &Path, entry: Entry, fill: impl FnOnce(&Path) -> io::Result<()>) -> Result<Item, Error> {
+    /// Adds an entry, durably, with the files that `fill` puts into its folder, which count with its bytes; prepared in
+    /// `tmp`.
+    pub fn put(&self, tmp: &Path, mut entry: Entry, fill: impl FnOnce(&Path) -> io::Result<()>) -> Result<Item, Error> {
         let id = TimelineId::random().to_string()[..8].to_owned();
         let path = self.dir.join(&id);
-        let text = toml_edit::ser::to_string_pretty(&entry).expect("invariant: only simple fields");
         let put = || {
             let dir = tempfile::Builder::new().prefix("trash-").tempdir_in(tmp)?;
-            durable::replace(tmp, &dir.path().join("entry"), text.as_bytes())?;
             fill(dir.path())?;
+            entry.bytes = entry.bytes.saturating_add(disk_bytes(dir.path()));
+            let text = toml_edit::ser::to_string_pretty(&entry).map_err(io::Error::other)?;
+            durable::replace(tmp, &dir.path().join("entry"), text.as_bytes())?;
             durable::sync_tree(dir.path())?;
             durable::create_dir_all(&self.dir)?;
             let prepared = dir.keep();
             durable::publish_dir(&prepared, &path).inspect_err(|_| drop(fs::remove_dir_all(&prepared)))
         };
         put().map_err(io_error("write", &path))?;
-        Ok(Item { id, path, entry })
+        Ok(Item { id, path, entry: Some(entry) })
     }
 
     /// Adds an entry, and moves the folder `files` into it. A crash between leaves the files where they were, and an
     /// entry without files, which the next call takes.
-    pub fn put_folder(&self, tmp: &Path, entry: Entry, files: &Path) -> Result<Item, Error> {
+    pub fn put_folder(&self, tmp: &Path, mut entry: Entry, files: &Path) -> Result<Item, Error> {
         let folder = entry.what.folder().expect("invariant: an entry that has files");
-        let is_begun = |item: &Item| {
-            let Entry { what, position, commits, .. } = &item.entry;
-            (*what, *position, *commits) == (entry.what, entry.position, entry.commits) && !item.has_files()
-        };
+        entry.bytes = disk_bytes(files);
+        let key = |entry: &Entry| (entry.what, entry.position, entry.commits);
+        let is_begun =
+            |item: &Item| item.entry.as_ref().is_some_and(|begun| key(begun) == key(&entry)) && !item.has_files();
         let item = match self.list()?.into_iter().find(is_begun) {
             Some(item) => item,
             None => self.put(tmp, entry, |_| Ok(()))?,
@@ -143,7 +165,7 @@ impl Trash {
         Ok(item)
     }
 
-    /// Returns all entries, the oldest first.
+    /// Returns all entries, those that are damaged first, then the oldest. Costs a small file an entry.
     pub fn list(&self) -> Result<Vec<Item>, Error> {
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
@@ -152,20 +174,27 @@ impl Trash {
         };
         let mut items = Vec::new();
         for entry in entries {
-            let path = entry.map_err(io_error("list", &self.dir))?.path();
-            let file = path.join("entry");
-            let text = match fs::read_to_string(&file) {
-                Ok(text) => text,
-                // Removed meanwhile.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(io_error("read", &file)(error)),
-            };
-            let entry = toml_edit::de::from_str(&text).map_err(|_| Error::Corrupt(file))?;
-            let id = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            items.push(Item { id, path, entry });
+            let entry = entry.map_err(io_error("list", &self.dir))?;
+            let Ok(id) = entry.file_name().into_string() else { continue };
+            if id.len() != 8 || !id.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+                continue;
+            }
+            let path = entry.path();
+            let text = bounded::read_to_string(&path.join("entry"), bounded::REF);
+            let entry = text.ok().and_then(|text| toml_edit::de::from_str(&text).ok());
+            // Else removed meanwhile.
+            if entry.is_some() || path.exists() {
+                items.push(Item { id, path, entry });
+            }
         }
-        items.sort_by(|a, b| (a.entry.time_us, &a.id).cmp(&(b.entry.time_us, &b.id)));
+        items.sort_by_cached_key(|item| (item.entry.as_ref().map(|entry| entry.time_us), item.id.clone()));
         Ok(items)
+    }
+
+    /// Returns the bytes that all entries took when they came.
+    pub fn bytes(&self) -> Result<u64, Error> {
+        let items = self.list()?;
+        Ok(items.iter().flat_map(|item| &item.entry).fold(0, |sum, entry| sum.saturating_add(entry.bytes)))
     }
 
     /// Returns the entry whose id begins with `prefix`.
@@ -185,14 +214,15 @@ impl Trash {
 }
 
 impl Item {
-    /// Returns whether the entry has its files: a crash may have come before they were moved into it.
-    pub fn has_files(&self) -> bool {
-        self.entry.what.folder().is_some_and(|folder| self.path.join(folder).is_dir())
+    /// Returns what the entry says, or that it is damaged.
+    pub fn entry(&self) -> Result<&Entry, Error> {
+        self.entry.as_ref().ok_or_else(|| Error::Damaged(self.path.join("entry")))
     }
 
-    /// Returns the bytes that the entry's files take on the disk.
-    pub fn file_bytes(&self) -> u64 {
-        disk_bytes(&self.path)
+    /// Returns whether the entry has its files: a crash may have come before they were moved into it.
+    pub fn has_files(&self) -> bool {
+        let folder = self.entry.as_ref().and_then(|entry| entry.what.folder());
+        folder.is_some_and(|folder| self.path.join(folder).is_dir())
     }
 }
 
@@ -202,7 +232,7 @@ fn disk_bytes(path: &Path) -> u64 {
     let Ok(metadata) = fs::symlink_metadata(path) else { return 0 };
     let below = metadata.is_dir().then(|| fs::read_dir(path)).into_iter().flatten().flatten();
     let below: u64 = below.flatten().map(|entry| disk_bytes(&entry.path())).sum();
-    metadata.blocks() * 512 + below
+    metadata.blocks().saturating_mul(512).saturating_add(below)
 }
 
 #[cfg(test)]
@@ -216,6 +246,8 @@ mod tests {
             branch: "main".into(),
             position: Position { timeline: TimelineId::from_bytes([7; 16]), lsn: Lsn(0x15ECF68) },
             commits: true,
+            bytes: 0,
+            message: Some("one\n\ntwo".into()),
             who: "me".into(),
             time_us,
             why: "\"quoted\" = why\n[x]".into(),
@@ -230,12 +262,33 @@ mod tests {
         let newer = trash.put(dir.path(), entry(9), |dir| fs::write(dir.join("x"), "some files")).unwrap();
         let older = trash.put(dir.path(), entry(5), |_| Ok(())).unwrap();
         assert_eq!(trash.list().unwrap(), [older.clone(), newer.clone()]);
-        assert!(newer.file_bytes() >= 10);
+        assert!(newer.entry().unwrap().bytes >= 10);
         assert_eq!(trash.find(&newer.id[..7]).unwrap(), newer);
         trash.remove(dir.path(), &newer).unwrap();
         trash.remove(dir.path(), &newer).unwrap();
         assert!(matches!(trash.find(&newer.id), Err(Error::Unknown(_))));
-        fs::write(older.path.join("entry"), "hello").unwrap();
-        assert!(matches!(trash.list(), Err(Error::Corrupt(_))));
+    }
+
+    #[test]
+    fn a_damaged_entry_hides_no_other_and_what_is_no_entry_is_passed_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let trash = Trash::open(dir.path());
+        let [sound, damaged] = [5, 6].map(|time_us| trash.put(dir.path(), entry(time_us), |_| Ok(())).unwrap());
+        fs::write(dir.path().join("trash/README"), "hello").unwrap();
+        fs::create_dir(dir.path().join("trash/folder")).unwrap();
+        let damages: [&dyn Fn(&Path); 4] = [
+            &|file| fs::write(file, "hello").unwrap(),
+            &|file| fs::write(file, b"\xff").unwrap(),
+            &|file| fs::remove_file(file).unwrap(),
+            &|file| fs::create_dir(file).unwrap(),
+        ];
+        for damage in damages {
+            damage(&damaged.path.join("entry"));
+            let items = trash.list().unwrap();
+            assert_eq!(items, [Item { entry: None, ..damaged.clone() }, sound.clone()]);
+            assert!(matches!(items[0].entry(), Err(Error::Damaged(_))));
+        }
+        trash.remove(dir.path(), &damaged).unwrap();
+        assert_eq!(trash.list().unwrap(), [sound]);
     }
 }

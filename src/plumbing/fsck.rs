@@ -145,7 +145,7 @@ fn check_names(repo: &Repo, intervals: &Intervals, faults: &mut Vec<String>) -> 
             }
         }
     }
-    for position in trash_positions(repo).map_err(&mut fault).unwrap_or_default() {
+    for position in trash_positions(repo, &mut fault) {
         match timelines.get(&position.timeline) {
             Some(_) => positions.push(position),
             None => fault(CommandError::refused(format!("the trash names {position}, which cannot be read"))),

@@ -6,7 +6,6 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::statvfs;
 
 use super::instance;
-use super::trash;
 use crate::error::CommandError;
 use crate::objects::Repo;
 
@@ -43,13 +42,14 @@ impl Unsealed {
     }
 }
 
-/// Looks at the disk, at what PostgreSQL has handed over, and at the trash. Costs the names of the active segments.
+/// Looks at the disk, at what PostgreSQL has handed over, and at the trash. Costs the names of the active
+/// segments and a small file for each entry of the trash.
 pub fn health(repo: &Repo) -> Result<Health, CommandError> {
     let disk = statvfs(repo.dir()).map_err(std::io::Error::from)?;
     let mut health = Health {
         free_bytes: disk.f_bavail.saturating_mul(disk.f_frsize),
         disk_bytes: disk.f_blocks.saturating_mul(disk.f_frsize),
-        trash_bytes: trash::list(repo)?.iter().map(|row| row.bytes).sum(),
+        trash_bytes: repo.trash().bytes()?,
         ..Health::default()
     };
     for instance in instance::list(repo)?.into_iter().filter(|instance| !instance.is_read_only()) {

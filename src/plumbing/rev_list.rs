@@ -10,7 +10,6 @@ use crate::objects::pg::Lsn;
 use crate::objects::refs::{RefKind, RefName, Value, revision};
 use crate::objects::snapshot::Content;
 use crate::objects::timeline::{Position, TimelineId};
-use crate::objects::trash::What;
 use crate::objects::{Kind, ObjectId, Repo, store};
 
 /// List the timelines and snapshots reachable from revisions, newest first
@@ -220,10 +219,12 @@ pub fn position(repo: &Repo, name: &RefName, value: &Value) -> Result<Option<Pos
     Ok(position)
 }
 
-/// Returns the positions of the timelines in the trash: as long as they are there, they need what they come from.
-pub fn trash_positions(repo: &Repo) -> Result<Vec<Position>, CommandError> {
-    let timelines = repo.trash().list()?.into_iter().filter(|item| item.entry.what == What::Timeline);
-    Ok(timelines.map(|item| item.entry.position).collect())
+/// Returns the positions of the timelines in the trash: as long as they are there, they need what they come from. An
+/// entry that is damaged is a fault.
+pub fn trash_positions(repo: &Repo, mut fault: impl FnMut(CommandError)) -> Vec<Position> {
+    let items = repo.trash().list().map_err(|error| fault(error.into())).unwrap_or_default();
+    let entries = items.iter().filter_map(|item| item.entry().map_err(|error| fault(error.into())).ok());
+    entries.filter(|entry| entry.what.folder().is_none()).map(|entry| entry.position).collect()
 }
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {

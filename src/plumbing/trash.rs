@@ -1,70 +1,115 @@
 //! What is dropped goes to the trash, and goes for good only from there (INVARIANT 7).
 
+use std::cell::LazyCell;
 use std::fs::{self, File};
-use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::{io, iter};
 
 use super::instance;
-use super::seal_wal::seal_active;
+use super::update_ref::update_ref;
 use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::Repo;
+use crate::objects::pg::Lsn;
 use crate::objects::pg::wal::PAGE;
-use crate::objects::refs::{Expect, RefKind, RefName, Signature};
-use crate::objects::timeline::{self, Position, Timeline, TimelineId};
+use crate::objects::refs::{Expect, RefKind, RefName, Signature, Tag, Value};
+use crate::objects::timeline::{self, History, Position, Timeline, TimelineId};
 use crate::objects::trash::{Entry, Error, Item, What};
 use crate::plumbing::datadir::wal_end;
 
 impl From<Error> for CommandError {
     fn from(error: Error) -> CommandError {
-        let class = if matches!(error, Error::Corrupt(_)) { Class::Corrupt } else { Class::Refused };
+        let class = if matches!(error, Error::Damaged(_)) { Class::Corrupt } else { Class::Refused };
         let is_unknown = matches!(error, Error::Unknown(_) | Error::Ambiguous(_));
         let error = CommandError::new(class, error);
         if is_unknown { error.hint("see what there is: zenith trash") } else { error }
     }
 }
 
+const KINDS: [RefKind; 3] = [RefKind::Branch, RefKind::Remote, RefKind::Tag];
+
 /// What an entry says of a drop: who, when and why come from the signature.
 fn entry(what: What, branch: &str, position: Position, commits: bool, signature: &Signature) -> Entry {
     let Signature { who, time_us, why } = signature.clone();
-    Entry { what, branch: branch.to_owned(), position, commits, who, time_us, why }
+    Entry { what, branch: branch.to_owned(), position, commits, bytes: 0, message: None, who, time_us, why }
 }
 
-/// Puts the timeline of a branch that is about to go into the trash, unless something else refers to it. Its WAL is
-/// sealed first. The caller takes the branch away after that.
-pub fn keep_timeline(
+/// Puts what a ref is, which is about to be deleted or to become `new`, into the trash, unless `new` or another ref leads
+/// there. Entries of the trash do not count: they go as well. The active WAL is sealed already.
+pub fn keep_named(
     repo: &Repo,
-    branch: &RefName,
-    id: TimelineId,
+    name: &RefName,
+    (old, new): (&Value, Option<&Value>),
     signature: &Signature,
 ) -> Result<Option<Item>, CommandError> {
-    if is_referenced(repo, id, &|name| name == branch)? {
+    let id = old.timeline();
+    let timeline = match repo.timelines().read(id) {
+        // Nothing is left of it.
+        Err(timeline::Error::Unknown(_)) => return Ok(None),
+        timeline => timeline.ok(),
+    };
+    // Of one that is damaged, all.
+    let tip = timeline.as_ref().map_or(Position { timeline: id, lsn: Lsn::MAX }, Timeline::tip);
+    let (what, position, message) = match old {
+        Value::Branch(_) => (What::Timeline, tip, None),
+        Value::Tag(tag) => (What::Tag, tag.position, tag.message.clone()),
+    };
+    if Reach::of(repo, |other| other != name, new).has(position) {
         return Ok(None);
     }
-    seal_active(repo, id)?;
-    let timeline = repo.timelines().read(id)?;
-    let commits = holds_commits(repo, branch, &timeline)?;
-    let entry = entry(What::Timeline, branch.short(), timeline.tip(), commits, signature);
+    let bytes = timeline.map_or(0, |timeline| wal_bytes(repo, &timeline));
+    let entry = Entry { bytes, message, ..entry(what, name.short(), position, true, signature) };
     Ok(Some(repo.trash().put(repo.tmp()?, entry, |_| Ok(()))?))
 }
 
-/// Returns whether a timeline that is dropped, or an ancestor that goes with it, has a commit.
-fn holds_commits(repo: &Repo, branch: &RefName, timeline: &Timeline) -> Result<bool, CommandError> {
-    let commits = |timeline: &Timeline| timeline.log.wal.iter().any(|interval| interval.commit_us.is_some());
-    if commits(timeline) {
-        return Ok(true);
+/// Where refs lead.
+struct Reach {
+    /// Ends, and what lies behind them.
+    ends: Vec<(Position, History)>,
+}
+
+impl Reach {
+    /// Looks at the refs that `counts` names, and at one more that is `new`. One that cannot be read leads nowhere.
+    fn of(repo: &Repo, counts: impl Fn(&RefName) -> bool, new: Option<&Value>) -> Reach {
+        let all = KINDS.into_iter().flat_map(|kind| repo.refs().list(kind).unwrap_or_default());
+        let values = all.filter(|(name, _)| counts(name)).map(|(_, value)| value).chain(new.cloned());
+        let ends = values.map(|value| match value {
+            Value::Branch(timeline) => Position { timeline, lsn: Lsn::MAX },
+            Value::Tag(tag) => tag.position,
+        });
+        Reach { ends: ends.filter_map(|end| Some((end, repo.timelines().history(end.timeline).ok()?))).collect() }
     }
-    let mut child = timeline.id;
-    for ancestor in timeline.history.ancestors.iter().rev() {
-        if is_referenced_but_by(repo, ancestor.timeline, &|name| name == branch, child)? {
-            return Ok(false);
-        }
-        if commits(&repo.timelines().read(ancestor.timeline)?) {
-            return Ok(true);
-        }
-        child = ancestor.timeline;
+
+    /// Returns whether one has all up to `position` in its past.
+    fn has(&self, position: Position) -> bool {
+        self.ends.iter().any(|(end, history)| {
+            let ancestors = history.ancestors.iter().map(|ancestor| (ancestor.timeline, ancestor.fork.min(end.lsn)));
+            let mut passed = ancestors.chain([(end.timeline, end.lsn)]);
+            passed.any(|(timeline, lsn)| timeline == position.timeline && lsn >= position.lsn)
+        })
     }
-    Ok(false)
+
+    /// Returns whether commits may go with an entry that no ref leads to. A timeline without WAL of its own has none; any
+    /// other changed something, or it would have been dropped when its epoch ended. What cannot be read may have some.
+    fn lacks_commits_of(&self, repo: &Repo, item: &Item) -> bool {
+        let Some(entry) = &item.entry else { return true };
+        if entry.what.folder().is_some() {
+            return entry.commits;
+        }
+        let Ok(history) = repo.timelines().history(entry.position.timeline) else { return true };
+        let ancestors = history.ancestors.iter().rev();
+        let ancestors = ancestors.map(|ancestor| Position { timeline: ancestor.timeline, lsn: ancestor.fork });
+        let is_open = |id| repo.datadir(id).exists() || wal_end::is_laid_out(repo, id).unwrap_or(true);
+        let has_sealed = |id| repo.timelines().read(id).map_or(true, |timeline| !timeline.log.wal.is_empty());
+        let mut lost = iter::once(entry.position).chain(ancestors).take_while(|position| !self.has(*position));
+        lost.any(|Position { timeline, .. }| has_sealed(timeline) || is_open(timeline))
+    }
+}
+
+/// Returns the bytes that the WAL of a timeline takes in the store.
+fn wal_bytes(repo: &Repo, timeline: &Timeline) -> u64 {
+    let stored = timeline.log.wal.iter().filter_map(|interval| repo.store().stored(&interval.object).ok());
+    stored.map(|stored| stored.stored).sum()
 }
 
 /// Moves a data directory, which nobody uses, into the trash; `commits` says whether it may hold some that no branch has.
@@ -97,7 +142,8 @@ pub fn keep_beyond(repo: &Repo, branch: &str, end: Position, signature: &Signatu
         return Ok(());
     }
     let entry = entry(What::Wal, branch, end, true, signature);
-    let same = |item: &Item| item.entry.what == What::Wal && item.entry.position == end && item.has_files();
+    let is_here = |entry: &Entry| entry.what == What::Wal && entry.position == end;
+    let same = |item: &Item| item.entry.as_ref().is_some_and(is_here) && item.has_files();
     if repo.trash().list()?.iter().any(same) {
         // A start that was repeated.
         return Ok(());
@@ -129,61 +175,62 @@ fn copy_pages(path: &Path, from: u64, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns whether something refers to a timeline: a ref that `own` does not count as one's own, a fork, the trash, or an
-/// open epoch.
+/// Returns whether something refers to a timeline: a ref that `own` does not count as one's own, a fork, or the trash, in
+/// which a damaged entry may.
 pub fn is_referenced(repo: &Repo, id: TimelineId, own: &dyn Fn(&RefName) -> bool) -> Result<bool, CommandError> {
-    is_referenced_but_by(repo, id, own, id)
-}
-
-/// The same, but the fork `child`, and those that fork from it, do not count.
-fn is_referenced_but_by(
-    repo: &Repo,
-    id: TimelineId,
-    own: &dyn Fn(&RefName) -> bool,
-    child: TimelineId,
-) -> Result<bool, CommandError> {
-    for kind in [RefKind::Branch, RefKind::Tag, RefKind::Remote] {
+    for kind in KINDS {
         let refs = repo.refs().list(kind)?;
         if refs.iter().any(|(name, value)| value.timeline() == id && !own(name)) {
             return Ok(true);
         }
     }
-    if repo.trash().list()?.iter().any(|item| item.entry.what == What::Timeline && item.entry.position.timeline == id) {
+    if repo.trash().list()?.iter().any(|item| item.entry.as_ref().is_none_or(|entry| entry.names(id))) {
         return Ok(true);
     }
-    for other in repo.timelines().list()?.into_iter().filter(|other| *other != child) {
+    for other in repo.timelines().list()? {
         // Other commands drop theirs at the same time.
         let history = match repo.timelines().history(other) {
             Err(timeline::Error::Unknown(_)) => continue,
             history => history?,
         };
-        let through = |ancestor: TimelineId| history.ancestors.iter().any(|other| other.timeline == ancestor);
-        if through(id) && (child == id || !through(child)) {
+        if history.ancestors.iter().any(|ancestor| ancestor.timeline == id) {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-/// Brings a timeline back as the branch `name`, and takes it out of the trash.
-pub fn restore(repo: &Repo, item: &Item, name: &RefName, signature: &Signature) -> CmdResult {
-    if item.entry.what != What::Timeline {
-        let path = item.path.display();
-        return Err(CommandError::refused(format!("'{}' is not a branch but files, in '{path}'", item.id))
-            .hint("what was committed is in the branch; copy the files from there if you need them"));
-    }
+/// Brings a branch or a tag back as `name`, and takes it out of the trash.
+pub fn restore(repo: &Repo, item: &Item, name: Option<&str>, signature: &Signature) -> Result<RefName, CommandError> {
+    let Entry { what, branch, position, message, .. } = item.entry()?;
+    let name = name.unwrap_or(branch);
+    let (name, value) = match what {
+        What::Timeline => (RefName::branch(name)?, Value::Branch(position.timeline)),
+        What::Tag => {
+            let tag = Tag { position: *position, time_us: signature.time_us, message: message.clone() };
+            (RefName::tag(name)?, Value::Tag(tag))
+        }
+        What::DataDirectory | What::Wal => {
+            let path = item.path.display();
+            return Err(CommandError::refused(format!("'{}' is not a branch but files, in '{path}'", item.id))
+                .hint("what was committed is in the branch; copy the files from there if you need them"));
+        }
+    };
     let _kept = repo.timelines().keep()?;
-    super::update_ref::update_branch(repo, name, item.entry.position.timeline, &Expect::Absent, signature)?;
-    Ok(repo.trash().remove(repo.tmp()?, item)?)
+    update_ref(repo, &name, &Expect::Absent, Some(&value), signature)?;
+    repo.trash().remove(repo.tmp()?, item)?;
+    Ok(name)
 }
 
-/// Removes an entry for good, and with it the timelines that nothing else refers to.
+/// Removes an entry for good, and with it the timelines that nothing else refers to. What a damaged one refers to is not
+/// known: it goes alone, and as long as it is there no other takes a timeline away.
 pub fn remove(repo: &Repo, item: &Item) -> CmdResult {
-    repo.trash().remove(repo.tmp()?, item)?;
-    if item.entry.what != What::Timeline {
-        return Ok(());
+    let Some(entry) = &item.entry else { return Ok(repo.trash().remove(repo.tmp()?, item)?) };
+    if entry.what.folder().is_none() {
+        refuse_damaged(&repo.trash().list()?)?;
     }
-    let mut next = Some(item.entry.position.timeline);
+    repo.trash().remove(repo.tmp()?, item)?;
+    let mut next = Some(entry.position.timeline).filter(|_| entry.what.folder().is_none());
     while let Some(id) = next.take() {
         let Ok(history) = repo.timelines().history(id) else { return Ok(()) };
         let open = instance::list(repo)?.iter().any(|instance| instance.timeline() == Some(id));
@@ -195,27 +242,34 @@ pub fn remove(repo: &Repo, item: &Item) -> CmdResult {
     Ok(())
 }
 
-/// An entry, and the bytes that go with it.
+/// Removes all entries for good. Returns how many.
+pub fn empty(repo: &Repo) -> Result<usize, CommandError> {
+    let items = repo.trash().list()?;
+    refuse_damaged(&items)?;
+    items.iter().try_for_each(|item| remove(repo, item))?;
+    Ok(items.len())
+}
+
+fn refuse_damaged(items: &[Item]) -> CmdResult {
+    let Some(damaged) = items.iter().find(|item| item.entry.is_none()) else { return Ok(()) };
+    let Item { id, path, .. } = damaged;
+    let error = format!("entry '{id}' of the trash is damaged: nothing goes for good as long as it may refer to it");
+    Err(CommandError::new(Class::Corrupt, error)
+        .hint(format!("look at '{}'; to give up what it refers to: zenith trash empty {id}", path.display())))
+}
+
+/// An entry, and whether commits may go with it that nothing else has.
 #[derive(Debug, Clone)]
-pub struct Sized {
+pub struct Row {
     pub item: Item,
-    pub bytes: u64,
+    pub commits: bool,
 }
 
-/// Returns all entries, the oldest first.
-pub fn list(repo: &Repo) -> Result<Vec<Sized>, CommandError> {
-    let sized = |item: Item| {
-        let bytes = item.file_bytes() + if item.entry.what == What::Timeline { wal_bytes(repo, &item) } else { 0 };
-        Sized { item, bytes }
-    };
-    Ok(repo.trash().list()?.into_iter().map(sized).collect())
-}
-
-/// Returns the bytes that the WAL of a timeline takes in the store.
-fn wal_bytes(repo: &Repo, item: &Item) -> u64 {
-    let Ok(timeline) = repo.timelines().read(item.entry.position.timeline) else { return 0 };
-    let stored = timeline.log.wal.iter().filter_map(|interval| repo.store().stored(&interval.object).ok());
-    stored.map(|stored| stored.stored).sum()
+/// Returns all entries, those that are damaged first, then the oldest.
+pub fn list(repo: &Repo) -> Result<Vec<Row>, CommandError> {
+    let reach = Reach::of(repo, |_| true, None);
+    let row = |item| Row { commits: reach.lacks_commits_of(repo, &item), item };
+    Ok(repo.trash().list()?.into_iter().map(row).collect())
 }
 
 /// Removes, of what holds no commit, what is older than `gc.trash`, and the oldest where the trash is larger than
@@ -232,16 +286,21 @@ pub fn expire(repo: &Repo, now_us: i64) -> Result<usize, CommandError> {
 
 fn sweep(repo: &Repo, now_us: i64, with_commits: bool) -> Result<usize, CommandError> {
     let gc = &repo.config().gc;
-    let mut rows = list(repo)?;
     let keep_us = gc.trash.0.map_or(i64::MAX, |keep| i64::try_from(keep.as_micros()).unwrap_or(i64::MAX));
-    let mut total: u64 = rows.iter().map(|row| row.bytes).sum();
+    let items = repo.trash().list()?;
+    if !with_commits && items.iter().any(|item| item.entry.is_none()) {
+        // It may refer to any of what would go.
+        return Ok(0);
+    }
+    // Looked up now: what else led to the commits of an entry when it came may have gone since.
+    let reach = LazyCell::new(|| Reach::of(repo, |_| true, None));
+    let mut total = repo.trash().bytes()?;
     let mut gone = 0;
-    rows.sort_by_key(|row| row.item.entry.time_us);
-    for Sized { item, bytes } in rows {
-        let Entry { time_us, commits, .. } = item.entry;
-        let is_old = now_us.saturating_sub(time_us) > keep_us && (with_commits || !commits);
-        let is_too_much = total > gc.trash_limit && !commits && time_us != now_us;
-        if is_old || is_too_much {
+    for item in items {
+        let Some(Entry { time_us, bytes, .. }) = item.entry else { continue };
+        let is_old = now_us.saturating_sub(time_us) > keep_us;
+        let is_too_much = total > gc.trash_limit && time_us != now_us;
+        if is_old && with_commits || (is_old || is_too_much) && !reach.lacks_commits_of(repo, &item) {
             remove(repo, &item)?;
             total = total.saturating_sub(bytes);
             gone += 1;

@@ -1,10 +1,13 @@
 //! `zenith update-ref`: sets or deletes a ref, by compare-and-swap.
 
+use super::seal_wal::seal_active;
+use super::trash;
 use crate::cli::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::refs::{self, Expect, RefKind, RefName, Signature, Tag, Value, revision};
 use crate::objects::timeline::{Position, TimelineId};
+use crate::objects::trash::Item;
 
 /// Set or delete a ref safely
 ///
@@ -34,38 +37,53 @@ pub struct Args {
     old: Option<String>,
 }
 
-/// Makes the branch `name` a name for `timeline`.
-pub fn update_branch(
-    repo: &Repo,
-    name: &RefName,
-    timeline: TimelineId,
-    expect: &Expect,
-    signature: &Signature,
-) -> Result<(), CommandError> {
-    // A branch must not name what is not there, or goes meanwhile.
-    let _kept = repo.timelines().keep()?;
-    repo.timelines().secure(timeline)?;
-    repo.refs().update(repo.tmp()?, name, expect, Some(&Value::Branch(timeline)), signature)?;
-    Ok(())
+/// What became of a ref.
+#[derive(Debug)]
+pub struct Changed {
+    pub old: Option<Value>,
+    /// What it was is in the trash.
+    pub kept: Option<Item>,
 }
 
-/// Makes the tag `name` a name for a position, whose WAL must be sealed (INVARIANT 1).
-pub fn update_tag(
+/// Sets a ref to `new`, or deletes it where that is `None`. What it was goes to the trash, unless other refs lead there
+/// (INVARIANT 7).
+pub fn update_ref(
     repo: &Repo,
     name: &RefName,
-    tag: Tag,
     expect: &Expect,
+    new: Option<&Value>,
     signature: &Signature,
-) -> Result<(), CommandError> {
-    let Position { timeline, lsn } = tag.position;
-    let _kept = repo.timelines().keep()?;
-    let read = repo.timelines().secure(timeline)?;
-    if lsn > read.sealed() {
-        let end = read.sealed();
-        return Err(revision::Error::BeyondEnd { revision: tag.position.to_string(), lsn, timeline, end }.into());
+) -> Result<Changed, CommandError> {
+    let old = repo.refs().read(name)?;
+    expect.check(name, old.as_ref())?;
+    if let Some(Value::Branch(timeline)) = old.as_ref().filter(|old| Some(*old) != new) {
+        // It waits for others, so nobody may have to wait for us.
+        seal_active(repo, *timeline)?;
     }
-    repo.refs().update(repo.tmp()?, name, expect, Some(&Value::Tag(tag)), signature)?;
-    Ok(())
+    // A ref must not name what is not there, or goes meanwhile.
+    let _kept = repo.timelines().keep()?;
+    if let Some(new) = new {
+        secure(repo, new)?;
+    }
+    let mut kept = None;
+    let expect = old.map_or(Expect::Absent, Expect::Exactly);
+    let old = repo.refs().update_after(repo.tmp()?, name, &expect, new, signature, |old| {
+        kept = trash::keep_named(repo, name, (old, new), signature)?;
+        Ok::<_, CommandError>(())
+    })?;
+    Ok(Changed { old, kept })
+}
+
+/// Makes durable what a ref is about to name, and refuses a position whose WAL is not sealed (INVARIANT 1).
+fn secure(repo: &Repo, new: &Value) -> CmdResult {
+    let end = repo.timelines().secure(new.timeline())?.sealed();
+    match new {
+        Value::Tag(Tag { position, .. }) if position.lsn > end => {
+            let Position { timeline, lsn } = *position;
+            Err(revision::Error::BeyondEnd { revision: position.to_string(), lsn, timeline, end }.into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Returns the timeline at whose tip `position` is: that is what a branch can name.
@@ -103,19 +121,16 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
             }
         }
     };
-    if args.delete {
-        repo.refs().update(repo.tmp()?, &name, &expect, None, &signature)?;
-        return Ok(());
-    }
-    let new = args.new.ok_or_else(|| CommandError::usage("a new value is missing"))?;
-    let position = revision::resolve(&repo, &new, &now)?.position;
-    match name.kind() {
-        RefKind::Tag => {
-            update_tag(&repo, &name, Tag { position, time_us: signature.time_us, message: None }, &expect, &signature)
+    let new = match args.new.filter(|_| !args.delete) {
+        None => None,
+        Some(new) => {
+            let position = revision::resolve(&repo, &new, &now)?.position;
+            Some(match name.kind() {
+                RefKind::Tag => Value::Tag(Tag { position, time_us: signature.time_us, message: None }),
+                RefKind::Branch | RefKind::Remote => Value::Branch(whole_timeline(&repo, &new, position)?),
+            })
         }
-        RefKind::Branch | RefKind::Remote => {
-            let timeline = whole_timeline(&repo, &new, position)?;
-            update_branch(&repo, &name, timeline, &expect, &signature)
-        }
-    }
+    };
+    update_ref(&repo, &name, &expect, new.as_ref(), &signature)?;
+    Ok(())
 }

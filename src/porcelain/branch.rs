@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use super::trash::say_kept;
 use super::{Failed, branch_or_head, config};
 use crate::cli::Cx;
 use crate::error::{CmdResult, CommandError};
@@ -14,13 +15,15 @@ use crate::plumbing::postgres::server::Status;
 use crate::plumbing::rev_list::{All, position};
 use crate::plumbing::rev_parse::with_position;
 use crate::plumbing::trash;
-use crate::plumbing::update_ref::update_branch;
+use crate::plumbing::update_ref::update_ref;
 use crate::ui::{ID, STRONG, paint};
 
 /// Create, list, rename or delete branches
 ///
 /// With a name, makes a branch that begins at START, or at HEAD: at once, whatever the size of the
-/// database, and without stopping its server. Without one, lists the branches.
+/// database, and without stopping its server. Without one, lists the branches. What a branch was that is
+/// deleted, or made to begin elsewhere, goes to the trash, unless another branch or a tag has it; the
+/// settings of a deleted one are forgotten.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:\n  zenith branch try main\n  zenith branch yesterday 'main@{1 day ago}'\n  \
     zenith branch again main@0/15ECF68\n  zenith branch -m try better\n  zenith branch -d better\n")]
@@ -94,9 +97,9 @@ fn create(cx: &mut Cx, repo: &Repo, name: &str, start: &str, args: &Args) -> Cmd
         return Err(refs::Error::Exists(branch).into());
     }
     let _held = hold_stopped(repo, name, "moved")?;
-    // One of that name may have been live before it was deleted.
-    if old.is_none() && repo.config().is_live(branch.short()) {
-        config::set(repo, &format!("branch.{}.live", branch.short()), None)?;
+    if old.is_none() {
+        // Left by one that was deleted as a ref, and may have been live.
+        config::move_branch(repo, branch.short(), None)?;
     }
     let (resolved, timeline) = with_position(repo, start, &cx.now, |resolved| {
         Ok((resolved.clone(), fork_timeline(repo, resolved.position)?))
@@ -104,12 +107,15 @@ fn create(cx: &mut Cx, repo: &Repo, name: &str, start: &str, args: &Args) -> Cmd
     let at_end = resolved.exact && resolved.name.as_ref().is_some_and(|name| name.kind() == RefKind::Branch);
     let signature = cx.sign(format!("branch: created from {start}"));
     let expect = old.map_or(Expect::Absent, Expect::Exactly);
-    let made = update_branch(repo, &branch, timeline, &expect, &signature);
+    let made = update_ref(repo, &branch, &expect, Some(&Value::Branch(timeline)), &signature);
     if made.is_err() {
-        // Another command took the name meanwhile. Nobody knows the new timeline.
-        repo.timelines().remove(repo.tmp()?, timeline, || Ok::<_, CommandError>(true))?;
+        // Another command took the name meanwhile, and nobody knows the new timeline.
+        let is_unneeded = || trash::is_referenced(repo, timeline, &|_| false).map(|is_needed| !is_needed);
+        repo.timelines().remove(repo.tmp()?, timeline, is_unneeded)?;
     }
-    made?;
+    if let Some(item) = made?.kept {
+        say_kept(cx, &branch, &item, true);
+    }
     let lsn = resolved.position.lsn;
     if args.json {
         return cx.json(&Changed::new(name, Position { timeline, lsn }));
@@ -146,16 +152,16 @@ fn delete(cx: &Cx, repo: &Repo, name: &str) -> Result<Position, CommandError> {
     }
     let held = hold_stopped(repo, branch.short(), "deleted")?;
     let tip = revision::tip(repo, &branch)?.ok_or_else(|| refs::Error::Unknown(branch.clone()))?;
-    let old = Value::Branch(tip.timeline);
-    if let Some(item) = trash::keep_timeline(repo, &branch, tip.timeline, &cx.sign("branch: deleted"))? {
-        let id = item.id;
-        cx.ui.status(format!("{name} is in the trash (use \"zenith trash restore {id}\" to bring it back)"));
+    let expect = Expect::Exactly(Value::Branch(tip.timeline));
+    if let Some(item) = update_ref(repo, &branch, &expect, None, &cx.sign("branch: deleted"))?.kept {
+        say_kept(cx, &branch, &item, false);
     }
-    repo.refs().update(repo.tmp()?, &branch, &Expect::Exactly(old), None, &cx.sign("branch: deleted"))?;
     if let Some((held, instance)) = held {
         instance.remove(repo, held)?;
     }
-    trash::tidy(repo, cx.now.timestamp().as_microsecond())?;
+    config::move_branch(repo, branch.short(), None)?;
+    // What cannot be removed now goes the next time.
+    let _ = trash::tidy(repo, cx.now.timestamp().as_microsecond());
     Ok(tip)
 }
 
@@ -165,7 +171,7 @@ fn rename(cx: &mut Cx, repo: &Repo, old: Option<&str>, new: &str, json: bool) ->
     let held = hold_stopped(repo, from.short(), "renamed")?;
     let signature = cx.sign(format!("branch: renamed {} to {new}", from.short()));
     repo.refs().rename(repo.tmp()?, &from, &to, &signature)?;
-    super::config::rename_branch(repo, from.short(), new)?;
+    config::move_branch(repo, from.short(), Some(new))?;
     if let Some((_held, mut instance)) = held {
         new.clone_into(&mut instance.config.branch);
         instance.write(repo)?;

@@ -134,18 +134,20 @@ fn change(repo: &Repo, key: &str, path: &[&str], new: Option<Value>) -> CmdResul
     })
 }
 
-/// Has the settings of the branch `old` be those of `new`, which replaces any that were there.
-pub(super) fn rename_branch(repo: &Repo, old: &str, new: &str) -> CmdResult {
-    if !repo.config().branch.contains_key(old) && !repo.config().branch.contains_key(new) {
+/// Has the settings of the branch `old` be those of `new`, which replaces any that were there, or forgets them.
+pub(super) fn move_branch(repo: &Repo, old: &str, new: Option<&str>) -> CmdResult {
+    let has_any = |name: &str| repo.config().branch.contains_key(name);
+    if !has_any(old) && !new.is_some_and(has_any) {
         return Ok(());
     }
     repo.change_config(|text| {
         let mut document: DocumentMut = text.parse().map_err(invalid)?;
         let branches = document.get_mut("branch").and_then(Item::as_table_mut);
         let Some(branches) = branches else { return Ok(text.to_owned()) };
-        branches.remove(new);
-        if let Some(settings) = branches.remove(old) {
-            branches.insert(new, settings);
+        let settings = branches.remove(old);
+        if let Some(new) = new {
+            branches.remove(new);
+            settings.and_then(|settings| branches.insert(new, settings));
         }
         Ok(document.to_string())
     })

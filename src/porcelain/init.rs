@@ -9,7 +9,7 @@ use crate::cli::{Cx, os_user};
 use crate::error::{CmdResult, CommandError};
 use crate::objects::format::{Branch, Config, Core, FORMAT_VERSION, Gc, Postgres, Shared};
 use crate::objects::pg::version::VERSIONS;
-use crate::objects::refs::{Expect, RefName};
+use crate::objects::refs::{Expect, RefName, Value};
 use crate::objects::repo::{self, FOLDER};
 use crate::objects::timeline::Position;
 use crate::objects::{Repo, durable};
@@ -18,7 +18,7 @@ use crate::plumbing::instance::superuser;
 use crate::plumbing::postgres::account::Account;
 use crate::plumbing::postgres::alive::keeps_locks;
 use crate::plumbing::postgres::initdb::{SUPERUSER, initdb};
-use crate::plumbing::update_ref::update_branch;
+use crate::plumbing::update_ref::update_ref;
 use crate::plumbing::write_snapshot::{Cluster, Options, Outcome, Source, commit, inspect, store_files};
 
 /// Create a repository
@@ -94,7 +94,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         repo = with_superuser(cx, repo, &outcome)?;
     }
     let signature = cx.sign("init");
-    update_branch(&repo, &branch, outcome.timeline, &Expect::Absent, &signature)?;
+    update_ref(&repo, &branch, &Expect::Absent, Some(&Value::Branch(outcome.timeline)), &signature)?;
     repo.refs().set_head(repo.tmp()?, &branch, &signature)?;
     drop(repo);
     durable::publish_dir(&workshop.join(FOLDER), &target)?;

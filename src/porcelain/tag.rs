@@ -2,18 +2,20 @@
 
 use std::io::Write;
 
+use super::trash::say_kept;
 use super::{Failed, date};
 use crate::cli::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::refs::{self, Expect, RefKind, RefName, Tag, Value};
 use crate::plumbing::rev_parse::with_position;
-use crate::plumbing::update_ref::update_tag;
+use crate::plumbing::update_ref::update_ref;
 use crate::ui::{ID, paint};
 
 /// Create, list or delete tags
 ///
-/// A tag names a timeline and an LSN for good. Without a name, lists the tags.
+/// A tag names a timeline and an LSN for good. Without a name, lists the tags. What a tag named that is deleted or moved
+/// goes to the trash, unless a branch or another tag has it.
 #[derive(Debug, clap::Args)]
 #[command(
     after_long_help = "Examples:\n  zenith tag v1\n  zenith tag before-delete 'main@{10 minutes ago}' -m 'all was well'\n  zenith tag -d v1\n"
@@ -83,11 +85,14 @@ fn create(cx: &mut Cx, repo: &Repo, name: &str, revision: &str, args: &Args) -> 
     }
     let signature = cx.sign(format!("tag: {revision}"));
     let expect = if args.force { Expect::Anything } else { Expect::Absent };
-    let value = with_position(repo, revision, &cx.now, |resolved| {
+    let (value, kept) = with_position(repo, revision, &cx.now, |resolved| {
         let value = Tag { position: resolved.position, time_us: signature.time_us, message: args.message.clone() };
-        update_tag(repo, &tag, value.clone(), &expect, &signature)?;
-        Ok(value)
+        let changed = update_ref(repo, &tag, &expect, Some(&Value::Tag(value.clone())), &signature)?;
+        Ok((value, changed.kept))
     })?;
+    if let Some(item) = kept {
+        say_kept(cx, &tag, &item, true);
+    }
     if args.json { cx.json(&Row::new(&tag, value)) } else { Ok(()) }
 }
 
@@ -115,8 +120,11 @@ fn delete_all(cx: &mut Cx, repo: &Repo, args: &Args) -> CmdResult {
 /// Deletes a tag. Returns what it was.
 fn delete(cx: &Cx, repo: &Repo, name: &str) -> Result<(RefName, Tag), CommandError> {
     let tag = RefName::tag(name)?;
-    let old = repo.refs().update(repo.tmp()?, &tag, &Expect::Present, None, &cx.sign("tag: deleted"))?;
-    match old {
+    let changed = update_ref(repo, &tag, &Expect::Present, None, &cx.sign("tag: deleted"))?;
+    if let Some(item) = changed.kept {
+        say_kept(cx, &tag, &item, false);
+    }
+    match changed.old {
         Some(Value::Tag(was)) => Ok((tag, was)),
         _ => Err(refs::Error::Unknown(tag).into()),
     }

@@ -139,6 +139,8 @@ fn wal_behind_a_flipped_bit_goes_to_the_trash_before_it_is_overwritten() {
         branch: "main".into(),
         position: Position { timeline, lsn: end },
         commits: true,
+        bytes: 0,
+        message: None,
         who: "me".into(),
         time_us: 1,
         why: "a crash".into(),

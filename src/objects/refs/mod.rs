@@ -93,6 +93,21 @@ pub enum Expect {
     Exactly(Value),
 }
 
+impl Expect {
+    /// Refuses what is not as expected.
+    pub fn check(&self, name: &RefName, found: Option<&Value>) -> Result<(), Error> {
+        match (self, found) {
+            (Expect::Absent, Some(_)) => Err(Error::Exists(name.clone())),
+            (Expect::Present | Expect::Exactly(_), None) => Err(Error::Unknown(name.clone())),
+            (Expect::Exactly(expected), Some(found)) if expected != found => {
+                let text = |value: &Value| value.format().lines().next().unwrap_or_default().to_owned();
+                Err(Error::Stale { name: name.clone(), expected: text(expected), found: text(found) })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Who changes a ref, when, and why: for the reflog.
 #[derive(Debug, Clone)]
 pub struct Signature {
@@ -212,26 +227,34 @@ impl Refs {
         new: Option<&Value>,
         signature: &Signature,
     ) -> Result<Option<Value>, Error> {
+        self.update_after(tmp, name, expect, new, signature, |_| Ok(()))
+    }
+
+    /// The same; before a value goes, `keep` gets it, and no ref changes meanwhile.
+    pub fn update_after<E: From<Error>>(
+        &self,
+        tmp: &Path,
+        name: &RefName,
+        expect: &Expect,
+        new: Option<&Value>,
+        signature: &Signature,
+        keep: impl FnOnce(&Value) -> Result<(), E>,
+    ) -> Result<Option<Value>, E> {
         if new.is_some_and(|value| value.format().len() as u64 > bounded::REF) {
-            return Err(Error::TooLong(name.clone()));
+            return Err(Error::TooLong(name.clone()).into());
         }
         let _lock = self.lock()?;
         let old = self.read(name)?;
-        match (expect, &old) {
-            (Expect::Absent, Some(_)) => return Err(Error::Exists(name.clone())),
-            (Expect::Present | Expect::Exactly(_), None) => return Err(Error::Unknown(name.clone())),
-            (Expect::Exactly(expected), Some(found)) if expected != found => {
-                let text = |value: &Value| value.format().lines().next().unwrap_or_default().to_owned();
-                return Err(Error::Stale { name: name.clone(), expected: text(expected), found: text(found) });
-            }
-            _ => {}
-        }
+        expect.check(name, old.as_ref())?;
         if old.as_ref() == new {
             self.secure(name)?;
             return Ok(old);
         }
         if new.is_some() && old.is_none() {
             self.refuse_conflict(name)?;
+        }
+        if let Some(old) = &old {
+            keep(old)?;
         }
         self.log(name.as_str(), old.as_ref(), new, signature)?;
         if self.head().is_ok_and(|head| head == *name) {

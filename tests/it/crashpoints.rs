@@ -173,24 +173,27 @@ fn check(case: &Case, recorded: &Recorded, after: &str, number: usize, stop: Sto
     }
 }
 
-/// Checks `most` places of each case, all of them where there are no more.
+/// Chooses `most` of all places and ways to stop there, all of them where there are no more; and the end, at which the command
+/// was acknowledged.
+fn choose(recorded: &Recorded, most: usize, random: &mut Random) -> Vec<(usize, Stop)> {
+    let places = recorded.len() + 1;
+    let all: Vec<(usize, Stop)> =
+        (0..places).flat_map(|number| [Stop::Kill, Stop::Cut, Stop::Partly].map(|stop| (number, stop))).collect();
+    let mut chosen: Vec<(usize, Stop)> =
+        if all.len() <= most { all } else { (0..most).map(|_| all[random.below(all.len() as u64) as usize]).collect() };
+    chosen.push((places - 1, Stop::Cut));
+    chosen
+}
+
+/// Checks `most` places of each case.
 fn crash_everywhere(most: usize, most_with_server: usize, seed: u64) {
     let Some(disk) = prepared() else { return };
     let mut random = Random(seed);
     let mut checked = 0;
     for case in CASES {
         let (recorded, after) = record(case, &disk);
-        let places = recorded.len() + 1;
-        let all: Vec<(usize, Stop)> =
-            (0..places).flat_map(|number| [Stop::Kill, Stop::Cut, Stop::Partly].map(|stop| (number, stop))).collect();
-        let most = if case.server { most_with_server } else { most };
-        let mut chosen: Vec<(usize, Stop)> = if all.len() <= most {
-            all
-        } else {
-            (0..most).map(|_| all[random.below(all.len() as u64) as usize]).collect()
-        };
-        chosen.push((places - 1, Stop::Cut));
-        println!("{:?}: {} of {} places", case.command, chosen.len(), places * 3);
+        let chosen = choose(&recorded, if case.server { most_with_server } else { most }, &mut random);
+        println!("{:?}: {} of {} places", case.command, chosen.len(), (recorded.len() + 1) * 3);
         for (number, stop) in &chosen {
             check(case, &recorded, &after, *number, *stop, &mut random);
         }
@@ -209,6 +212,94 @@ fn a_crash_at_a_sample_of_all_places_loses_nothing() {
 #[ignore = "all places: make crashpoints"]
 fn a_crash_at_any_place_loses_nothing() {
     crash_everywhere(usize::MAX, usize::MAX, 1);
+}
+
+/// A command that concerns the commits of the branch x, which no other ref has.
+struct Way {
+    before: &'static [&'static [&'static str]],
+    command: &'static [&'static str],
+    /// Once it was done: whether x is where it was, and whether the trash has that.
+    leaves: (bool, bool),
+}
+
+const WAYS: &[Way] = &[
+    Way { before: &[], command: &["branch", "-d", "x"], leaves: (false, true) },
+    Way { before: &[], command: &["branch", "-f", "x", "main"], leaves: (false, true) },
+    Way { before: &[&["branch", "-d", "x"]], command: &["trash", "restore", ""], leaves: (true, false) },
+    Way { before: &[&["branch", "-d", "x"]], command: &["trash", "empty"], leaves: (false, false) },
+];
+
+/// Checks `most` places of each way: wherever that stops, x is where it was or the trash has that, unless it was asked to go for
+/// good.
+fn crash_amid_trash(most: usize, seed: u64) {
+    let Some(disk) = prepared() else { return };
+    let place = Place::new(disk).expect("mounted before");
+    let write = ["psql", "x", "--", "-Xqc", "create table own ()"];
+    for args in
+        [&["branch", "x"][..], &["config", "branch.x.idle_timeout", "1h"], &["start", "x"], &write, &["stop", "x"]]
+    {
+        place.run(args).ok();
+    }
+    let (tip, disk) = (place.run(&["rev-parse", "x"]).ok(), place.disk().disk());
+    drop(place);
+    let mut random = Random(seed);
+    for way in WAYS {
+        let place = Place::new(disk.clone()).expect("mounted before");
+        way.before.iter().for_each(|args| drop(place.run(args).ok()));
+        let id = in_trash(&place).unwrap_or_default();
+        let command: Vec<&str> = way.command.iter().map(|word| if word.is_empty() { &id } else { *word }).collect();
+        let recorded = place.watch(&command);
+        drop(place);
+        let chosen = choose(&recorded, most, &mut random);
+        println!("{command:?}: {} of {} places", chosen.len(), (recorded.len() + 1) * 3);
+        for (number, stop) in chosen {
+            let place = Place::new(recorded.at(number, stop, &mut random)).expect("mounted before");
+            let what = format!("{command:?}, {stop:?} before {number} of {}", recorded.len());
+            check_trash(&place, way, number == recorded.len(), &tip, &what);
+        }
+    }
+}
+
+/// Returns the id of what the trash has of x.
+fn in_trash(place: &Place) -> Option<String> {
+    let rows: serde_json::Value = serde_json::from_str(&place.run(&["trash", "--json"]).ok()).unwrap();
+    let rows = rows.as_array().unwrap();
+    rows.iter().find(|row| row["branch"] == "x").map(|row| row["id"].as_str().unwrap().to_owned())
+}
+
+fn check_trash(place: &Place, way: &Way, is_done: bool, tip: &str, what: &str) {
+    let fsck = || {
+        let ran = place.run(&["fsck"]);
+        assert_eq!(ran.code, 0, "{what}: {}{}", ran.out, ran.err);
+    };
+    fsck();
+    let is_at_tip = |name: &str| {
+        let ran = place.run(&["rev-parse", name]);
+        ran.code == 0 && ran.out.trim_end() == tip
+    };
+    let (is_there, kept) = (is_at_tip("x"), in_trash(place));
+    if is_done {
+        assert_eq!((is_there, kept.is_some()), way.leaves, "{what}");
+    }
+    let is_to_go = way.command == ["trash", "empty"];
+    assert!(is_there || kept.is_some() || is_to_go, "{what}: it is lost");
+    if let Some(id) = kept.filter(|_| !is_there) {
+        place.run(&["trash", "restore", &id, "back"]).ok();
+        assert!(is_at_tip("back"), "{what}");
+    }
+    place.run(&["trash", "empty"]).ok();
+    fsck();
+}
+
+#[test]
+fn a_crash_at_a_sample_of_all_places_leaves_what_a_ref_was_there_or_in_the_trash() {
+    crash_amid_trash(3, 0x5EED);
+}
+
+#[test]
+#[ignore = "all places: make crashpoints"]
+fn a_crash_at_any_place_leaves_what_a_ref_was_there_or_in_the_trash() {
+    crash_amid_trash(usize::MAX, 1);
 }
 
 #[test]

@@ -112,9 +112,12 @@ fn settings_page() -> String {
         ("GIVES WAY", "The value named is replaced, unless it is the branch's own setting.", |class| {
             matches!(class, Class::Instead { .. })
         }),
-        ("RAISED IN A MOMENT", "In a server that only reads, at least what the WAL was written with.", |class| {
-            matches!(class, Class::AtLeast)
-        }),
+        (
+            "RAISED FOR A REPLAY",
+            "In a server that only reads, or that has WAL to replay or prepared transactions, at least what the WAL was \
+             written with; the next start that has none of these goes by the setting again.",
+            |class| matches!(class, Class::AtLeast),
+        ),
         (
             "DROPPED ON A COPY",
             "Has this value unless the branch is live, or has an own setting of that name.",

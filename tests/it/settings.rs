@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use zenith::plumbing::postgres::account::Account;
 use zenith::plumbing::postgres::policy::{Class, RULES, Value, rule_for};
 
@@ -443,4 +445,40 @@ fn a_library_that_is_not_installed_is_named_with_what_to_do() {
     env.run(["start"]).fails(1, &["not_here", "shared_preload_libraries ''"]);
     env.run(["config", "branch.main.postgres.shared_preload_libraries", ""]).ok();
     env.run(["start"]).ok();
+}
+
+#[test]
+fn prepared_transactions_outlive_a_fork_a_moment_and_a_crash_whatever_the_settings_say() {
+    for (major, bin) in majors() {
+        let env = Env::with_bin(&bin);
+        env.run(["init"]).ok();
+        let set = |value: &str| env.run(["config", "branch.main.postgres.max_prepared_transactions", value]).ok();
+        env.run(["start"]).ok();
+        env.sql("main", "create table t (i int)");
+        set("10");
+        env.run(["restart"]).ok();
+        env.sql("main", "begin; insert into t values (1); prepare transaction 'p'");
+        let prepared = "select count(*) from pg_prepared_xacts";
+        // A branch has no settings of the one that it comes from.
+        env.run(["branch", "try"]).ok();
+        env.run(["start", "try"]).ok();
+        assert_eq!(env.sql("try", prepared), "1", "PostgreSQL {major}");
+        env.sql("try", "commit prepared 'p'");
+        assert_eq!(env.sql("try", "select count(*) from t"), "1");
+        env.run(["stop", "try"]).ok();
+        set("0");
+        env.run(["start", "--read-only", "main@{now}"]).ok();
+        assert_eq!(env.sql("main@{now}", "select count(*) from t"), "0");
+        // After a stop that replays, after a crash, and after a stop in order.
+        env.run(["stop", "main", "--mode", "immediate"]).ok();
+        env.run(["start"]).ok();
+        kill(Pid::from_raw(env.postmaster("main")), Signal::SIGKILL).unwrap();
+        env.run(["start"]).ok();
+        env.run(["restart", "main"]).ok();
+        assert_eq!(env.sql("main", prepared), "1", "PostgreSQL {major}");
+        // Once it is not needed any more, the setting counts.
+        env.sql("main", "rollback prepared 'p'");
+        env.run(["restart", "main"]).ok();
+        assert_eq!(env.sql("main", "show max_prepared_transactions"), "0", "PostgreSQL {major}");
+    }
 }

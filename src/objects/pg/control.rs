@@ -35,18 +35,46 @@ pub struct ControlFile {
     /// Bytes.
     pub wal_segment_size: u32,
     pub data_checksums: bool,
-    /// What a server must have at least to replay the WAL as a standby: see [`ControlFile::standby_minimum`].
-    pub minimum: [u32; 5],
+    /// The settings that its server had last.
+    pub sizes: Sizes,
 }
 
-/// The settings of [`ControlFile::minimum`], in the order in which they lie there.
-const MINIMUM: [&str; 5] = [
-    "max_connections",
-    "max_worker_processes",
-    "max_wal_senders",
-    "max_prepared_transactions",
-    "max_locks_per_transaction",
+/// The settings that bound what a server keeps in memory of its transactions: the WAL that it writes is replayed, and shown,
+/// only by one that has as much room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sizes([u32; 5]);
+
+/// Their names, in the order in which they lie in `pg_control` and in WAL, and PostgreSQL's own values of them.
+const SIZES: [(&str, u32); 5] = [
+    ("max_connections", 100),
+    ("max_worker_processes", 8),
+    ("max_wal_senders", 10),
+    ("max_prepared_transactions", 0),
+    ("max_locks_per_transaction", 64),
 ];
+
+impl Sizes {
+    /// How long they are in `pg_control` and in WAL, bytes.
+    pub const LENGTH: usize = 4 * SIZES.len();
+
+    /// Reads them.
+    pub fn parse(bytes: &[u8; Sizes::LENGTH]) -> Sizes {
+        let (numbers, _) = bytes.as_chunks();
+        Sizes(std::array::from_fn(|at| u32::from_le_bytes(numbers[at])))
+    }
+
+    /// Makes each at least as large as that of `other`.
+    pub fn raise(&mut self, other: &Sizes) {
+        self.0.iter_mut().zip(other.0).for_each(|(size, other)| *size = (*size).max(other));
+    }
+
+    /// Returns that of a setting, if the setting that is `configured` is not enough.
+    pub fn more_than(&self, setting: &str, configured: Option<&str>) -> Option<u32> {
+        let at = SIZES.iter().position(|(name, _)| *name == setting)?;
+        let has = configured.map_or(Some(SIZES[at].1), |value| value.parse().ok());
+        has.is_none_or(|has| has < self.0[at]).then_some(self.0[at])
+    }
+}
 
 /// The file is not a control file of a version that zenith knows.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -95,7 +123,7 @@ impl ControlFile {
             wal_block_size: u32_at(224),
             wal_segment_size: u32_at(228),
             data_checksums: u32_at(252) != 0,
-            minimum: std::array::from_fn(|number| u32_at(180 + 4 * number)),
+            sizes: Sizes(std::array::from_fn(|number| u32_at(180 + 4 * number))),
         };
         if !super::segment::is_valid_size(control.wal_segment_size) {
             return Err(Error::Impossible("the size of WAL segments"));
@@ -104,12 +132,6 @@ impl ControlFile {
             (8192, 8192) => Ok(control),
             (8192, other) | (other, _) => Err(Error::BlockSize(other)),
         }
-    }
-
-    /// Returns the least value of a setting with which a standby replays the WAL that was last written.
-    pub fn standby_minimum(&self, setting: &str) -> Option<u32> {
-        let number = MINIMUM.iter().position(|name| *name == setting)?;
-        Some(self.minimum[number])
     }
 }
 
@@ -129,6 +151,19 @@ pub fn forget_backup(bytes: &mut [u8], version: &Version) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_setting_that_is_not_enough_is_raised_and_no_other() {
+        let mut sizes = Sizes([100, 8, 10, 5, 64]);
+        assert_eq!(sizes.more_than("max_prepared_transactions", None), Some(5));
+        assert_eq!(sizes.more_than("max_prepared_transactions", Some("4")), Some(5));
+        assert_eq!(sizes.more_than("max_prepared_transactions", Some("5")), None);
+        assert_eq!(sizes.more_than("max_connections", None), None);
+        assert_eq!(sizes.more_than("max_connections", Some("no number")), Some(100));
+        assert_eq!(sizes.more_than("work_mem", None), None);
+        sizes.raise(&Sizes([1, 9, 1, 1, 1]));
+        assert_eq!(sizes, Sizes([100, 9, 10, 5, 64]));
+    }
 
     #[test]
     fn refuses_short_and_damaged_files() {

@@ -2,6 +2,7 @@
 //! (`src/include/access/xlogrecord.h`, `xact.h`, `src/include/catalog/pg_control.h`).
 
 use super::Lsn;
+use super::control::Sizes;
 use super::version::Version;
 use super::wal::crc32c;
 use crate::objects::codec::{Malformed, Reader};
@@ -223,6 +224,13 @@ impl<'a> Record<'a> {
             (RM_STANDBY, 0x10) => true,
             _ => false,
         }
+    }
+
+    /// Returns the settings that the server has from this record on, if it tells of them (`xl_parameter_change`).
+    pub fn sizes(&self) -> Option<Sizes> {
+        let tells = self.resource_manager() == RM_XLOG && self.info() & 0xF0 == 0x60;
+        let (_, main) = tells.then(|| self.body().ok()).flatten()?;
+        Some(Sizes::parse(main.first_chunk()?))
     }
 
     /// Returns the start of the backup that this record ends, if it does.

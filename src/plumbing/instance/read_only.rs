@@ -12,11 +12,11 @@ use super::start::{Context, LaidOut, Outcome, Wish, lay_out_all, run_server, run
 use super::{Held, Instance, create, hold_all, list};
 use crate::error::CommandError;
 use crate::objects::Repo;
-use crate::objects::pg::control::State;
+use crate::objects::pg::control::{Sizes, State};
 use crate::objects::timeline::{Position, TimelineId};
 use crate::plumbing::datadir::wal::complete;
 use crate::plumbing::postgres::server::{self, Mode};
-use crate::plumbing::postgres::settings::Role;
+use crate::plumbing::postgres::settings::{Role, Settings};
 use crate::plumbing::postgres::{self, alive, recovery};
 use crate::plumbing::write_snapshot::inspect;
 
@@ -95,18 +95,25 @@ fn prepare_and_run(
     complete(repo, &laid_out.snapshot, position.timeline, &wal_dir)?;
     if !recovery::is_exact(&laid_out.snapshot) || laid_out.snapshot.consistent != position.lsn {
         recovery::write_backup_label(&data, &laid_out.snapshot)?;
-        recover(cx, instance, &data, &held)?;
+        recover(cx, instance, &data, &held, laid_out.sizes)?;
     }
     recovery::make_standby(&data, inspect(&data)?.version)?;
-    run_server(cx, instance, id, &held, wish)?;
+    run_server(cx, instance, id, &held, wish, Sizes::default())?;
     instance.write(repo)?;
     Ok(laid_out)
 }
 
-/// Brings the files in `data` to rest at the end of their WAL.
-fn recover(cx: &Context, instance: &Instance, data: &Path, held: &alive::Held) -> Result<(), CommandError> {
+/// Brings the files in `data` to rest at the end of their WAL, which was written with the sizes `replayed`.
+fn recover(
+    cx: &Context,
+    instance: &Instance,
+    data: &Path,
+    held: &alive::Held,
+    replayed: Sizes,
+) -> Result<(), CommandError> {
     let Context { repo, binaries, account, progress, .. } = cx;
-    let (log, settings) = (instance.log(repo), settings_of(repo, instance, Role::Recovery)?);
+    let settings = Settings { replayed, ..settings_of(repo, instance, Role::Recovery)? };
+    let log = instance.log(repo);
     let log_start = server::recover(binaries, account, data, &log, &settings, held, *progress)?;
     if inspect(data)?.control.state == State::ShutDown {
         return Ok(());

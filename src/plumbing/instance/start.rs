@@ -12,6 +12,7 @@ use super::settle::{secure_end, settle};
 use super::{Instance, hold_or_create, slots, socket_dir};
 use crate::error::{CmdResult, CommandError};
 use crate::objects::format::Shared;
+use crate::objects::pg::control::Sizes;
 use crate::objects::pg::record::Record;
 use crate::objects::pg::segment;
 use crate::objects::refs::{self, Expect, RefName, Signature, Value};
@@ -124,7 +125,7 @@ fn start_stopped(cx: &Context, instance: &mut Instance, branch: &RefName, wish: 
     let timeline = TimelineId::random();
     let mut epoch = Epoch { cx, branch, parent, timeline, instance, kept: false };
     let (held, laid_out) = epoch.prepare(from, wish)?;
-    epoch.run(&held, wish)?;
+    epoch.run(&held, wish, laid_out.sizes)?;
     drop(epoch);
     Ok(Outcome::fresh(instance.clone(), from, laid_out))
 }
@@ -180,7 +181,7 @@ fn resume(
     // Earlier versions made an absolute one, which in a copy of the repository leads to the original's WAL.
     recovery::link_wal(&dir.join("data"), &repo.timelines().wal_dir(timeline))?;
     let from = repo.timelines().read(timeline)?.tip();
-    match run_server(cx, instance, timeline, &held, wish) {
+    match run_server(cx, instance, timeline, &held, wish, Sizes::default()) {
         Ok(()) => {}
         // Files that PostgreSQL does not accept: without them, then.
         Err(postgres::Error::DidNotStart { .. }) => return Ok(None),
@@ -192,13 +193,15 @@ fn resume(
     Ok(Some(Outcome { instance, already: false, from, snapshot, replayed: 0, resumed: true, refused }))
 }
 
-/// Starts the server of an instance on the data directory of `timeline`, with the lock of [`Instance::alive`].
+/// Starts the server of an instance on the data directory of `timeline`, with the lock of [`Instance::alive`]. What it
+/// replays was written with the sizes `replayed`, where its `pg_control` does not know of them.
 pub(super) fn run_server(
     cx: &Context,
     instance: &mut Instance,
     timeline: TimelineId,
     held: &Held,
     wish: Wish,
+    replayed: Sizes,
 ) -> Result<(), postgres::Error> {
     let Context { repo, binaries, account, progress, .. } = cx;
     (instance.config.tcp, instance.config.on_demand) = (wish.tcp, wish.on_demand);
@@ -206,7 +209,7 @@ pub(super) fn run_server(
         true => Role::Standby,
         false => Role::Primary { archive_command: archive_command(repo, timeline)? },
     };
-    let settings = settings_of(repo, instance, role)?;
+    let settings = Settings { replayed, ..settings_of(repo, instance, role)? };
     let (data, log) = (repo.datadir(timeline).join("data"), instance.log(repo));
     if repo.config().core.shared == Shared::Group {
         // PostgreSQL lets its group read its files then, as far as it ever does.
@@ -232,6 +235,7 @@ pub(super) fn settings_of(repo: &Repo, instance: &Instance, role: Role) -> Resul
         own: repo.config().settings_of(branch),
         // A moment is a copy, whatever its branch is.
         is_live: !instance.is_read_only() && repo.config().is_live(branch),
+        replayed: Sizes::default(),
         role,
     })
 }
@@ -252,6 +256,8 @@ pub(super) struct LaidOut {
     pub replayed: u64,
     /// Why the files were restored.
     pub refused: Option<String>,
+    /// What that WAL was written with, as far as it says.
+    pub sizes: Sizes,
     plan: Plan,
 }
 
@@ -272,19 +278,23 @@ pub(super) fn lay_out_all(
     let snapshot = repo.store().snapshot(&line.object)?;
     fs::create_dir_all(dir)?;
     fs::create_dir_all(wal_dir)?;
-    let (refused, plan) = std::thread::scope(|scope| {
+    let (refused, (plan, sizes)) = std::thread::scope(|scope| {
         let wal = scope.spawn(|| {
-            let mut plan = Plan::default();
-            let mut visit = |record: &Record| plan.add_record(&snapshot, record);
-            lay_out(repo, &snapshot, upto, wal_dir, &mut visit).map(|()| plan)
+            let (mut plan, mut sizes) = (Plan::default(), Sizes::default());
+            let mut visit = |record: &Record| {
+                plan.add_record(&snapshot, record);
+                record.sizes().iter().for_each(|told| sizes.raise(told));
+            };
+            lay_out(repo, &snapshot, upto, wal_dir, &mut visit)?;
+            Ok::<_, CommandError>((plan, sizes))
         });
         let refused = show_files(cx, instance, &line.object, &snapshot, dir, wish);
-        let plan = wal.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        Ok::<_, CommandError>((refused?, plan))
+        let laid_out = wal.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok::<_, CommandError>((refused?, laid_out))
     })?;
     recovery::link_wal(&dir.join("data"), wal_dir)?;
     let replayed = upto.lsn.since(snapshot.start);
-    Ok(LaidOut { snapshot, id: line.object, replayed, refused, plan })
+    Ok(LaidOut { snapshot, id: line.object, replayed, refused, sizes, plan })
 }
 
 /// Mounts the snapshot's files at `dir/data`, or restores them there. Returns why they were restored, if that was
@@ -376,12 +386,12 @@ impl Epoch<'_> {
     }
 
     /// Moves the branch to the epoch's timeline and starts the server.
-    fn run(&mut self, held: &Held, wish: Wish) -> Result<(), CommandError> {
+    fn run(&mut self, held: &Held, wish: Wish, replayed: Sizes) -> Result<(), CommandError> {
         let Context { repo, signature, .. } = self.cx;
         let (old, new) = (Value::Branch(self.parent), Value::Branch(self.timeline));
         let signature = Signature { why: format!("start: {}", self.instance.name), ..(*signature).clone() };
         repo.refs().update(repo.tmp()?, self.branch, &Expect::Exactly(old), Some(&new), &signature)?;
-        run_server(self.cx, self.instance, self.timeline, held, wish)?;
+        run_server(self.cx, self.instance, self.timeline, held, wish, replayed)?;
         // Clients may have come already.
         self.kept = true;
         self.instance.write(repo)

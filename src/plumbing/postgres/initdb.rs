@@ -8,6 +8,7 @@ use super::Error;
 use super::account::Account;
 use super::find::Binaries;
 use super::settings::{Role, Settings};
+use crate::objects::pg::control::Sizes;
 
 /// The superuser of every cluster that zenith creates.
 pub const SUPERUSER: &str = "postgres";
@@ -60,6 +61,7 @@ pub fn superusers(binaries: &Binaries, account: &Account, dir: &Path) -> Result<
         hba_file: dir.join("pg_hba.conf"),
         own: Vec::new(),
         is_live: false,
+        replayed: Sizes::default(),
         role: Role::Primary { archive_command: "false".to_owned() },
     };
     let program = binaries.program("postgres")?;

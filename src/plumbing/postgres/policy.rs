@@ -11,7 +11,8 @@ pub enum Class {
     Forced(Value),
     /// A value that would keep the server from starting here gives way to another one, unless it is the branch's own.
     Instead { of: &'static str, with: &'static str },
-    /// In a server that only reads it is at least what the WAL was written with, which PostgreSQL demands.
+    /// It is at least what the WAL that the server replays was written with. A server that only reads always demands that,
+    /// one that writes only if it has something to replay, or prepared transactions.
     AtLeast,
     /// It has this value in a copy of a cluster that lives elsewhere, unless the branch is live.
     Dropped(Value),
@@ -186,11 +187,19 @@ pub const RULES: &[Rule] = &[
             "containers often forbid it, and the server would not start",
         ),
     ),
-    rule("max_connections", AtLeast, "else PostgreSQL refuses to replay"),
-    rule("max_worker_processes", AtLeast, "else PostgreSQL refuses to replay"),
-    rule("max_wal_senders", AtLeast, "else PostgreSQL refuses to replay"),
-    rule("max_prepared_transactions", AtLeast, "else PostgreSQL refuses to replay"),
-    rule("max_locks_per_transaction", AtLeast, "else PostgreSQL refuses to replay"),
+    rule("max_connections", AtLeast, "with less room than who wrote the WAL had, PostgreSQL cannot replay it"),
+    rule("max_worker_processes", AtLeast, "with less room than who wrote the WAL had, PostgreSQL cannot replay it"),
+    rule("max_wal_senders", AtLeast, "with less room than who wrote the WAL had, PostgreSQL cannot replay it"),
+    rule(
+        "max_prepared_transactions",
+        AtLeast,
+        "with less room than who wrote the WAL had, PostgreSQL cannot replay it",
+    ),
+    rule(
+        "max_locks_per_transaction",
+        AtLeast,
+        "with less room than who wrote the WAL had, PostgreSQL cannot replay it",
+    ),
     // The world outside.
     rule(
         "max_logical_replication_workers",

@@ -15,7 +15,7 @@ use super::Error;
 use super::conf::{self, Values};
 use super::policy::{Class, RULES, Rule, Value, without_schedulers};
 use super::process::Process;
-use crate::objects::pg::control::ControlFile;
+use crate::objects::pg::control::{ControlFile, Sizes, State};
 use crate::objects::pg::version::Version;
 
 /// The longest path of a socket, in bytes, that every system takes (macOS: 104 with the NUL).
@@ -37,6 +37,8 @@ pub struct Settings {
     pub own: Vec<(String, String)>,
     /// It acts on the world outside as the original does, rather than as a copy of it.
     pub is_live: bool,
+    /// What the WAL that it replays was written with, as far as `pg_control` does not know.
+    pub replayed: Sizes,
     pub role: Role,
 }
 
@@ -95,13 +97,10 @@ impl Settings {
                 let gives_way = !is_own && configured.is_some_and(|value| value.eq_ignore_ascii_case(of));
                 gives_way.then(|| with.into())
             }
-            Class::AtLeast if matches!(self.role, Role::Standby) => {
-                let bytes = fs::read(data_dir.join("global/pg_control")).ok()?;
-                let least = ControlFile::parse(&bytes, Version::of_major(major)?).ok()?.standby_minimum(rule.name)?;
-                let enough = configured.and_then(|value| value.parse::<u32>().ok()).is_some_and(|value| value >= least);
-                (!enough).then(|| least.to_string().into())
+            Class::AtLeast => {
+                let least = self.least(data_dir, major)?.more_than(rule.name, configured)?;
+                Some(least.to_string().into())
             }
-            Class::AtLeast => None,
             Class::Dropped(_) if is_own || self.is_live => None,
             Class::Dropped(value) => {
                 let libraries = values.get("shared_preload_libraries").map(String::as_str).unwrap_or_default();
@@ -116,6 +115,19 @@ impl Settings {
                 }
             }
         }
+    }
+
+    /// Returns the sizes that the server must have for what is in its files and its WAL; `None` where it may have any: it
+    /// goes on after a shutdown, and no transaction is prepared. A standby must have as much as who wrote, whatever that used.
+    fn least(&self, data_dir: &Path, major: u32) -> Option<Sizes> {
+        let bytes = fs::read(data_dir.join("global/pg_control")).ok()?;
+        let control = ControlFile::parse(&bytes, Version::of_major(major)?).ok()?;
+        let mut prepared = fs::read_dir(data_dir.join("pg_twophase")).into_iter().flatten();
+        let is_at_rest =
+            control.state == State::ShutDown && !data_dir.join("backup_label").exists() && prepared.next().is_none();
+        let mut least = control.sizes;
+        least.raise(&self.replayed);
+        (!is_at_rest || matches!(self.role, Role::Standby)).then_some(least)
     }
 
     /// Returns the value of a setting that each server has its own of.
@@ -280,7 +292,8 @@ mod tests {
     fn settings(role: Role) -> Settings {
         let (socket_dir, hba_file) = ("/s".into(), "/hba".into());
         let own = vec![("max_connections".into(), "150".into()), ("fsync".into(), "off".into())];
-        Settings { port: 1, socket_dir, tcp: None, name: "a b".into(), hba_file, own, is_live: false, role }
+        let (name, replayed) = ("a b".into(), Sizes::default());
+        Settings { port: 1, socket_dir, tcp: None, name, hba_file, own, is_live: false, replayed, role }
     }
 
     /// Returns the value that counts, as PostgreSQL takes the last one.

@@ -4,8 +4,11 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 
-use super::{assert_lazy, client};
-use crate::support::{Env, checked};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::{assert_lazy, client, with_checksums};
+use crate::support::{Env, checked, is_alive, wait_until};
 
 #[test]
 fn a_corrupt_frame_is_an_error_for_its_blocks_and_no_others() {
@@ -179,4 +182,48 @@ fn data_directories_can_be_thrown_away_after_a_stop() {
     env.run(["start"]).ok();
     assert_lazy(&env, "main");
     assert_eq!(env.sql("main", "select count(*) from t"), "1000");
+}
+
+/// Kills the processes of a branch's server, its file system and its guardian at once, and waits until they are gone.
+fn cut_power(env: &Env, branch: &str) {
+    let dir = env.datadir(branch);
+    wait_until("the data directory is prepared", || dir.join("prepared").exists());
+    let of_lock = |name: &str| fs::read_to_string(dir.join(name)).ok()?.trim().parse::<i32>().ok();
+    let pids = [of_lock("guard.lock"), of_lock("lock"), Some(env.postmaster(branch))];
+    let pids: Vec<i32> = pids.into_iter().flatten().collect();
+    for pid in &pids {
+        let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+    }
+    wait_until("all of it is gone", || !pids.iter().any(|pid| is_alive(*pid)));
+}
+
+#[test]
+fn a_journal_that_lost_what_was_durable_is_set_aside_and_the_wal_has_all() {
+    let env = with_checksums();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t (i int primary key, filler text)");
+    for (round, kept) in [50, 95, 100].into_iter().enumerate() {
+        for step in 0..4 {
+            env.sql("main", &format!("insert into t select {round} * 10000 + {step} * 1000 + g, repeat('x', 300) from generate_series(1, 1000) g"));
+            env.sql("main", "update t set filler = 'y' where i % 7 = 0");
+            env.sql("main", &format!("create table t{round}_{step} as select 1 i"));
+            env.sql("main", "checkpoint");
+        }
+        env.sql("main", &format!("insert into t values (-{round} - 1)"));
+        cut_power(&env, "main");
+        let timeline = env.run(["rev-parse", "main"]).ok()[..32].to_owned();
+        let journal = env.repo().join("datadirs").join(timeline).join("local/journal");
+        // Amid it, near its end, and a few bytes before the end.
+        let length = fs::metadata(&journal).unwrap().len();
+        let cut = (length * kept / 100).min(length - 5);
+        fs::File::options().write(true).open(&journal).unwrap().set_len(cut).unwrap();
+        env.run(["start"]).ok();
+        let rows = (round + 1) * 4001;
+        assert_eq!(env.sql("main", "select count(*) from t"), rows.to_string(), "cut to {cut} of {length} bytes");
+        client(&env, "main", "pg_dump", &["-f", "/dev/null"]);
+        let aside = env.json(["trash", "--json"]).as_array().unwrap().len();
+        assert_eq!(aside, round + 1, "cut to {cut} of {length} bytes");
+    }
+    env.sql("main", "create extension amcheck");
+    client(&env, "main", "pg_amcheck", &["--all", "--heapallindexed"]);
 }

@@ -3,8 +3,10 @@
 //! # Format
 //! | bytes | field |
 //! | --- | --- |
-//! | 8 | `ZLOCAL\0` and the version, 1 |
+//! | 8 | `ZLOCAL\0` and the version, 2 |
 //! | 32 | id of the snapshot that the layer lies over |
+//! | 8 | how much of the journal is durable at least, bytes |
+//! | 4 | CRC-32C of the field before |
 //! | then records, each: | |
 //! | 4 | length of the payload in bytes, little-endian, at most 1 MiB |
 //! | 4 | CRC-32C of the payload, the length, the record's number and the next field |
@@ -30,16 +32,26 @@
 //! not used again.
 //!
 //! A power cut may leave any part of what was appended since the last sync. Reading ends at the first
-//! record that is not whole. Where a later one tells that this one had been durable, the journal is
-//! damaged, not cut, and is refused: the layer can be made anew from the repository.
+//! record that is not whole. Where a later one, or the header, tells that this one had been durable, the journal is
+//! damaged, not cut, and is refused: the layer can be made anew from the repository. Without the end of its journal a layer
+//! would be an older state of some files beside the newest one of others. PostgreSQL relies on every sync that succeeded,
+//! and replays nothing from before its last checkpoint.
+//!
+//! The header is written after each sync, without one of its own, so it never tells of too much. What it misses
+//! after a power cut is the last sync before that.
+//!
+//! Version 1 has no such fields in its header; such a journal is read, and gone on with as it is.
 
 use crate::objects::ObjectId;
 use crate::objects::codec::{Malformed, Reader, put_varint};
 use crate::objects::pg::wal::{crc32c, crc32c_begin, crc32c_go_on};
 
-const MAGIC: [u8; 8] = *b"ZLOCAL\0\x01";
+const MAGIC: [u8; 7] = *b"ZLOCAL\0";
+/// The part of the header that all versions have, bytes.
+pub const BEGIN: usize = MAGIC.len() + 1 + ObjectId::LEN;
+const DURABLE: usize = 8 + 4;
 /// Length of what comes before the records, bytes.
-pub const HEADER: usize = MAGIC.len() + ObjectId::LEN;
+pub const HEADER: usize = BEGIN + DURABLE;
 const RECORD_HEADER: usize = 16;
 const LONGEST: usize = 1 << 20;
 /// The longest name, bytes.
@@ -102,7 +114,26 @@ pub enum Record {
 
 /// Returns what a journal begins with.
 pub fn header(snapshot: &ObjectId) -> Vec<u8> {
-    [&MAGIC[..], &snapshot.0].concat()
+    [&MAGIC[..], &[2], &snapshot.0, &durable(HEADER as u64)].concat()
+}
+
+/// Returns what the header has at [`BEGIN`] once `bytes` of the journal are durable.
+pub fn durable(bytes: u64) -> [u8; DURABLE] {
+    let mut field = [0; DURABLE];
+    field[..8].copy_from_slice(&bytes.to_le_bytes());
+    let crc = crc32c(&[&field[..8]]);
+    field[8..].copy_from_slice(&crc.to_le_bytes());
+    field
+}
+
+/// Reads the begin of a header. Returns the version and the snapshot.
+pub fn read_begin(bytes: &[u8]) -> Result<(u8, ObjectId), Malformed> {
+    let mut reader = Reader::new(bytes);
+    let (magic, version) = (reader.array()?, reader.u8()?);
+    if magic != MAGIC || !matches!(version, 1 | 2) {
+        return Err(Malformed { offset: 0, what: "not a journal of a version that is known" });
+    }
+    Ok((version, ObjectId(reader.array()?)))
 }
 
 impl Record {
@@ -221,22 +252,25 @@ pub struct Read {
     pub records: Vec<Record>,
     /// Bytes up to the end of the last whole record.
     pub end: usize,
+    /// Whether its header tells how much is durable.
+    pub has_durable: bool,
 }
 
 /// Reads a journal. One that a power cut left without its end is well; one that is damaged is not.
 pub fn read(bytes: &[u8]) -> Result<Read, Malformed> {
-    let mut reader = Reader::new(bytes);
-    if reader.array()? != MAGIC {
-        return Err(Malformed { offset: 0, what: "not a journal of this version" });
-    }
-    let snapshot = ObjectId(reader.array()?);
-    let (mut records, mut end) = (Vec::new(), HEADER);
+    let (version, snapshot) = read_begin(bytes)?;
+    let has_durable = version > 1;
+    let (mut records, mut end) = (Vec::new(), if has_durable { HEADER } else { BEGIN });
+    let was_durable = if has_durable { read_durable(bytes)? } else { 0 };
     while let Some(Candidate { payload, .. }) =
         candidate(bytes, end).filter(|candidate| candidate.is_whole([records.len() as u64]))
     {
         let record = Record::decode(payload);
         records.push(record.map_err(|error| Malformed { offset: end + RECORD_HEADER + error.offset, ..error })?);
         end += RECORD_HEADER + payload.len();
+    }
+    if was_durable > end as u64 {
+        return Err(Malformed { offset: end, what: "the end is lost, although it was durable" });
     }
     let damaged = Malformed { offset: end, what: "a damaged record, with later ones that are whole" };
     // The number of a later record is unknown, but what lies between is not long.
@@ -251,7 +285,20 @@ pub fn read(bytes: &[u8]) -> Result<Read, Malformed> {
             return Err(damaged);
         }
     }
-    Ok(Read { snapshot, records, end })
+    Ok(Read { snapshot, records, end, has_durable })
+}
+
+/// Reads how much of a journal its header says is durable.
+fn read_durable(bytes: &[u8]) -> Result<u64, Malformed> {
+    let field = bytes.get(BEGIN..).and_then(|rest| rest.first_chunk());
+    let field: &[u8; DURABLE] = field.ok_or(Malformed { offset: bytes.len(), what: "a header that is cut short" })?;
+    let mut number = [0; 8];
+    number.copy_from_slice(&field[..8]);
+    let number = u64::from_le_bytes(number);
+    if durable(number) != *field {
+        return Err(Malformed { offset: BEGIN, what: "a damaged header" });
+    }
+    Ok(number)
 }
 
 /// What may be a record.
@@ -314,7 +361,38 @@ mod tests {
     #[test]
     fn comes_back() {
         let bytes = journal();
-        assert_eq!(read(&bytes), Ok(Read { snapshot: ObjectId([7; 32]), records: samples(), end: bytes.len() }));
+        let (snapshot, end) = (ObjectId([7; 32]), bytes.len());
+        assert_eq!(read(&bytes), Ok(Read { snapshot, records: samples(), end, has_durable: true }));
+    }
+
+    #[test]
+    fn one_of_the_first_version_comes_back() {
+        let mut bytes = [&MAGIC[..], &[1], &[7; 32]].concat();
+        for (number, record) in samples().iter().enumerate() {
+            record.encode(number as u64, 0, &mut bytes);
+        }
+        let (snapshot, end) = (ObjectId([7; 32]), bytes.len());
+        assert_eq!(read(&bytes), Ok(Read { snapshot, records: samples(), end, has_durable: false }));
+    }
+
+    #[test]
+    fn one_that_lost_its_durable_end_is_refused() {
+        let mut bytes = journal();
+        let end = bytes.len();
+        bytes[BEGIN..HEADER].copy_from_slice(&durable(end as u64));
+        assert_eq!(read(&bytes).unwrap().end, end);
+        for length in HEADER..end {
+            assert_eq!(
+                read(&bytes[..length]).unwrap_err().what,
+                "the end is lost, although it was durable",
+                "{length}"
+            );
+        }
+        for at in BEGIN..HEADER {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 0x10;
+            assert_eq!(read(&damaged).unwrap_err().what, "a damaged header", "byte {at}");
+        }
     }
 
     #[test]

@@ -11,7 +11,8 @@
 //! lost reads as the snapshot's version, which is what an unflushed write may do. A cut of a file is
 //! noted before it is done; one that was noted but after which nothing was synced is done again, and one
 //! whose note was lost left a shorter file, or the one before.
-//! The data of a removed file goes only when its removal is durable.
+//! The data of a removed file goes only when its removal is durable. After each sync the journal's header says how much
+//! of it is durable: a layer whose journal is shorter than that is refused.
 
 pub mod disk;
 pub mod journal;
@@ -49,6 +50,8 @@ struct State {
     end: u64,
     /// Bytes of the journal that are durable.
     synced: u64,
+    /// Whether the journal's header says so.
+    has_durable: bool,
     /// Files to remove when the journal is durable up to here.
     doomed: Vec<(u64, u64)>,
 }
@@ -74,7 +77,7 @@ impl Layer {
             journal.write(0, &journal::header(snapshot))?;
             journal.sync()?;
             disk.sync_dir()?;
-            Ok(Layer::new(disk, journal, 0, journal::HEADER as u64))
+            Ok(Layer::new(disk, journal, (0, journal::HEADER as u64), true))
         };
         create().map_err(Error::io("create", dir))
     }
@@ -90,14 +93,16 @@ impl Layer {
             let journal = disk.reopen(JOURNAL)?;
             journal.resize(read.end as u64)?;
             durable::sync_tree(dir)?;
-            Ok(Layer::new(disk, journal, read.records.len() as u64, read.end as u64))
+            let layer = Layer::new(disk, journal, (read.records.len() as u64, read.end as u64), read.has_durable);
+            layer.note_durable(&layer.state())?;
+            Ok(layer)
         };
         let layer = open().map_err(Error::io("open", dir))?;
         Ok(Opened { layer, snapshot: read.snapshot, records: read.records })
     }
 
-    fn new(disk: Disk, journal: DiskFile, records: u64, end: u64) -> Layer {
-        let state = State { records, end, synced: end, doomed: Vec::new() };
+    fn new(disk: Disk, journal: DiskFile, (records, end): (u64, u64), has_durable: bool) -> Layer {
+        let state = State { records, end, synced: end, has_durable, doomed: Vec::new() };
         Layer { disk, journal, state: Mutex::new(state), new_names: Mutex::new(false), failed: AtomicBool::new(false) }
     }
 
@@ -134,12 +139,24 @@ impl Layer {
         }
         let gone = {
             let mut state = self.state();
-            state.synced = state.synced.max(end);
+            if end > state.synced {
+                state.synced = end;
+                self.note_durable(&state).map_err(|error| self.fail(error))?;
+            }
             let durable = state.synced;
             state.doomed.extract_if(.., |(_, noted)| *noted <= durable).collect::<Vec<_>>()
         };
         gone.iter().for_each(|(ino, _)| self.remove_file(*ino));
         Ok(())
+    }
+
+    /// Writes into the journal's header how much of it is durable.
+    fn note_durable(&self, state: &State) -> io::Result<()> {
+        if state.has_durable {
+            self.journal.write(journal::BEGIN as u64, &journal::durable(state.synced))
+        } else {
+            Ok(())
+        }
     }
 
     /// Syncs a file's data, and its name if that is new: what comes next is a note that relies on both.
@@ -226,14 +243,14 @@ impl Layer {
 /// Returns the snapshot that the layer in `dir` lies over; `None` where there is no layer.
 pub fn snapshot_below(dir: &Path) -> Result<Option<ObjectId>, Error> {
     let path = dir.join(JOURNAL);
-    let mut header = [0; journal::HEADER];
-    match fs::File::open(&path).and_then(|mut file| io::Read::read_exact(&mut file, &mut header)) {
+    let mut begin = [0; journal::BEGIN];
+    match fs::File::open(&path).and_then(|mut file| io::Read::read_exact(&mut file, &mut begin)) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::io("read", &path)(error)),
     }
-    let read = journal::read(&header).map_err(|source| Error::Journal { path, source })?;
-    Ok(Some(read.snapshot))
+    let (_, snapshot) = journal::read_begin(&begin).map_err(|source| Error::Journal { path, source })?;
+    Ok(Some(snapshot))
 }
 
 /// Returns where the layer in `dir` has the content of an inode, if it has any.

@@ -111,6 +111,7 @@ impl From<repo::Error> for CommandError {
     fn from(error: repo::Error) -> CommandError {
         let hint = match &error {
             repo::Error::NotFound(_) => Some("create one: zenith init".to_owned()),
+            repo::Error::NotUtf8(_) => Some("give the folder a name that is text: mv".to_owned()),
             repo::Error::Format { source: format::Error::Version(_), .. } => {
                 Some("use the version of zenith that made it".to_owned())
             }

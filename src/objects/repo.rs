@@ -32,6 +32,9 @@ pub enum Error {
     NotFound(PathBuf),
     #[error("there is a repository already: '{}'", .0.display())]
     Exists(PathBuf),
+    /// PostgreSQL's settings, of which the command that seals WAL is one, are text.
+    #[error("the path {0:?} is not UTF-8, so servers cannot work with it")]
+    NotUtf8(PathBuf),
     #[error("cannot use the repository '{}'", path.display())]
     Format { path: PathBuf, source: format::Error },
     #[error("cannot {verb} '{}'", path.display())]
@@ -122,8 +125,14 @@ impl Repo {
         Ok(())
     }
 
+    /// Checks that a repository may lie in `dir`.
+    pub fn check_path(dir: &Path) -> Result<(), Error> {
+        dir.to_str().map(drop).ok_or_else(|| Error::NotUtf8(dir.to_owned()))
+    }
+
     /// Opens the repository in `dir`, the folder `.zenith` itself.
     pub fn open(dir: &Path) -> Result<Repo, Error> {
+        Repo::check_path(dir)?;
         let config = Repo::read_config(dir)?;
         mode::repair(dir, config.core.shared).map_err(io_error("change the modes of", dir))?;
         Ok(Repo {

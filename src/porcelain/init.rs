@@ -60,6 +60,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let branch = RefName::branch(&args.initial_branch)?;
     let parent = args.dir.as_ref().map_or_else(|| cx.folder.clone(), |dir| cx.folder.join(dir));
     let target = parent.join(FOLDER);
+    Repo::check_path(&target)?;
     if target.exists() {
         return Err(repo::Error::Exists(target).into());
     }

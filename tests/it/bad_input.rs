@@ -1,6 +1,7 @@
 //! What goes wrong is said clearly, with the right exit code, and loses nothing.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -359,6 +360,18 @@ fn paths_with_spaces_quotes_and_letters_of_all_kinds() {
         assert_eq!(run(&["psql", "x", "--", "-Atc", "select count(*) from t"]).ok(), "12");
         run(&["stop", "--all"]).ok();
     }
+}
+
+#[test]
+fn a_path_that_is_no_utf_8_is_refused_with_its_name() {
+    let env = Env::new();
+    let odd = std::ffi::OsStr::from_bytes(b"odd \xff name");
+    env.run(["init".as_ref(), odd]).fails(1, &["odd \\xFF name", "UTF-8"]);
+    assert!(!env.path().join(odd).exists());
+    // Nor does one that was moved there run without its WAL being sealed.
+    env.run(["init", "plain"]).ok();
+    fs::rename(env.path().join("plain"), env.path().join(odd)).unwrap();
+    env.run(["-C".as_ref(), odd, "start".as_ref()]).fails(1, &["odd \\xFF name", "UTF-8", "mv"]);
 }
 
 #[test]

@@ -433,5 +433,5 @@ fn archive_command(repo: &Repo, timeline: TimelineId) -> Result<String, postgres
     let timeline = timeline.to_string();
     let words =
         [program.as_os_str(), "--repo".as_ref(), repo.dir().as_os_str(), "seal-wal".as_ref(), timeline.as_ref()];
-    Ok(format!("exec {}", shell_command(&words, "--segment %f")))
+    Ok(format!("exec {}", shell_command(&words, "--segment %f")?))
 }

@@ -52,6 +52,8 @@ pub enum Error {
     NoPort { from: u16 },
     #[error("the folder for sockets '{}' belongs to somebody else", .0.display())]
     SocketDir(PathBuf),
+    #[error("the path {0:?} is not UTF-8, and PostgreSQL's settings are text")]
+    NotUtf8(PathBuf),
     #[error("cannot ask the server on port {port}")]
     Query { port: u16, source: postgres::Error },
     /// It runs, and takes connections or not: nothing is known of it.

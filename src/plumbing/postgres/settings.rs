@@ -167,11 +167,13 @@ fn setting(name: &str, value: impl AsRef<OsStr>) -> OsString {
 
 /// Returns the words as a shell command in the form that `archive_command` wants: quoted, and with
 /// `%` doubled. `tail` is appended as it is.
-pub fn shell_command(words: &[&std::ffi::OsStr], tail: &str) -> String {
-    let quote =
-        |word: &&std::ffi::OsStr| format!("'{}'", word.to_string_lossy().replace('\'', "'\\''").replace('%', "%%"));
-    let quoted: Vec<String> = words.iter().map(quote).collect();
-    format!("{} {tail}", quoted.join(" "))
+pub fn shell_command(words: &[&OsStr], tail: &str) -> Result<String, Error> {
+    let quote = |word: &&OsStr| {
+        let text = word.to_str().ok_or_else(|| Error::NotUtf8(word.into()))?;
+        Ok(format!("'{}'", text.replace('\'', "'\\''").replace('%', "%%")))
+    };
+    let quoted: Vec<String> = words.iter().map(quote).collect::<Result<_, Error>>()?;
+    Ok(format!("{} {tail}", quoted.join(" ")))
 }
 
 /// Returns the folder for the sockets of a repository, made with mode 0700: `preferred` if socket
@@ -352,8 +354,10 @@ mod tests {
 
     #[test]
     fn shell_commands_survive_quotes_spaces_and_percent_signs() {
-        let words = ["/a b/z'x", "50%"].map(std::ffi::OsStr::new);
-        assert_eq!(shell_command(&words, "%f"), r"'/a b/z'\''x' '50%%' %f");
+        let words = ["/a b/z'x", "50%"].map(OsStr::new);
+        assert_eq!(shell_command(&words, "%f").unwrap(), r"'/a b/z'\''x' '50%%' %f");
+        // No other path than the one that was meant.
+        assert!(matches!(shell_command(&[OsStr::from_bytes(b"/\xff")], ""), Err(Error::NotUtf8(_))));
     }
 
     #[test]

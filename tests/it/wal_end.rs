@@ -219,6 +219,24 @@ fn a_folder_without_any_segment_is_no_end_of_the_wal() {
     }
     env.run(["start"]).ok();
     assert_eq!(env.sql("main", "select answer from t"), "42");
+    // The same where the WAL that it was started with ends with a segment.
+    loop {
+        env.sql("main", "select pg_switch_wal()");
+        env.run(["stop", "--mode", "immediate"]).ok();
+        if env.run(["rev-parse", "main"]).ok().ends_with("000000") {
+            break;
+        }
+        env.run(["start"]).ok();
+        env.sql("main", "create table another (i int); drop table another");
+    }
+    env.run(["start"]).ok();
+    env.sql("main", "create table at_a_boundary as select 1");
+    let dir = wal_dir(&env, "main");
+    crash(&env, "main");
+    for path in segments(&dir) {
+        std::fs::remove_file(&path).unwrap();
+    }
+    env.run(["start"]).fails(3, &["is missing or cut short", "zenith stop --accept-end"]);
 }
 
 #[test]

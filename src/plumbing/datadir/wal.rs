@@ -278,7 +278,7 @@ impl Source<'_> {
 }
 
 /// Lays out the WAL from `snapshot`'s start to `upto` as segment files in `dir`, not durable yet; what
-/// lies behind `upto` in the last one is zeroes, which end PostgreSQL's recovery. Checks every
+/// lies behind `upto` in the last one is zeroes, which end PostgreSQL's recovery; all of it, if the WAL ends with a segment. Checks every
 /// record as it lies there, and shows it to `visit`. A tablespace that the WAL makes in a folder elsewhere becomes one
 /// in the data directory: another server may use that folder.
 ///
@@ -299,9 +299,9 @@ pub fn lay_out(
     if source.wal.start().is_none_or(|start| start > first) || source.timeline.sealed() < upto.lsn {
         return Err(WalFilesError::Missing { timeline, from: first, to: upto.lsn });
     }
-    let mut at = snapshot.start.page_start();
-    while at < upto.lsn {
-        let start = at.segment_start(size);
+    let mut start = first;
+    while start <= upto.lsn {
+        let at = start.max(snapshot.start.page_start());
         let path = dir.join(segment::file_name(snapshot.postgres_timeline, start, size));
         let mut file = File::create(&path).map_err(Error::io("create", &path))?;
         file.set_len(u64::from(size)).map_err(Error::io("write", &path))?;
@@ -310,9 +310,9 @@ pub fn lay_out(
             file.write_all(&header).map_err(Error::io("write", &path))?;
             file.seek(SeekFrom::Start(at.since(start))).map_err(Error::io("write", &path))?;
         }
-        let end = upto.lsn.min(start.plus(u64::from(size)));
-        source.copy(at, end, &mut file, &path)?;
-        at = end;
+        let next = start.plus(u64::from(size));
+        source.copy(at, upto.lsn.min(next), &mut file, &path)?;
+        start = next;
     }
     let segments = Segments::new(dir.to_owned(), snapshot.postgres_timeline, size);
     let mut reader = WalReader::new(segments, repo.expected_wal(), snapshot.start);

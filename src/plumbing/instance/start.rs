@@ -1,7 +1,6 @@
 //! Opens an epoch: forks a timeline at the branch's tip, restores its files, starts a server on them.
 
 use std::fs;
-use std::io;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -399,15 +398,12 @@ impl Epoch<'_> {
 }
 
 /// Marks the WAL as laid out, once the segment that the server goes on in is durable: where the mark is and that segment is not,
-/// somebody took it away. If the WAL ends with a segment, the server makes the next one, and there is no mark.
+/// somebody took it away.
 fn mark_laid_out(repo: &Repo, snapshot: &Snapshot, end: Position, wal_dir: &Path) -> CmdResult {
     let size = repo.config().wal_segment_size;
     let last = segment::file_name(snapshot.postgres_timeline, end.lsn.segment_start(size), size);
-    match durable::sync_file(&wal_dir.join(last)) {
-        Ok(()) => fs::write(wal_dir.join(LAID_OUT), "")?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error.into()),
-    }
+    durable::sync_file(&wal_dir.join(last))?;
+    fs::write(wal_dir.join(LAID_OUT), "")?;
     // PostgreSQL syncs the segment that it writes to, but not its name.
     Ok(durable::sync_dir(wal_dir)?)
 }

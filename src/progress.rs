@@ -20,6 +20,8 @@ pub trait Progress: Sync {
     fn advance(&self, bytes: u64);
     /// The phase is over; whatever was drawn is removed.
     fn finish(&self);
+    /// Tells of something that went otherwise than it should, and did not keep the work from being done.
+    fn warn(&self, _what: &str) {}
     /// Returns an error once the user asked to stop.
     fn check(&self) -> Result<(), Interrupted>;
 }
@@ -45,6 +47,9 @@ impl Progress for Quietly<'_> {
     fn start(&self, _what: &str, _total_bytes: u64) {}
     fn advance(&self, _bytes: u64) {}
     fn finish(&self) {}
+    fn warn(&self, what: &str) {
+        self.0.warn(what);
+    }
     fn check(&self) -> Result<(), Interrupted> {
         self.0.check()
     }

@@ -145,6 +145,10 @@ impl Progress for Ui {
         *bar = Bar::default();
     }
 
+    fn warn(&self, what: &str) {
+        self.warning(what);
+    }
+
     fn check(&self) -> Result<(), Interrupted> {
         if self.stop.load(Ordering::Relaxed) { Err(Interrupted) } else { Ok(()) }
     }

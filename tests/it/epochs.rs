@@ -238,7 +238,9 @@ fn files_that_cannot_be_shown_are_kept() {
     assert!(dir.join("local").is_dir());
     // As a crash before it was prepared, or of a file system that cannot be mounted.
     let _ = std::fs::remove_file(dir.join("prepared"));
-    env.run(["start"]).ok();
+    let started = env.run(["start"]);
+    assert!(started.err.contains("warning: the files of the last server of 'main' cannot be shown"), "{started:?}");
+    started.ok();
     let kept = datadirs_in_trash(&env);
     assert_eq!(kept.len(), 1, "{kept:?}");
     let layer = std::path::Path::new(kept[0]["path"].as_str().unwrap()).join("datadir/local");
@@ -304,4 +306,40 @@ fn a_stop_that_cannot_lock_its_data_directory_is_refused() {
     env.run(["stop"]).ok();
     env.run(["start"]).ok();
     assert_eq!(env.sql("main", "select answer from t"), "42");
+}
+
+#[test]
+fn what_the_user_set_outlives_a_server_that_was_not_shut_down() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select 1 i");
+    env.run(["restart"]).ok();
+    let data = |env: &Env| env.datadir("main").join("data");
+    std::fs::create_dir(data(&env).join("conf.d")).unwrap();
+    std::fs::write(data(&env).join("conf.d/gone.conf"), "work_mem = '9MB'").unwrap();
+    std::fs::write(data(&env).join("server.key"), "secret").unwrap();
+    env.run(["restart"]).ok();
+    env.sql("main", "alter system set work_mem = '77MB'");
+    std::fs::write(data(&env).join("conf.d/x.conf"), "maintenance_work_mem = '88MB'").unwrap();
+    std::fs::remove_file(data(&env).join("conf.d/gone.conf")).unwrap();
+    for _ in 0..2 {
+        env.run(["stop", "--mode", "immediate"]).ok();
+        env.run(["start"]).ok();
+        assert_eq!(env.sql("main", "show work_mem"), "77MB");
+        assert_eq!(std::fs::read_to_string(data(&env).join("server.key")).unwrap(), "secret");
+        let in_folder = std::fs::read_dir(data(&env).join("conf.d")).unwrap().flatten().map(|entry| entry.file_name());
+        assert_eq!(in_folder.collect::<Vec<_>>(), ["x.conf"]);
+    }
+    // A branch is a copy of what was sealed, as it is of a branch that runs.
+    env.run(["stop", "--mode", "immediate"]).ok();
+    env.run(["branch", "try"]).ok();
+    env.run(["start", "try"]).ok();
+    assert_eq!(env.sql("try", "show work_mem"), "4MB");
+    // From then on the files are those of a snapshot.
+    env.run(["start"]).ok();
+    env.run(["restart", "main"]).ok();
+    assert_eq!(env.sql("main", "show work_mem"), "77MB");
+    env.run(["restart", "main"]).ok();
+    let stopped = env.run(["stop", "main"]).ok();
+    assert!(stopped.contains("nothing was committed"), "{stopped}");
 }

@@ -18,6 +18,7 @@
 //! after a crash, the next start.
 
 pub mod mount;
+mod own_files;
 pub mod pid_lock;
 pub mod prefetch;
 pub mod read_only;

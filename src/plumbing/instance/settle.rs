@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use super::unchanged::unchanged;
-use super::{Instance, mount, prefetch, slots};
+use super::{Instance, mount, own_files, prefetch, slots};
 use crate::error::{CmdResult, CommandError};
 use crate::objects::pg::Lsn;
 use crate::objects::pg::control::State;
@@ -81,6 +81,12 @@ pub fn settle_at(
     }
     // What cannot be looked at may have changed.
     let is_seen = show(repo, instance, id)?;
+    if !is_seen {
+        progress.warn(&format!(
+            "the files of the last server of '{branch}' cannot be shown, and go to the trash: what was committed is there, \
+             but not what was set with ALTER SYSTEM or changed by hand; see zenith trash"
+        ));
+    }
     if is_seen && drop_if_unchanged(repo, instance, id, &data, signature)? {
         mount::remove(&repo.datadir(id))?;
         close(repo, instance)?;
@@ -90,8 +96,14 @@ pub fn settle_at(
     let timeline = repo.timelines().read(id)?;
     let snapshot = snapshot_if_exact(repo, &timeline, &data, signature.time_us, progress)?;
     match snapshot {
-        Some(_) => mount::remove(&repo.datadir(id))?,
-        None if is_seen => set_aside(false, "stop: its server was not shut down")?,
+        Some(_) => {
+            own_files::forget(repo, id)?;
+            mount::remove(&repo.datadir(id))?;
+        }
+        None if is_seen => {
+            put_away_files(repo, &timeline, &data, progress)?;
+            set_aside(false, "stop: its server was not shut down")?;
+        }
         None => set_aside(false, "stop: its files cannot be shown")?,
     }
     close(repo, instance)?;
@@ -130,8 +142,7 @@ pub(super) fn secure_end(
 fn show(repo: &Repo, instance: &Instance, id: TimelineId) -> Result<bool, CommandError> {
     let dir = repo.datadir(id);
     let layer = local::dir(&dir);
-    let may_have_run = wal_end::is_laid_out(repo, id)? || mount::is_prepared(&dir);
-    if !may_have_run || mount::is_served(&dir) || !layer.try_exists()? {
+    if mount::is_served(&dir) || !layer.try_exists()? {
         return Ok(true);
     }
     mount::unmount(&dir)?;
@@ -146,6 +157,19 @@ fn show(repo: &Repo, instance: &Instance, id: TimelineId) -> Result<bool, Comman
     let (log, alive) = (instance.log(repo), instance.alive(repo));
     let wanted = mount::Wanted { snapshot: &snapshot, hydrate: false, log: &log, alive: alive.path() };
     Ok(mount::mount(repo, &dir, &wanted).is_ok())
+}
+
+/// Puts away what the user changed in the files of an epoch, if they are there; what of it cannot be read goes to the trash
+/// with them.
+fn put_away_files(repo: &Repo, timeline: &Timeline, data: &Path, progress: &dyn Progress) -> CmdResult {
+    if !data.join("PG_VERSION").try_exists()? {
+        return Ok(());
+    }
+    let (_, line) = repo.timelines().snapshot_before(timeline.tip())?;
+    if let Err(error) = own_files::put_away(repo, timeline.id, &repo.store().snapshot(&line.object)?, data) {
+        progress.warn(&format!("what was set with ALTER SYSTEM goes to the trash: {}", error.text()));
+    }
+    Ok(())
 }
 
 /// Forgets the epoch. The branch and the log have all of it.

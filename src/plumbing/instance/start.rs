@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::mount::{self, Wanted};
 use super::prefetch::{self, Plan};
 use super::settle::{secure_end, settle};
-use super::{Instance, hold_or_create, slots, socket_dir};
+use super::{Instance, hold_or_create, own_files, slots, socket_dir};
 use crate::error::{CmdResult, CommandError};
 use crate::objects::format::Shared;
 use crate::objects::pg::control::Sizes;
@@ -367,6 +367,7 @@ impl Epoch<'_> {
         if !recovery::is_exact(snapshot) || snapshot.consistent != from.lsn {
             recovery::write_backup_label(&data, snapshot)?;
         }
+        own_files::take_up(repo, self.parent, &data)?;
         slots::take_up(repo, self.parent, from.lsn, &data)?;
         if let Some(restart) = slots::needs_from(repo, self.parent, from.lsn)? {
             // Who reads from a slot may ask for that at once.

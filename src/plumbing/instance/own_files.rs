@@ -1,0 +1,226 @@
+//! Files in a data directory that are its user's, not PostgreSQL's: configuration, keys, whatever else lies outside of
+//! PostgreSQL's own folders. No WAL tells of them, so what changed in them belongs to a snapshot; where a server was not shut
+//! down and there is none, it is put away with the timeline, and the next start that goes on from there takes it up again. A
+//! fork makes a timeline of its own, which has the files of the snapshot.
+//!
+//! # Format
+//! `timelines/<id>/files/` holds `written/<path>`, the files that are others than those of the timeline's last snapshot, and
+//! `removed`, the paths of those that are gone, each with a zero byte behind it.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Component, Path, PathBuf};
+
+use crate::error::{CmdResult, CommandError};
+use crate::objects::frame::BLOCK_SIZE;
+use crate::objects::snapshot::paths::{PERMISSIONS, is_own_folder};
+use crate::objects::snapshot::{Entry, Node, Snapshot};
+use crate::objects::store::file::{READ_BLOCKS, StoredFile};
+use crate::objects::timeline::TimelineId;
+use crate::objects::{Repo, durable};
+use crate::plumbing::datadir::exclude::is_excluded;
+
+/// Files outside of PostgreSQL's own folders that a run writes by itself: the list of `contrib/pg_prewarm`.
+const WRITTEN_BY_RUNS: [&[u8]; 2] = [b"autoprewarm.blocks", b"autoprewarm.blocks.tmp"];
+/// How much of two files is compared at a time, bytes.
+const PART: usize = 64 << 10;
+
+/// In what such files differ from those of a snapshot: paths, in order.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Changes {
+    written: Vec<Vec<u8>>,
+    removed: Vec<Vec<u8>>,
+}
+
+fn dir(repo: &Repo, timeline: TimelineId) -> PathBuf {
+    repo.timelines().dir(timeline).join("files")
+}
+
+/// Returns whether the server of `data` left others of these files than it began with, from `snapshot` and what was put away
+/// with `timeline`. Costs a read of those files.
+pub fn changed(repo: &Repo, timeline: TimelineId, snapshot: &Snapshot, data: &Path) -> Result<bool, CommandError> {
+    let (now, kept) = (changes(repo, snapshot, data)?, kept(repo, timeline)?);
+    let written = dir(repo, timeline).join("written");
+    if now != kept {
+        return Ok(true);
+    }
+    for path in &now.written {
+        if !is_same(&full(data, path), &full(&written, path))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Puts what changed in these files since `snapshot` away with the timeline, in place of what was put away before. Durable
+/// when it returns. Can be repeated after a crash, as long as the data directory is there.
+pub fn put_away(repo: &Repo, timeline: TimelineId, snapshot: &Snapshot, data: &Path) -> CmdResult {
+    let changes = changes(repo, snapshot, data)?;
+    if changes == Changes::default() {
+        return forget(repo, timeline);
+    }
+    let (tmp, target) = (repo.tmp()?, dir(repo, timeline));
+    let made = tempfile::Builder::new().prefix("files-").tempdir_in(tmp)?;
+    for path in &changes.written {
+        let copy = full(&made.path().join("written"), path);
+        fs::create_dir_all(copy.parent().unwrap_or(made.path()))?;
+        fs::copy(full(data, path), copy)?;
+    }
+    let removed: Vec<u8> = changes.removed.iter().flat_map(|path| [path, &b"\0"[..]].concat()).collect();
+    fs::write(made.path().join("removed"), removed)?;
+    durable::sync_tree(made.path())?;
+    durable::discard_dir(tmp, &target)?;
+    durable::publish_dir(made.path(), &target)?;
+    let _ = made.keep();
+    Ok(())
+}
+
+/// Forgets what was put away with the timeline: a snapshot has it.
+pub fn forget(repo: &Repo, timeline: TimelineId) -> CmdResult {
+    let target = dir(repo, timeline);
+    if target.try_exists()? { Ok(durable::discard_dir(repo.tmp()?, &target)?) } else { Ok(()) }
+}
+
+/// Makes the files of a data directory, whose server is not started yet, those that were put away with the timeline from
+/// which it goes on. Durable when it returns.
+pub fn take_up(repo: &Repo, timeline: TimelineId, data: &Path) -> CmdResult {
+    let Changes { written, removed } = kept(repo, timeline)?;
+    for path in &removed {
+        durable::remove(&full(data, path))?;
+    }
+    for path in &written {
+        let target = full(data, path);
+        durable::create_dir_all(target.parent().unwrap_or(data))?;
+        // One that may not be written can be replaced.
+        durable::remove(&target)?;
+        fs::copy(full(&dir(repo, timeline).join("written"), path), &target)?;
+        durable::sync_file(&target)?;
+        durable::sync_dir(target.parent().unwrap_or(data))?;
+    }
+    Ok(())
+}
+
+/// Returns what was put away with a timeline.
+fn kept(repo: &Repo, timeline: TimelineId) -> io::Result<Changes> {
+    let dir = dir(repo, timeline);
+    let removed = match fs::read(dir.join("removed")) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Changes::default()),
+        removed => removed?,
+    };
+    let removed = removed.split(|byte| *byte == 0).filter(|path| is_inside(path) && is_other(path));
+    let (removed, written) = (removed.map(<[u8]>::to_vec).collect(), dir.join("written"));
+    let mut changes = Changes { written: Vec::new(), removed };
+    if written.try_exists()? {
+        find(&written, &[], &mut changes.written)?;
+        changes.written.sort_unstable();
+        changes.written.retain(|path| !full(&written, path).is_symlink());
+    }
+    Ok(changes)
+}
+
+/// Returns in what the files of `data` differ from those of the snapshot.
+fn changes(repo: &Repo, snapshot: &Snapshot, data: &Path) -> Result<Changes, CommandError> {
+    let stored = snapshot.entries.iter().filter(|entry| is_other(&entry.path) && entry.node != Node::Dir);
+    let stored: BTreeMap<&[u8], &Entry> = stored.map(|entry| (entry.path.as_slice(), entry)).collect();
+    let mut found = Vec::new();
+    find(data, &[], &mut found)?;
+    found.sort_unstable();
+    // A link that leads to a folder or nowhere is in no snapshot.
+    found.retain(|path| stored.contains_key(path.as_slice()) || full(data, path).is_file());
+    let removed = stored.keys().filter(|path| found.binary_search_by(|at| at.as_slice().cmp(path)).is_err());
+    let mut changes = Changes { written: Vec::new(), removed: removed.map(|path| path.to_vec()).collect() };
+    for path in found {
+        let is_known = match stored.get(path.as_slice()) {
+            Some(entry) => is_stored(repo, entry, &full(data, &path))?,
+            None => false,
+        };
+        if !is_known {
+            changes.written.push(path);
+        }
+    }
+    Ok(changes)
+}
+
+/// Returns whether a path is of a file that only its user writes.
+fn is_other(path: &[u8]) -> bool {
+    !path.is_empty() && !is_own_folder(path) && !is_excluded(path) && !WRITTEN_BY_RUNS.contains(&path)
+}
+
+/// Returns whether a path leads nowhere but into the folder that it is about.
+fn is_inside(path: &[u8]) -> bool {
+    Path::new(OsStr::from_bytes(path)).components().all(|part| matches!(part, Component::Normal(_)))
+}
+
+fn full(dir: &Path, path: &[u8]) -> PathBuf {
+    dir.join(OsStr::from_bytes(path))
+}
+
+/// Lists such files and links in the folder `below` of `dir` and those in it.
+fn find(dir: &Path, below: &[u8], found: &mut Vec<Vec<u8>>) -> io::Result<()> {
+    for entry in fs::read_dir(full(dir, below))? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let path = if below.is_empty() { name.as_bytes().to_vec() } else { [below, b"/", name.as_bytes()].concat() };
+        let kind = entry.file_type()?;
+        if !is_other(&path) {
+            continue;
+        }
+        if kind.is_dir() {
+            find(dir, &path, found)?;
+        } else if kind.is_file() || kind.is_symlink() {
+            found.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// Returns whether the file or link at `path` is as in the snapshot.
+fn is_stored(repo: &Repo, entry: &Entry, path: &Path) -> Result<bool, CommandError> {
+    if let Node::Symlink { target } = &entry.node {
+        let link = fs::read_link(path).ok();
+        return Ok(link.is_some_and(|link| link.as_os_str().as_bytes() == target));
+    }
+    let Some(stored) = StoredFile::of_entry(repo.store(), entry)? else { return Ok(false) };
+    let metadata = fs::metadata(path)?;
+    if metadata.len() != stored.length() || metadata.mode() & PERMISSIONS != entry.mode & PERMISSIONS {
+        return Ok(false);
+    }
+    let file = File::open(path)?;
+    let (mut theirs, mut ours) = (Vec::new(), Vec::new());
+    let mut at = 0;
+    while at < stored.length() {
+        theirs.clear();
+        stored.read(repo.store(), (at / BLOCK_SIZE as u64) as u32, READ_BLOCKS, &mut theirs)?; // a file has at most 2^32 blocks
+        ours.resize(theirs.len(), 0); // as long as what was read
+        file.read_exact_at(&mut ours, at)?;
+        if theirs.is_empty() || ours != theirs {
+            return Ok(false);
+        }
+        at += theirs.len() as u64;
+    }
+    Ok(true)
+}
+
+/// Returns whether two files have the same content and permission bits.
+fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
+    let (one, other) = (File::open(one)?, File::open(other)?);
+    let seen = |file: &File| file.metadata().map(|metadata| (metadata.len(), metadata.mode() & PERMISSIONS));
+    let (length, _) = seen(&one)?;
+    if seen(&one)? != seen(&other)? {
+        return Ok(false);
+    }
+    let mut parts = [vec![0; PART], vec![0; PART]];
+    for at in (0..length).step_by(PART) {
+        let part = (length - at).min(PART as u64) as usize; // at most PART
+        one.read_exact_at(&mut parts[0][..part], at)?;
+        other.read_exact_at(&mut parts[1][..part], at)?;
+        if parts[0][..part] != parts[1][..part] {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}

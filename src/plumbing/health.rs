@@ -1,18 +1,24 @@
-//! What will stop the servers if nobody acts: WAL that cannot be sealed, and a disk that is nearly full.
+//! What will stop the servers if nobody acts: WAL that cannot be sealed or recycled, and a disk that is nearly full.
 
 use std::fs;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::statvfs;
 
-use super::instance;
+use super::instance::slots::{self, Slot};
+use super::instance::{self, Instance};
 use crate::error::CommandError;
 use crate::objects::Repo;
+use crate::objects::pg::{Lsn, segment};
+use crate::objects::refs::{RefName, Value};
 
 /// PostgreSQL hands over a completed segment at once. One that waits for longer could not be sealed.
 const LATE: Duration = Duration::from_secs(60);
 /// A disk with less room is nearly full: a twentieth of it, but no more than this, bytes.
 const ROOM: u64 = 5 << 30;
+
+/// A replication slot that keeps more WAL than this waits for a reader who may never come, bytes.
+const KEPT: u64 = 4 << 30;
 
 /// How the repository is doing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
@@ -23,6 +29,8 @@ pub struct Health {
     pub trash_bytes: u64,
     /// Branches with completed segments that are not sealed.
     pub unsealed: Vec<Unsealed>,
+    /// Replication slots that keep much WAL.
+    pub slots: Vec<Keeping>,
     /// What to act upon, for people.
     pub warnings: Vec<String>,
 }
@@ -42,6 +50,14 @@ impl Unsealed {
     }
 }
 
+/// A replication slot that keeps WAL from being removed.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Keeping {
+    pub branch: String,
+    pub slot: String,
+    pub bytes: u64,
+}
+
 /// Looks at the disk, at what PostgreSQL has handed over, and at the trash. Costs the names of the active
 /// segments and a small file for each entry of the trash.
 pub fn health(repo: &Repo) -> Result<Health, CommandError> {
@@ -53,6 +69,7 @@ pub fn health(repo: &Repo) -> Result<Health, CommandError> {
         ..Health::default()
     };
     for instance in instance::list(repo)?.into_iter().filter(|instance| !instance.is_read_only()) {
+        health.slots.extend(keeping(repo, &instance)?);
         let Some(timeline) = instance.timeline() else { continue };
         let dir = repo.timelines().wal_dir(timeline).join("archive_status");
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();
@@ -66,6 +83,30 @@ pub fn health(repo: &Repo) -> Result<Health, CommandError> {
     Ok(health)
 }
 
+/// Returns the slots of a branch that keep much WAL. Asks the files of a server only if there is that much.
+fn keeping(repo: &Repo, instance: &Instance) -> Result<Vec<Keeping>, CommandError> {
+    let branch = &instance.config.branch;
+    let (slots, end) = match (instance.timeline(), repo.refs().read(&RefName::branch(branch)?)?) {
+        (Some(open), _) => {
+            let size = repo.config().wal_segment_size;
+            let names = fs::read_dir(repo.timelines().wal_dir(open)).into_iter().flatten().flatten();
+            let names = names.filter_map(|entry| entry.file_name().into_string().ok());
+            let starts: Vec<Lsn> = names.filter_map(|name| Some(segment::parse_file_name(&name, size)?.1)).collect();
+            let (Some(first), Some(last)) = (starts.iter().min(), starts.iter().max()) else { return Ok(Vec::new()) };
+            if last.since(*first) < KEPT {
+                return Ok(Vec::new());
+            }
+            (slots::of_server(&repo.datadir(open).join("data"))?, *last)
+        }
+        (None, Some(Value::Branch(timeline))) => {
+            (slots::kept(repo, timeline)?, repo.timelines().read(timeline)?.tip().lsn)
+        }
+        (None, _) => return Ok(Vec::new()),
+    };
+    let keeping = |slot: Slot| Keeping { branch: branch.clone(), bytes: slot.keeps(end), slot: slot.name };
+    Ok(slots.into_iter().map(keeping).filter(|keeping| keeping.bytes >= KEPT).collect())
+}
+
 fn warnings(health: &Health, trash_limit: u64) -> Vec<String> {
     let mut warnings = Vec::new();
     for late in health.unsealed.iter().filter(|unsealed| unsealed.is_late()) {
@@ -76,6 +117,14 @@ fn warnings(health: &Health, trash_limit: u64) -> Vec<String> {
         ));
     }
     let megabytes = |bytes: u64| bytes >> 20;
+    for Keeping { branch, slot, bytes } in &health.slots {
+        warnings.push(format!(
+            "the replication slot '{slot}' of '{branch}' keeps {} MiB of WAL for a reader that does not come; drop it: \
+             select pg_drop_replication_slot('{slot}'), or bound it: \
+             zenith config branch.{branch}.postgres.max_slot_wal_keep_size 4GB",
+            megabytes(*bytes)
+        ));
+    }
     if health.free_bytes < ROOM.min(health.disk_bytes / 20) {
         let (free, total) = (megabytes(health.free_bytes), megabytes(health.disk_bytes));
         warnings.push(format!("the disk is nearly full: {free} MiB of {total} MiB are free; servers stop when it is"));

@@ -3,9 +3,13 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::support::Env;
+use zenith::objects::pg::wal::crc32c;
+use zenith::plumbing::postgres::account::Account;
+
+use crate::support::{Env, checked, pg_bin};
 
 #[test]
 fn wal_that_cannot_be_sealed_is_shown_by_status_and_the_page_server() {
@@ -53,4 +57,41 @@ fn wal_that_cannot_be_sealed_is_shown_by_status_and_the_page_server() {
     let log_of_daemon = std::fs::read_to_string(env.repo().join("pageserver/log")).unwrap();
     assert!(log_of_daemon.contains(said), "{log_of_daemon}");
     drop(log);
+}
+
+#[test]
+fn a_slot_that_keeps_much_wal_is_shown_by_status() {
+    let env = Env::new();
+    let cluster = env.path().join("cluster");
+    let account = Account::detect().unwrap();
+    let bin = pg_bin();
+    checked(account.command(&bin.join("initdb")).args(["-U", "postgres", "-A", "trust", "-D"]).arg(&cluster));
+    // Its WAL goes on from 8 GiB.
+    checked(account.command(&bin.join("pg_resetwal")).args(["-l", "000000010000000200000001", "-D"]).arg(&cluster));
+    env.run(["init", "--from", "cluster"]).ok();
+    env.run(["start"]).ok();
+    env.sql("main", "select pg_create_physical_replication_slot('gone', true)");
+    env.sql("main", "select pg_create_physical_replication_slot('present', true)");
+    assert!(!env.run(["status"]).err.contains("replication slot"));
+    // As if nobody had read from it since the WAL was at 16 MiB; and its segments are still there.
+    let age = |state: &Path| {
+        let mut bytes = std::fs::read(state).unwrap();
+        bytes[96..104].copy_from_slice(&(16_u64 << 20).to_le_bytes());
+        let checksum = crc32c(&[&bytes[8..]]);
+        bytes[4..8].copy_from_slice(&checksum.to_le_bytes());
+        std::fs::write(state, bytes).unwrap();
+    };
+    age(&env.datadir("main").join("data/pg_replslot/gone/state"));
+    let timeline = env.run(["rev-parse", "main"]).ok()[..32].to_owned();
+    let dir = env.repo().join("timelines").join(&timeline);
+    let segment = dir.join("wal/000000010000000000000001");
+    File::create(&segment).unwrap();
+    let said = "the replication slot 'gone' of 'main' keeps 81";
+    assert!(env.run(["status"]).err.contains(said), "{}", env.run(["status"]).err);
+    std::fs::remove_file(segment).unwrap();
+    env.run(["stop"]).ok();
+    let timeline = env.run(["rev-parse", "main"]).ok()[..32].to_owned();
+    age(&env.repo().join("timelines").join(timeline).join("slots/replslot/gone/state"));
+    let slots = env.json(["status", "--json"])["health"]["slots"].clone();
+    assert_eq!((slots.as_array().unwrap().len(), &slots[0]["slot"]), (1, &"gone".into()), "{slots}");
 }

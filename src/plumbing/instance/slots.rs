@@ -1,10 +1,10 @@
-//! Replication slots: they belong to one run of a branch and the next, never to a copy, so they are no part of snapshots.
-//! What lies in `pg_replslot` when a server has stopped is put away with its timeline, and the next start that goes on
-//! from there takes it up again. A fork makes a timeline of its own, which has none.
+//! Replication slots: they belong to one run of a branch and the next, never to a copy, so they are no part of
+//! snapshots. What lies in `pg_replslot` when a server has stopped is put away with its timeline, and the next start
+//! that goes on from there takes it up again. A fork makes a timeline of its own, which has none.
 //!
 //! # Format
-//! `timelines/<id>/slots/` holds `replslot/<slot>/state`, as PostgreSQL wrote it (`src/backend/replication/slot.c`), and
-//! `snapshots/`, what PostgreSQL had in `pg_logical/snapshots`: without it a logical slot could begin too late and
+//! `timelines/<id>/slots/` holds `replslot/<slot>/state`, as PostgreSQL wrote it (`src/backend/replication/slot.c`),
+//! and what PostgreSQL had in `pg_logical/snapshots`, `snapshots/`: without it a logical slot could begin too late and
 //! pass over transactions in silence.
 
 use std::fs;
@@ -34,6 +34,13 @@ pub struct Slot {
     pub restart: Lsn,
     /// Its file.
     state: Vec<u8>,
+}
+
+impl Slot {
+    /// Returns how much WAL it keeps from being removed, where that ends at `end`, bytes.
+    pub fn keeps(&self, end: Lsn) -> u64 {
+        if self.restart == Lsn(0) || self.restart > end { 0 } else { end.since(self.restart) }
+    }
 }
 
 fn dir(repo: &Repo, timeline: TimelineId) -> PathBuf {
@@ -82,14 +89,20 @@ pub fn kept(repo: &Repo, timeline: TimelineId) -> io::Result<Vec<Slot>> {
     slots_in(&dir(repo, timeline).join("replslot"))
 }
 
-/// Returns whether the server of `data` left other slots than those that it began with, from `timeline`.
-pub fn changed(repo: &Repo, timeline: TimelineId, data: &Path) -> io::Result<bool> {
-    Ok(slots_in(&data.join("pg_replslot"))? != kept(repo, timeline)?)
+/// Returns the slots of the server of `data`, as they are on disk.
+pub fn of_server(data: &Path) -> io::Result<Vec<Slot>> {
+    slots_in(&data.join("pg_replslot"))
 }
 
-/// Puts the slots of a data directory, whose server is gone, away with its timeline, in place of those that were put away
-/// before: the server may have gone on since. Durable when it returns. Where the directory is not to be seen, what was
-/// put away stays; one that never had slots costs nothing. Can be repeated after a crash, as long as the data directory is there.
+/// Returns whether the server of `data` left other slots than those that it began with, from `timeline`.
+pub fn changed(repo: &Repo, timeline: TimelineId, data: &Path) -> io::Result<bool> {
+    Ok(of_server(data)? != kept(repo, timeline)?)
+}
+
+/// Puts the slots of a data directory, whose server is gone, away with its timeline, in place of those that were put
+/// away before: the server may have gone on since. Durable when it returns. Where the directory is not to be seen,
+/// what was put away stays; one that never had slots costs nothing. Can be repeated after a crash, as long as the
+/// data directory is there.
 pub fn put_away(repo: &Repo, timeline: TimelineId, data: &Path) -> io::Result<()> {
     let target = dir(repo, timeline);
     let source = data.join("pg_replslot");
@@ -109,8 +122,8 @@ pub fn put_away(repo: &Repo, timeline: TimelineId, data: &Path) -> io::Result<()
     Ok(())
 }
 
-/// Gives a data directory, whose server is not started yet, the slots that were put away with the timeline from which it
-/// goes on. Those that need WAL from behind `tip` are not among them: that WAL is another one now.
+/// Gives a data directory, whose server is not started yet, the slots that were put away with the timeline from which
+/// it goes on. Those that need WAL from behind `tip` are not among them: that WAL is another one now.
 pub fn take_up(repo: &Repo, timeline: TimelineId, tip: Lsn, data: &Path) -> io::Result<()> {
     let source = dir(repo, timeline);
     for slot in kept(repo, timeline)?.into_iter().filter(|slot| slot.restart <= tip) {

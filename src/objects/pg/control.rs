@@ -39,8 +39,8 @@ pub struct ControlFile {
     pub sizes: Sizes,
 }
 
-/// The settings that bound what a server keeps in memory of its transactions: the WAL that it writes is replayed, and shown,
-/// only by one that has as much room.
+/// The settings that bound what a server keeps in memory of its transactions: the WAL that it writes is replayed, and
+/// shown, only by one that has as much room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Sizes([u32; 5]);
 

@@ -217,8 +217,8 @@ impl<'a> Record<'a> {
     pub fn changes_nothing(&self) -> bool {
         match (self.resource_manager(), self.info() & 0xF0) {
             // CHECKPOINT_SHUTDOWN, CHECKPOINT_ONLINE, NOOP, SWITCH, PARAMETER_CHANGE (with what settings it was
-            // started), FPW_CHANGE, END_OF_RECOVERY, CHECKPOINT_REDO. Not NEXTOID, BACKUP_END, RESTORE_POINT, FPI_FOR_HINT,
-            // FPI, OVERWRITE_CONTRECORD.
+            // started), FPW_CHANGE, END_OF_RECOVERY, CHECKPOINT_REDO. Not NEXTOID, BACKUP_END, RESTORE_POINT,
+            // FPI_FOR_HINT, FPI, OVERWRITE_CONTRECORD.
             (RM_XLOG, 0x00 | 0x10 | 0x20 | 0x40 | 0x60 | 0x80 | 0x90 | 0xE0) => true,
             // RUNNING_XACTS. Not LOCK, INVALIDATIONS.
             (RM_STANDBY, 0x10) => true,

@@ -278,9 +278,9 @@ impl Source<'_> {
 }
 
 /// Lays out the WAL from `snapshot`'s start to `upto` as segment files in `dir`, not durable yet; what
-/// lies behind `upto` in the last one is zeroes, which end PostgreSQL's recovery; all of it, if the WAL ends with a segment. Checks every
-/// record as it lies there, and shows it to `visit`. A tablespace that the WAL makes in a folder elsewhere becomes one
-/// in the data directory: another server may use that folder.
+/// lies behind `upto` in the last one is zeroes, which end PostgreSQL's recovery; all of it, if the WAL ends with a
+/// segment. Checks every record as it lies there, and shows it to `visit`. A tablespace that the WAL makes in a
+/// folder elsewhere becomes one in the data directory: another server may use that folder.
 ///
 /// The first segment begins with its header and then zeroes, up to the page of the first record, until
 /// [`complete`] is called: PostgreSQL reads nothing there. So this costs the WAL to replay, and the interval in which
@@ -335,8 +335,8 @@ pub fn lay_out(
     Ok(())
 }
 
-/// Lays out in `dir` the whole segments from that of `from` to the one in which the replay from `snapshot` begins: for who
-/// still reads there. Not durable. What is not in the chain of `timeline` any more is left out.
+/// Lays out in `dir` the whole segments from that of `from` to the one in which the replay from `snapshot` begins:
+/// for who still reads there. Not durable. What is not in the chain of `timeline` any more is left out.
 pub fn lay_out_before(
     repo: &Repo,
     snapshot: &Snapshot,

@@ -1,9 +1,9 @@
 //! Where active WAL ends (INVARIANT 6).
 //!
-//! PostgreSQL takes whatever is no valid record for the end of the WAL. A missing segment, a flipped bit and a page that
-//! never reached the disk look the same, so that is not enough to throw files away by. The end is believed once all
-//! that lies in the folder is durable, no segment before others is missing, and `pg_control`, where the data directory
-//! is at hand, does not know of WAL beyond it. That no server is alive is for the caller to know.
+//! PostgreSQL takes whatever is no valid record for the end of the WAL. A missing segment, a flipped bit and a page
+//! that never reached the disk look the same, so that is not enough to throw files away by. The end is believed once
+//! all that lies in the folder is durable, no segment before others is missing, and `pg_control`, where the data
+//! directory is at hand, does not know of WAL beyond it. That no server is alive is for the caller to know.
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -68,9 +68,10 @@ pub fn is_laid_out(repo: &Repo, timeline: TimelineId) -> Result<bool, Error> {
     mark.try_exists().map_err(Error::io("look for", &mark))
 }
 
-/// Finds the end of the active WAL of `timeline`, of which no server is alive, which is where its last whole record ends,
-/// and makes all of it durable. `None` where the folder has no segment, and no server wrote there. `accepted` is an end that the user knows to be
-/// shorter than it should be: that one is believed. Costs a read of what is not sealed.
+/// Finds the end of the active WAL of `timeline`, of which no server is alive, which is where its last whole record
+/// ends, and makes all of it durable. `None` where the folder has no segment, and no server wrote there. `accepted`
+/// is an end that the user knows to be shorter than it should be: that one is believed. Costs a read of what is not
+/// sealed.
 pub fn find(repo: &Repo, timeline: TimelineId, accepted: Option<Lsn>) -> Result<Option<Lsn>, WalFilesError> {
     let (dir, size) = (repo.timelines().wal_dir(timeline), repo.config().wal_segment_size);
     let files = Files::list(&dir, size)?;
@@ -164,8 +165,8 @@ pub fn beyond(repo: &Repo, timeline: TimelineId, end: Lsn) -> Result<Vec<(PathBu
     Ok(found)
 }
 
-/// Returns `pg_control` of the data directory of `timeline`, if that is at hand. Of a lazy one it is read from the local
-/// layer, never through the mount.
+/// Returns `pg_control` of the data directory of `timeline`, if that is at hand. Of a lazy one it is read from the
+/// local layer, never through the mount.
 fn control(repo: &Repo, timeline: TimelineId) -> Result<Option<ControlFile>, Error> {
     const NAME: &str = "global/pg_control";
     let dir = repo.datadir(timeline);

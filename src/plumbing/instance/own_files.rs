@@ -1,11 +1,11 @@
 //! Files in a data directory that are its user's, not PostgreSQL's: configuration, keys, whatever else lies outside of
-//! PostgreSQL's own folders. No WAL tells of them, so what changed in them belongs to a snapshot; where a server was not shut
-//! down and there is none, it is put away with the timeline, and the next start that goes on from there takes it up again. A
-//! fork makes a timeline of its own, which has the files of the snapshot.
+//! PostgreSQL's own folders. No WAL tells of them, so what changed in them belongs to a snapshot; where a server was
+//! not shut down and there is none, it is put away with the timeline, and the next start that goes on from there
+//! takes it up again. A fork makes a timeline of its own, which has the files of the snapshot.
 //!
 //! # Format
-//! `timelines/<id>/files/` holds `written/<path>`, the files that are others than those of the timeline's last snapshot, and
-//! `removed`, the paths of those that are gone, each with a zero byte behind it.
+//! `timelines/<id>/files/` holds the files that are others than those of the timeline's last snapshot, `written/<path>`,
+//! and the paths of those that are gone, `removed`, each with a zero byte behind it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -40,8 +40,8 @@ fn dir(repo: &Repo, timeline: TimelineId) -> PathBuf {
     repo.timelines().dir(timeline).join("files")
 }
 
-/// Returns whether the server of `data` left others of these files than it began with, from `snapshot` and what was put away
-/// with `timeline`. Costs a read of those files.
+/// Returns whether the server of `data` left others of these files than it began with, from `snapshot` and what was
+/// put away with `timeline`. Costs a read of those files.
 pub fn changed(repo: &Repo, timeline: TimelineId, snapshot: &Snapshot, data: &Path) -> Result<bool, CommandError> {
     let (now, kept) = (changes(repo, snapshot, data)?, kept(repo, timeline)?);
     let written = dir(repo, timeline).join("written");
@@ -56,8 +56,8 @@ pub fn changed(repo: &Repo, timeline: TimelineId, snapshot: &Snapshot, data: &Pa
     Ok(false)
 }
 
-/// Puts what changed in these files since `snapshot` away with the timeline, in place of what was put away before. Durable
-/// when it returns. Can be repeated after a crash, as long as the data directory is there.
+/// Puts what changed in these files since `snapshot` away with the timeline, in place of what was put away before.
+/// Durable when it returns. Can be repeated after a crash, as long as the data directory is there.
 pub fn put_away(repo: &Repo, timeline: TimelineId, snapshot: &Snapshot, data: &Path) -> CmdResult {
     let changes = changes(repo, snapshot, data)?;
     if changes == Changes::default() {
@@ -85,8 +85,8 @@ pub fn forget(repo: &Repo, timeline: TimelineId) -> CmdResult {
     if target.try_exists()? { Ok(durable::discard_dir(repo.tmp()?, &target)?) } else { Ok(()) }
 }
 
-/// Makes the files of a data directory, whose server is not started yet, those that were put away with the timeline from
-/// which it goes on. Durable when it returns.
+/// Makes the files of a data directory, whose server is not started yet, those that were put away with the timeline
+/// from which it goes on. Durable when it returns.
 pub fn take_up(repo: &Repo, timeline: TimelineId, data: &Path) -> CmdResult {
     let Changes { written, removed } = kept(repo, timeline)?;
     for path in &removed {

@@ -1,6 +1,11 @@
-//! Closes an epoch whose server is gone: seals its WAL to an end that is believed (INVARIANT 6), snapshots its files
-//! if they are exact, and drops the epoch again if it changed nothing. What else is dropped goes to the trash
-//! (INVARIANT 7). Every step can be repeated, so a crash amid it only means that the next start or stop does it again.
+//! Closes an epoch whose server is gone, so that the branch has all of it without its data directory:
+//!
+//! 1. its WAL is sealed, up to an end that is believed (INVARIANT 6);
+//! 2. an epoch that changed nothing is removed, and the branch goes back to where it was;
+//! 3. else the files become a snapshot, if the server was shut down cleanly; if not, the slots and the user's own files
+//!    are put away with the timeline, and the data directory goes to the trash (INVARIANT 7).
+//!
+//! Every step can be repeated: after a crash amid them the next start or stop does them again.
 
 use std::path::Path;
 
@@ -61,8 +66,8 @@ pub fn settle_at(
     }
     let branch = instance.config.branch.clone();
     let data = repo.datadir(id).join("data");
-    // Before the server's lock, for which a snapshot that is under way waits at its end. Where there are no files there is
-    // none.
+    // Before the server's lock, for which a snapshot that is under way waits at its end. Where there are no files
+    // there is none.
     let _lock = repo.datadir(id).exists().then(|| super::snapshot::Lock::wait(repo, id)).transpose()?;
     // Nobody is alive, and nobody starts meanwhile; the file system's process sees that its files are needed.
     let held = instance.alive(repo).take_after_others()?;
@@ -113,8 +118,8 @@ pub fn settle_at(
     Ok(Settled::Sealed { timeline: id, snapshot })
 }
 
-/// Finds the end of an epoch's WAL and seals up to it, after what lies behind it, and will be overwritten, was copied to
-/// the trash. The lock proves that no server is alive on the timeline.
+/// Finds the end of an epoch's WAL and seals up to it, after what lies behind it, and will be overwritten, was copied
+/// to the trash. The lock proves that no server is alive on the timeline.
 pub(super) fn secure_end(
     repo: &Repo,
     branch: &str,
@@ -159,8 +164,8 @@ fn show(repo: &Repo, instance: &Instance, id: TimelineId) -> Result<bool, Comman
     Ok(mount::mount(repo, &dir, &wanted).is_ok())
 }
 
-/// Puts away what the user changed in the files of an epoch, if they are there; what of it cannot be read goes to the trash
-/// with them.
+/// Puts away what the user changed in the files of an epoch, if they are there; what of it cannot be read goes to the
+/// trash with them.
 fn put_away_files(repo: &Repo, timeline: &Timeline, data: &Path, progress: &dyn Progress) -> CmdResult {
     if !data.join("PG_VERSION").try_exists()? {
         return Ok(());
@@ -178,8 +183,8 @@ fn close(repo: &Repo, instance: &mut Instance) -> CmdResult {
     instance.write(repo)
 }
 
-/// Moves the branch back and removes the timeline, if the epoch changed nothing and nothing refers to it. Nobody can begin
-/// to refer to it meanwhile.
+/// Moves the branch back and removes the timeline, if the epoch changed nothing and nothing refers to it. Nobody can
+/// begin to refer to it meanwhile.
 fn drop_if_unchanged(
     repo: &Repo,
     instance: &Instance,

@@ -1,5 +1,5 @@
-//! Brings a cluster's configuration together in its data directory: what lies elsewhere, as in Debian's layout, and what
-//! is included from elsewhere. Its server here must not read the original's files, nor miss them when they go.
+//! Brings a cluster's configuration together in its data directory: what lies elsewhere, as in Debian's layout, and
+//! what is included from elsewhere. Its server here must not read the original's files, nor miss them when they go.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;

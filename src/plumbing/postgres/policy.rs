@@ -11,8 +11,8 @@ pub enum Class {
     Forced(Value),
     /// A value that would keep the server from starting here gives way to another one, unless it is the branch's own.
     Instead { of: &'static str, with: &'static str },
-    /// It is at least what the WAL that the server replays was written with. A server that only reads always demands that,
-    /// one that writes only if it has something to replay, or prepared transactions.
+    /// It is at least what the WAL that the server replays was written with. A server that only reads always demands
+    /// that, one that writes only if it has something to replay, or prepared transactions.
     AtLeast,
     /// It has this value in a copy of a cluster that lives elsewhere, unless the branch is live.
     Dropped(Value),
@@ -50,6 +50,30 @@ const fn rule(name: &'static str, class: Class, why: &'static str) -> Rule {
     Rule { name, versions: (OLDEST, NEWEST), class, why }
 }
 
+const fn forced(name: &'static str, value: &'static str, why: &'static str) -> Rule {
+    rule(name, Forced(Fixed(value)), why)
+}
+
+const fn of_server(name: &'static str, why: &'static str) -> Rule {
+    rule(name, Forced(OfServer), why)
+}
+
+const fn instead(name: &'static str, of: &'static str, with: &'static str, why: &'static str) -> Rule {
+    rule(name, Instead { of, with }, why)
+}
+
+const fn at_least(name: &'static str) -> Rule {
+    rule(name, AtLeast, "with less room than who wrote the WAL had, PostgreSQL cannot replay it")
+}
+
+const fn dropped(name: &'static str, value: &'static str, why: &'static str) -> Rule {
+    rule(name, Dropped(Fixed(value)), why)
+}
+
+const fn kept(names: &'static str, why: &'static str) -> Rule {
+    rule(names, Kept, why)
+}
+
 const fn since(first: u32, rule: Rule) -> Rule {
     Rule { versions: (first, rule.versions.1), ..rule }
 }
@@ -80,215 +104,148 @@ pub const SCHEDULERS: [&str; 14] = [
 /// The rules. Of two for one setting the first counts.
 pub const RULES: &[Rule] = &[
     // Where the server is.
-    rule(
+    of_server(
         "data_directory",
-        Forced(OfServer),
         "in the file it beats the command line: the server would run on another cluster's files",
     ),
-    rule("config_file", Forced(OfServer), "the one in the data directory, which a branch has its own version of"),
-    rule("hba_file", Forced(OfServer), "who may connect was written for another place; zenith has rules of its own"),
-    rule("ident_file", Forced(OfServer), "belongs to hba_file"),
-    rule("external_pid_file", Forced(Fixed("")), "two servers would write the same file"),
-    rule("port", Forced(OfServer), "each branch has its own"),
-    rule("listen_addresses", Forced(OfServer), "a loopback address or none; the page server listens for others"),
-    rule("unix_socket_directories", Forced(OfServer), "a folder that only its owner can enter"),
-    rule("unix_socket_permissions", Forced(Fixed("0700")), "as above"),
-    rule("unix_socket_group", Forced(Fixed("")), "as above; the group may not exist here"),
-    rule("bonjour", Forced(Fixed("off")), "a branch is not announced to the network"),
-    rule("cluster_name", Forced(OfServer), "the branch, as the process list shows it"),
-    until(14, rule("stats_temp_directory", Forced(Fixed("pg_stat_tmp")), "two servers would write the same folder")),
-    rule(
+    of_server("config_file", "the one in the data directory, which a branch has its own version of"),
+    of_server("hba_file", "who may connect was written for another place; zenith has rules of its own"),
+    of_server("ident_file", "belongs to hba_file"),
+    forced("external_pid_file", "", "two servers would write the same file"),
+    of_server("port", "each branch has its own"),
+    of_server("listen_addresses", "a loopback address or none; the page server listens for others"),
+    of_server("unix_socket_directories", "a folder that only its owner can enter"),
+    forced("unix_socket_permissions", "0700", "as above"),
+    forced("unix_socket_group", "", "as above; the group may not exist here"),
+    forced("bonjour", "off", "a branch is not announced to the network"),
+    of_server("cluster_name", "the branch, as the process list shows it"),
+    until(14, forced("stats_temp_directory", "pg_stat_tmp", "two servers would write the same folder")),
+    forced(
         "ssl",
-        Forced(Fixed("off")),
+        "off",
         "servers listen on loopback only, the page server has TLS; the certificate's files may not be here",
     ),
-    until(16, rule("db_user_namespace", Forced(Fixed("off")), "zenith's own user would get another name")),
-    rule("pre_auth_delay", Forced(Fixed("0")), "for debugging: every connection would wait"),
-    rule("post_auth_delay", Forced(Fixed("0")), "for debugging: every connection would wait"),
+    until(16, forced("db_user_namespace", "off", "zenith's own user would get another name")),
+    forced("pre_auth_delay", "0", "for debugging: every connection would wait"),
+    forced("post_auth_delay", "0", "for debugging: every connection would wait"),
     // What is durable.
-    rule(
+    of_server(
         "fsync",
-        Forced(OfServer),
         "only WAL that is durable is sealed; off in a server that only reads, whose files are temporary",
     ),
-    rule("full_page_writes", Forced(Fixed("on")), "recovery needs whole pages after a crash"),
-    rule(
-        "data_sync_retry",
-        Forced(Fixed("off")),
-        "after a sync that failed, the kernel may have dropped what was written",
-    ),
-    rule(
-        "ignore_invalid_pages",
-        Forced(Fixed("off")),
-        "a leftover from a rescue; recovery would pass over damage in silence",
-    ),
-    rule(
-        "recovery_init_sync_method",
-        Forced(OfServer),
-        "the default opens every file before recovery; zenith syncs its own files",
-    ),
-    since(16, rule("debug_io_direct", Forced(Fixed("")), "for debugging; not all file systems can")),
-    rule(
-        "wal_level",
-        Instead { of: "minimal", with: "replica" },
-        "WAL of the level minimal has not all that a branch needs",
-    ),
-    rule(
+    forced("full_page_writes", "on", "recovery needs whole pages after a crash"),
+    forced("data_sync_retry", "off", "after a sync that failed, the kernel may have dropped what was written"),
+    forced("ignore_invalid_pages", "off", "a leftover from a rescue; recovery would pass over damage in silence"),
+    of_server("recovery_init_sync_method", "the default opens every file before recovery; zenith syncs its own files"),
+    since(16, forced("debug_io_direct", "", "for debugging; not all file systems can")),
+    instead("wal_level", "minimal", "replica", "WAL of the level minimal has not all that a branch needs"),
+    forced(
         "allow_in_place_tablespaces",
-        Forced(Fixed("on")),
+        "on",
         "tablespaces are folders in the data directory: no two servers share one",
     ),
     // The WAL is sealed, and goes nowhere else.
-    rule(
-        "archive_mode",
-        Forced(OfServer),
-        "a segment is recycled only after it is sealed; off in a server that only reads",
-    ),
-    rule("archive_command", Forced(OfServer), "seals; the cluster's own archive is not written to"),
-    since(15, rule("archive_library", Forced(Fixed("")), "it would take the place of archive_command")),
-    rule("archive_timeout", Forced(Fixed("0")), "WAL is sealed wherever it ends"),
-    rule("archive_cleanup_command", Forced(Fixed("")), "would delete from the cluster's archive"),
-    rule("restore_command", Forced(Fixed("")), "all WAL that there is lies in the repository"),
-    rule(
+    of_server("archive_mode", "a segment is recycled only after it is sealed; off in a server that only reads"),
+    of_server("archive_command", "seals; the cluster's own archive is not written to"),
+    since(15, forced("archive_library", "", "it would take the place of archive_command")),
+    forced("archive_timeout", "0", "WAL is sealed wherever it ends"),
+    forced("archive_cleanup_command", "", "would delete from the cluster's archive"),
+    forced("restore_command", "", "all WAL that there is lies in the repository"),
+    of_server(
         "recovery_end_command",
-        Forced(OfServer),
         "was meant for another place; a server that only reads ends itself by it when somebody promotes it",
     ),
-    rule("recovery_target", Forced(Fixed("")), "a start goes to the end of the WAL that it was given"),
-    rule("recovery_target_action", Forced(Fixed("pause")), "as above"),
-    rule("recovery_target_inclusive", Forced(Fixed("on")), "as above"),
-    rule("recovery_target_lsn", Forced(Fixed("")), "as above"),
-    rule("recovery_target_name", Forced(Fixed("")), "as above"),
-    rule("recovery_target_time", Forced(Fixed("")), "as above"),
-    rule("recovery_target_timeline", Forced(Fixed("current")), "as above"),
-    rule("recovery_target_xid", Forced(Fixed("")), "as above"),
-    rule("recovery_min_apply_delay", Forced(Fixed("0")), "a moment would come late"),
+    forced("recovery_target", "", "a start goes to the end of the WAL that it was given"),
+    forced("recovery_target_action", "pause", "as above"),
+    forced("recovery_target_inclusive", "on", "as above"),
+    forced("recovery_target_lsn", "", "as above"),
+    forced("recovery_target_name", "", "as above"),
+    forced("recovery_target_time", "", "as above"),
+    forced("recovery_target_timeline", "current", "as above"),
+    forced("recovery_target_xid", "", "as above"),
+    forced("recovery_min_apply_delay", "0", "a moment would come late"),
     // It is no standby of another server.
-    rule("hot_standby", Forced(Fixed("on")), "a server that only reads lets readers in"),
-    rule("primary_conninfo", Forced(Fixed("")), "a branch is no standby of another server"),
-    rule("primary_slot_name", Forced(Fixed("")), "as above"),
-    until(15, rule("promote_trigger_file", Forced(Fixed("")), "as above")),
-    since(17, rule("sync_replication_slots", Forced(Fixed("off")), "as above")),
+    forced("hot_standby", "on", "a server that only reads lets readers in"),
+    forced("primary_conninfo", "", "a branch is no standby of another server"),
+    forced("primary_slot_name", "", "as above"),
+    until(15, forced("promote_trigger_file", "", "as above")),
+    since(17, forced("sync_replication_slots", "off", "as above")),
     // The log.
-    rule("logging_collector", Forced(Fixed("off")), "the log is the instance's: zenith pg log"),
-    rule("log_destination", Forced(Fixed("stderr")), "as above"),
+    forced("logging_collector", "off", "the log is the instance's: zenith pg log"),
+    forced("log_destination", "stderr", "as above"),
     // What the machine may not have.
-    rule("huge_pages", Instead { of: "on", with: "try" }, "where there are none the server would not start"),
-    rule(
+    instead("huge_pages", "on", "try", "where there are none the server would not start"),
+    instead(
         "dynamic_shared_memory_type",
-        Instead { of: "mmap", with: "posix" },
+        "mmap",
+        "posix",
         "shared memory does not belong in the data directory's file system",
     ),
-    since(
-        18,
-        rule(
-            "io_method",
-            Instead { of: "io_uring", with: "worker" },
-            "containers often forbid it, and the server would not start",
-        ),
-    ),
-    rule("max_connections", AtLeast, "with less room than who wrote the WAL had, PostgreSQL cannot replay it"),
-    rule("max_worker_processes", AtLeast, "with less room than who wrote the WAL had, PostgreSQL cannot replay it"),
-    rule("max_wal_senders", AtLeast, "with less room than who wrote the WAL had, PostgreSQL cannot replay it"),
-    rule(
-        "max_prepared_transactions",
-        AtLeast,
-        "with less room than who wrote the WAL had, PostgreSQL cannot replay it",
-    ),
-    rule(
-        "max_locks_per_transaction",
-        AtLeast,
-        "with less room than who wrote the WAL had, PostgreSQL cannot replay it",
-    ),
+    since(18, instead("io_method", "io_uring", "worker", "containers often forbid it, and the server would not start")),
+    at_least("max_connections"),
+    at_least("max_worker_processes"),
+    at_least("max_wal_senders"),
+    at_least("max_prepared_transactions"),
+    at_least("max_locks_per_transaction"),
     // The world outside.
-    rule(
-        "max_logical_replication_workers",
-        Dropped(Fixed("0")),
-        "subscriptions would take the rows from the original's slot",
-    ),
-    rule("synchronous_standby_names", Dropped(Fixed("")), "commits would wait for standbys that follow the original"),
-    since(
-        17,
-        rule("synchronized_standby_slots", Dropped(Fixed("")), "logical replication would wait for such standbys"),
-    ),
+    dropped("max_logical_replication_workers", "0", "subscriptions would take the rows from the original's slot"),
+    dropped("synchronous_standby_names", "", "commits would wait for standbys that follow the original"),
+    since(17, dropped("synchronized_standby_slots", "", "logical replication would wait for such standbys")),
     rule(
         "shared_preload_libraries",
         Dropped(OfServer),
         "without the known schedulers, which would do the original's work again",
     ),
-    rule(
-        "timescaledb.max_background_workers",
-        Dropped(Fixed("0")),
-        "the same for timescaledb, which cannot be left out",
-    ),
+    dropped("timescaledb.max_background_workers", "0", "the same for timescaledb, which cannot be left out"),
     // All others.
-    rule(
+    kept(
         "max_replication_slots max_active_replication_origins max_slot_wal_keep_size idle_replication_slot_timeout",
-        Kept,
         "slots are kept while a branch goes on, and never copied to another",
     ),
-    rule(
+    kept(
         "session_preload_libraries local_preload_libraries",
-        Kept,
         "a library that is not installed here refuses every session; zenith's own sessions load none",
     ),
-    rule(
+    kept(
         "dynamic_library_path extension_control_path extension_destdir jit_provider",
-        Kept,
         "where extensions are; the branch's own settings can name another place",
     ),
-    rule("wal_* max_wal_size min_wal_size", Kept, "how WAL is written does not change what is sealed"),
-    rule("checkpoint_* commit_delay", Kept, "when to write is the cluster's own matter"),
-    rule(
+    kept("wal_* max_wal_size min_wal_size", "how WAL is written does not change what is sealed"),
+    kept("checkpoint_* commit_delay", "when to write is the cluster's own matter"),
+    kept(
         "hot_standby_feedback max_standby_archive_delay max_standby_streaming_delay wal_receiver_* recovery_prefetch log_recovery_conflict_waits trace_recovery_messages",
-        Kept,
         "of no effect, or harmless, where nothing is streamed",
     ),
-    rule(
+    kept(
         "max_sync_workers_per_subscription max_parallel_apply_workers_per_subscription",
-        Kept,
         "of no effect without subscriptions' workers",
     ),
-    rule("log_* syslog_* event_source", Kept, "what is logged is the cluster's own matter; where to is zenith's"),
-    rule(
-        "ssl_* krb_* gss_* oauth_* bonjour_name",
-        Kept,
-        "of no effect: zenith's rules for who may connect do not use them",
-    ),
-    rule("authentication_timeout password_encryption restrict_nonsystem_relation_kind", Kept, "as in any server"),
-    rule(
-        "superuser_reserved_connections reserved_connections",
-        Kept,
-        "zenith itself connects as a superuser now and then",
-    ),
-    rule(
+    kept("log_* syslog_* event_source", "what is logged is the cluster's own matter; where to is zenith's"),
+    kept("ssl_* krb_* gss_* oauth_* bonjour_name", "of no effect: zenith's rules for who may connect do not use them"),
+    kept("authentication_timeout password_encryption restrict_nonsystem_relation_kind", "as in any server"),
+    kept("superuser_reserved_connections reserved_connections", "zenith itself connects as a superuser now and then"),
+    kept(
         "shared_buffers huge_page_size shared_memory_* min_dynamic_shared_memory max_files_per_process max_stack_depth *_buffers",
-        Kept,
         "sizes; give a branch on a smaller machine its own: zenith config branch.NAME.postgres.shared_buffers 128MB",
     ),
-    rule(
+    kept(
         "autovacuum* vacuum_* old_snapshot_threshold bgwriter_* track_* compute_query_id temp_file_limit",
-        Kept,
         "a branch looks after its own tables",
     ),
-    rule(
+    kept(
         "max_pred_locks_* max_notify_queue_pages deadlock_timeout io_* file_extend_method summarize_wal",
-        Kept,
         "the cluster's own matter",
     ),
-    rule(
+    kept(
         "restart_after_crash remove_temp_files_after_crash send_abort_for_* backtrace_functions jit_*",
-        Kept,
         "what happens after a backend has crashed",
     ),
-    rule(
+    kept(
         "zero_damaged_pages ignore_checksum_failure ignore_system_indexes allow_system_table_mods debug_* trace_*",
-        Kept,
         "tools for a rescue, each for sessions that want them",
     ),
-    rule(
+    kept(
         "allow_alter_system event_triggers session_replication_role lc_messages lo_compat_privileges update_process_title",
-        Kept,
         "the cluster's own matter; zenith's sessions fire no event triggers",
     ),
 ];

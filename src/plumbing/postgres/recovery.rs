@@ -46,9 +46,9 @@ fn was_standby(data_dir: &Path, snapshot: &Snapshot) -> Result<bool, Error> {
     Ok(control.is_some_and(|control| matches!(control.state, State::InArchiveRecovery | State::ShutDownInRecovery)))
 }
 
-/// Makes the server of a data directory at rest a standby: it never writes WAL. `pg_control` may speak of the backup that
-/// the files came from, also after they were recovered; PostgreSQL 14 would let nobody in before it had found the end
-/// of that.
+/// Makes the server of a data directory at rest a standby: it never writes WAL. `pg_control` may speak of the backup
+/// that the files came from, also after they were recovered; PostgreSQL 14 would let nobody in before it had found
+/// the end of that.
 pub fn make_standby(data_dir: &Path, version: &Version) -> Result<(), Error> {
     let path = data_dir.join("global/pg_control");
     let mut bytes = fs::read(&path).map_err(Error::io("read", &path))?;

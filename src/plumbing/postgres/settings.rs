@@ -117,8 +117,9 @@ impl Settings {
         }
     }
 
-    /// Returns the sizes that the server must have for what is in its files and its WAL; `None` where it may have any: it
-    /// goes on after a shutdown, and no transaction is prepared. A standby must have as much as who wrote, whatever that used.
+    /// Returns the sizes that the server must have for what is in its files and its WAL; `None` where it may have
+    /// any: it goes on after a shutdown, and no transaction is prepared. A standby must have as much as who wrote,
+    /// whatever that used.
     fn least(&self, data_dir: &Path, major: u32) -> Option<Sizes> {
         let bytes = fs::read(data_dir.join("global/pg_control")).ok()?;
         let control = ControlFile::parse(&bytes, Version::of_major(major)?).ok()?;

@@ -28,14 +28,14 @@
 //! | 8 cut to a length | inode, length in bytes |
 //! | 9 blocks are local | inode, number of runs, and each: blocks skipped since the run before, blocks less one |
 //!
-//! A name has 1 to 255 bytes and is one part of a path. The root is inode 1, the entries of the snapshot follow in their order from 2 on, and numbers are
-//! not used again.
+//! A name has 1 to 255 bytes and is one part of a path. The root is inode 1, the entries of the snapshot follow in
+//! their order from 2 on, and numbers are not used again.
 //!
 //! A power cut may leave any part of what was appended since the last sync. Reading ends at the first
 //! record that is not whole. Where a later one, or the header, tells that this one had been durable, the journal is
-//! damaged, not cut, and is refused: the layer can be made anew from the repository. Without the end of its journal a layer
-//! would be an older state of some files beside the newest one of others. PostgreSQL relies on every sync that succeeded,
-//! and replays nothing from before its last checkpoint.
+//! damaged, not cut, and is refused: the layer can be made anew from the repository. Without the end of its journal a
+//! layer would be an older state of some files beside the newest one of others. PostgreSQL relies on every sync that
+//! succeeded, and replays nothing from before its last checkpoint.
 //!
 //! The header is written after each sync, without one of its own, so it never tells of too much. What it misses
 //! after a power cut is the last sync before that.
@@ -277,7 +277,8 @@ pub fn read(bytes: &[u8]) -> Result<Read, Malformed> {
     let later = records.len() as u64 + 1..records.len() as u64 + 64;
     let mut doubtful = 0;
     for at in end + 1..bytes.len().min(end + LONGEST) {
-        // Only one that was written when this one was durable tells of it, and none knows more than what lies before it.
+        // Only one that was written when this one was durable tells of it, and none knows more than what lies before
+        // it.
         let tells = |candidate: &Candidate| candidate.synced > end as u64 && candidate.synced <= at as u64;
         let Some(candidate) = candidate(bytes, at).filter(tells) else { continue };
         doubtful += candidate.payload.len();

@@ -134,7 +134,24 @@ impl Disk {
             };
             left.insert(ino, Node { durable: Some(content.clone()), content, ..node.clone() });
         }
+        self.unlink_twins(&mut left);
         Disk { nodes: left }
+    }
+
+    /// Takes the old name from each folder of `left` that has a new one as well: unlike a file it never has two, since a
+    /// rename is one transaction of a file system's journal.
+    fn unlink_twins(&self, left: &mut BTreeMap<u64, Node>) {
+        let mut places = BTreeMap::<u64, usize>::new();
+        let names = |node: &Node| if let Content::Folder(names) = &node.content { names.clone() } else { Names::new() };
+        left.values().flat_map(|node| names(node).into_values()).for_each(|ino| *places.entry(ino).or_default() += 1);
+        places.retain(|ino, count| *count > 1 && matches!(self.nodes[ino].content, Content::Folder(_)));
+        for (folder, node) in left {
+            let now = names(&self.nodes[folder]);
+            if let Content::Folder(names) = &mut node.content {
+                names.retain(|name, ino| !places.contains_key(ino) || now.get(name) == Some(ino));
+            }
+            node.durable = Some(node.content.clone());
+        }
     }
 }
 

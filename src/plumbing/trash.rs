@@ -222,15 +222,25 @@ pub fn restore(repo: &Repo, item: &Item, name: Option<&str>, signature: &Signatu
     Ok(name)
 }
 
-/// Removes an entry for good, and with it the timelines that nothing else refers to. What a damaged one refers to is not
+/// Removes entries for good, and with each the timelines that nothing else refers to. What a damaged one refers to is not
 /// known: it goes alone, and as long as it is there no other takes a timeline away.
-pub fn remove(repo: &Repo, item: &Item) -> CmdResult {
-    let Some(entry) = &item.entry else { return Ok(repo.trash().remove(repo.tmp()?, item)?) };
-    if entry.what.folder().is_none() {
+pub fn remove(repo: &Repo, items: &[Item]) -> CmdResult {
+    let has_timeline = |item: &Item| item.entry.as_ref().is_some_and(|entry| entry.what.folder().is_none());
+    if items.iter().any(has_timeline) {
         refuse_damaged(&repo.trash().list()?)?;
     }
-    repo.trash().remove(repo.tmp()?, item)?;
-    let mut next = Some(entry.position.timeline).filter(|_| entry.what.folder().is_none());
+    for item in items {
+        repo.trash().remove(repo.tmp()?, item)?;
+        if let Some(entry) = item.entry.as_ref().filter(|_| has_timeline(item)) {
+            remove_timelines(repo, entry.position.timeline)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a timeline and its ancestors, as far as nothing refers to them.
+fn remove_timelines(repo: &Repo, youngest: TimelineId) -> CmdResult {
+    let mut next = Some(youngest);
     while let Some(id) = next.take() {
         let Ok(history) = repo.timelines().history(id) else { return Ok(()) };
         let open = instance::list(repo)?.iter().any(|instance| instance.timeline() == Some(id));
@@ -246,7 +256,7 @@ pub fn remove(repo: &Repo, item: &Item) -> CmdResult {
 pub fn empty(repo: &Repo) -> Result<usize, CommandError> {
     let items = repo.trash().list()?;
     refuse_damaged(&items)?;
-    items.iter().try_for_each(|item| remove(repo, item))?;
+    remove(repo, &items)?;
     Ok(items.len())
 }
 
@@ -301,7 +311,7 @@ fn sweep(repo: &Repo, now_us: i64, with_commits: bool) -> Result<usize, CommandE
         let is_old = now_us.saturating_sub(time_us) > keep_us;
         let is_too_much = total > gc.trash_limit && time_us != now_us;
         if is_old && with_commits || (is_old || is_too_much) && !reach.lacks_commits_of(repo, &item) {
-            remove(repo, &item)?;
+            remove(repo, std::slice::from_ref(&item))?;
             total = total.saturating_sub(bytes);
             gone += 1;
         }

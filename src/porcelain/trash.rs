@@ -126,7 +126,7 @@ fn empty(cx: &Cx, repo: &Repo, expired: bool, ids: &[String]) -> Result<usize, C
         return trash::empty(repo);
     }
     let items: Vec<Item> = ids.iter().map(|id| repo.trash().find(id)).collect::<Result<_, _>>()?;
-    items.iter().try_for_each(|item| trash::remove(repo, item))?;
+    trash::remove(repo, &items)?;
     Ok(items.len())
 }
 

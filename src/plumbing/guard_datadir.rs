@@ -1,8 +1,9 @@
 //! `zenith guard-datadir`: ends a server whose file system has gone.
 //!
-//! It is a child of the file system's process, and has none of its descriptors but the reading end of a pipe. A byte comes through the pipe every second as long as that process moves at all; the pipe's end
-//! says that it is dead. What may follow from that is done here, since the dead cannot do it, and a server without its files
-//! would tell its clients of I/O errors until somebody noticed.
+//! The guardian is a child of the file system's process. It shares one descriptor with that: the reading end of a pipe, through which
+//! the file system's process sends a byte each second. The end of the pipe means that the process is dead; silence means
+//! that it is suspended. In both cases the server has lost its files, and would answer its clients with I/O errors until
+//! somebody stops it. The guardian ends both processes and unmounts.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -38,12 +39,12 @@ pub struct Args {
     dir: PathBuf,
 }
 
-/// Between two signs of life that fail to appear.
+/// How long one byte is waited for.
 const TICK: Duration = Duration::from_secs(1);
-/// So many ticks without a sign of life are taken for the last. Ticks rather than seconds: while the whole machine
-/// sleeps, they stand still.
+/// After so many waits in vain the file system's process is taken for suspended. Waits are counted, not seconds: a machine that
+/// sleeps for an hour wakes up with the clock an hour on.
 const SILENCE: u32 = 10;
-/// How long the processes may take to go that are ended here.
+/// How long the file system's process may take to go once it was killed.
 const END_WAIT: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -56,7 +57,7 @@ enum End {
     Silent,
 }
 
-/// Sends a word for each byte that comes, and closes the channel at the end.
+/// Returns a channel with a word for each byte that comes. It is closed at the pipe's end.
 fn beats() -> Receiver<()> {
     let (sender, receiver) = sync_channel(1);
     spawn(move || {
@@ -66,7 +67,8 @@ fn beats() -> Receiver<()> {
     receiver
 }
 
-/// Returns when the file system's process is gone or has been silent for too long. What a dead postmaster left is ended meanwhile.
+/// Returns once the file system's process is gone or has been silent for too long. Until then it ends what outlives its
+/// postmaster for more than [`GRACE`].
 fn watch(beats: &Receiver<()>, server: &Alive, forget_signals: &dyn Fn()) -> End {
     let (mut silent, mut orphaned) = (0, None);
     loop {
@@ -78,19 +80,19 @@ fn watch(beats: &Receiver<()>, server: &Alive, forget_signals: &dyn Fn()) -> End
         if silent >= SILENCE {
             return End::Silent;
         }
-        // It goes when the file system goes, which a signal to both ends too.
+        // Who is told to end is the file system's process, which stops the server first. Only then is there nothing to guard.
         forget_signals();
         if !matches!(server.status(), Ok(Status::Orphaned)) {
             orphaned = None;
         } else if orphaned.get_or_insert_with(Instant::now).elapsed() > GRACE {
-            // Whoever starts a server next would have to; what fails is tried again.
+            // What fails is tried again with the next tick.
             let _ = server.end_orphans(Instant::now());
         }
     }
 }
 
-/// Ends the process that does not serve any more: with its descriptors the kernel gives up the mount, and with
-/// that everybody who waits for it.
+/// Kills a file system's process that is suspended. The kernel gives up the mount once the last of its descriptors is closed, and
+/// everybody who waits for the mount gets an error. Where the process does not go, the kernel is asked to do that.
 fn end_file_system(process: Process, data: &Path) -> io::Result<()> {
     process.signal(Signal::SIGKILL)?;
     let patience = Instant::now() + END_WAIT;

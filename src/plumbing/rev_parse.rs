@@ -30,6 +30,10 @@ const ATTEMPTS: u32 = 5;
 
 /// Looks up a revision as of this moment: what its timeline's server has flushed is sealed first.
 pub fn resolve_now(repo: &Repo, text: &str, now: &jiff::Zoned) -> Result<Resolved, CommandError> {
+    with_position(repo, text, now, |resolved| Ok(resolved.clone()))
+}
+
+fn resolve_once(repo: &Repo, text: &str, now: &jiff::Zoned) -> Result<Resolved, CommandError> {
     let base = Revision::parse(text, now)?.base;
     let timeline = revision::resolve(repo, &base, now)?.position.timeline;
     super::seal_wal::seal_active(repo, timeline)?;
@@ -43,7 +47,7 @@ pub fn with_position<T>(
     now: &jiff::Zoned,
     act: impl Fn(&Resolved) -> Result<T, CommandError>,
 ) -> Result<T, CommandError> {
-    again_if_gone(|| act(&resolve_now(repo, text, now)?))
+    again_if_gone(|| act(&resolve_once(repo, text, now)?))
 }
 
 /// Does what looks at refs, and then at the timelines that they name; again, if one of those went away between: other

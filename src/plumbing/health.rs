@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::statvfs;
 
+use super::instance::lost::{self, Damaged};
 use super::instance::slots::{self, Slot};
 use super::instance::{self, Instance};
 use crate::error::CommandError;
@@ -80,6 +81,14 @@ pub fn health(repo: &Repo) -> Result<Health, CommandError> {
         health.unsealed.push(Unsealed { branch: instance.config.branch, segments: since.len() as u64, seconds });
     }
     health.warnings = warnings(&health, repo.config().gc.trash_limit);
+    for Damaged { name, error } in lost::damaged(repo)? {
+        health.warnings.push(format!("{error}; to end its server and keep what it did: zenith stop {name}"));
+    }
+    for timeline in lost::unknown(repo)? {
+        health.warnings.push(format!(
+            "no instance knows of the files of timeline {timeline}; to end their server and keep what it did: zenith stop --all"
+        ));
+    }
     Ok(health)
 }
 

@@ -243,7 +243,7 @@ fn remove_timelines(repo: &Repo, youngest: TimelineId) -> CmdResult {
     let mut next = Some(youngest);
     while let Some(id) = next.take() {
         let Ok(history) = repo.timelines().history(id) else { return Ok(()) };
-        let open = instance::list(repo)?.iter().any(|instance| instance.timeline() == Some(id));
+        let open = instance::is_open(repo, id)?;
         let is_unneeded = || Ok::<_, CommandError>(!open && !is_referenced(repo, id, &|_| false)?);
         if repo.timelines().remove(repo.tmp()?, id, is_unneeded)? {
             next = history.ancestors.last().map(|ancestor| ancestor.timeline);

@@ -96,7 +96,7 @@ fn create(cx: &mut Cx, repo: &Repo, name: &str, start: &str, args: &Args) -> Cmd
     if old.is_some() && !args.force {
         return Err(refs::Error::Exists(branch).into());
     }
-    let _held = hold_stopped(repo, name, "moved")?;
+    let _held = hold_stopped(cx, repo, name, "moved")?;
     if old.is_none() {
         // Left by one that was deleted as a ref, and may have been live.
         config::move_branch(repo, branch.short(), None)?;
@@ -150,7 +150,7 @@ fn delete(cx: &Cx, repo: &Repo, name: &str) -> Result<Position, CommandError> {
         return Err(CommandError::refused(format!("cannot delete '{name}': HEAD names it"))
             .hint("let HEAD name another one first: zenith symbolic-ref refs/branches/NAME"));
     }
-    let held = hold_stopped(repo, branch.short(), "deleted")?;
+    let held = hold_stopped(cx, repo, branch.short(), "deleted")?;
     let tip = revision::tip(repo, &branch)?.ok_or_else(|| refs::Error::Unknown(branch.clone()))?;
     let expect = Expect::Exactly(Value::Branch(tip.timeline));
     if let Some(item) = update_ref(repo, &branch, &expect, None, &cx.sign("branch: deleted"))?.kept {
@@ -168,7 +168,7 @@ fn delete(cx: &Cx, repo: &Repo, name: &str) -> Result<Position, CommandError> {
 fn rename(cx: &mut Cx, repo: &Repo, old: Option<&str>, new: &str, json: bool) -> CmdResult {
     let from = branch_or_head(repo, old)?;
     let to = RefName::branch(new)?;
-    let held = hold_stopped(repo, from.short(), "renamed")?;
+    let held = hold_stopped(cx, repo, from.short(), "renamed")?;
     let signature = cx.sign(format!("branch: renamed {} to {new}", from.short()));
     repo.refs().rename(repo.tmp()?, &from, &to, &signature)?;
     config::move_branch(repo, from.short(), Some(new))?;
@@ -184,8 +184,8 @@ fn rename(cx: &mut Cx, repo: &Repo, old: Option<&str>, new: &str, json: bool) ->
 }
 
 /// Keeps the server of a branch from being started, if the branch has an instance; refuses where that runs.
-fn hold_stopped(repo: &Repo, name: &str, what: &str) -> Result<Option<(Held, Instance)>, CommandError> {
-    let held = instance::hold_of_branch(repo, name)?;
+fn hold_stopped(cx: &Cx, repo: &Repo, name: &str, what: &str) -> Result<Option<(Held, Instance)>, CommandError> {
+    let held = instance::hold_of_branch(repo, name, &cx.ui)?;
     match &held {
         Some((_, instance)) if instance.status(repo) != Status::Stopped || instance.timeline().is_some() => {
             Err(CommandError::refused(format!("'{name}' is running and cannot be {what}"))

@@ -10,6 +10,7 @@ use crate::cli::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::plumbing::datadir::control::{self, Control};
+use crate::plumbing::instance::lost::{self, Damaged};
 use crate::plumbing::instance::start::Wish;
 use crate::plumbing::instance::{self, Instance};
 use crate::plumbing::postgres::server::{Mode, Status};
@@ -61,6 +62,8 @@ pub struct Row {
     pub timeline: Option<String>,
     /// Its server is gone although it was not stopped.
     pub crashed: bool,
+    /// Its config cannot be read: nothing else is known of it.
+    pub damaged: bool,
     /// What it shows, if it is read-only: a timeline and an LSN.
     pub at: Option<String>,
     /// How its lazy data directory is doing.
@@ -78,6 +81,7 @@ pub fn rows(repo: &Repo) -> Result<Vec<Row>, instance::Error> {
             name,
             running,
             crashed: !running && config.timeline.is_some(),
+            damaged: false,
             branch: config.branch,
             port: config.port,
             timeline: config.timeline,
@@ -85,7 +89,18 @@ pub fn rows(repo: &Repo) -> Result<Vec<Row>, instance::Error> {
             lazy,
         }
     };
-    Ok(instance::list(repo)?.into_iter().map(row).collect())
+    let damaged = |damaged: Damaged| Row {
+        name: damaged.name,
+        branch: String::new(),
+        port: 0,
+        running: false,
+        timeline: None,
+        crashed: false,
+        damaged: true,
+        at: None,
+        lazy: None,
+    };
+    Ok(instance::list(repo)?.into_iter().map(row).chain(lost::damaged(repo)?.into_iter().map(damaged)).collect())
 }
 
 /// Prints a table of instances.
@@ -94,10 +109,11 @@ pub fn print_table(cx: &mut Cx, rows: &[Row]) -> CmdResult {
     table.load_style(comfy_table::presets::NOTHING).set_header(["INSTANCE", "BRANCH", "PORT", "STATE"]);
     for row in rows {
         let read_only = if row.at.is_some() { ", read-only" } else { "" };
-        let state = match (row.running, row.crashed) {
-            (true, _) => "running",
-            (false, true) => "crashed",
-            (false, false) => "stopped",
+        let state = match row {
+            Row { damaged: true, .. } => "damaged",
+            Row { running: true, .. } => "running",
+            Row { crashed: true, .. } => "crashed",
+            _ => "stopped",
         };
         table.add_row([row.name.clone(), row.branch.clone(), row.port.to_string(), format!("{state}{read_only}")]);
     }
@@ -110,7 +126,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         Action::Create { branch, port } => {
             let branch = branch_or_head(&repo, branch.as_deref())?;
             let timeline = read_branch(&repo, &branch)?;
-            let (_held, mut instance) = instance::hold_or_create(&repo, branch.short())?;
+            let (_held, mut instance) = instance::hold_or_create(&repo, branch.short(), &cx.ui)?;
             if let Some(port) = port.filter(|port| *port != instance.config.port) {
                 if instance.timeline().is_some() {
                     return Err(CommandError::refused(format!("{} is running and keeps its port", instance.name))
@@ -130,6 +146,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
             report(cx, &repo, &outcome)
         }
         Action::Stop { name } => {
+            lost::take_up(&repo, &cx.ui)?;
             let instance = Instance::read(&repo, &name)?;
             stop_and_report(cx, &repo, &instance, Mode::Fast, Duration::from_secs(60))
         }

@@ -11,7 +11,7 @@ use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::plumbing::instance::settle::Settled;
 use crate::plumbing::instance::stop::{accept_end, stop};
-use crate::plumbing::instance::{self, Instance};
+use crate::plumbing::instance::{self, Instance, lost};
 use crate::plumbing::postgres::server::{Mode, Status};
 use crate::progress::Quietly;
 
@@ -101,6 +101,10 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         ModeArg::Immediate => Mode::Immediate,
     };
     let timeout = Duration::from_secs(args.timeout);
+    let forgotten = lost::take_up(&repo, &cx.ui)?;
+    if let Some(name) = args.branch.as_ref().filter(|name| forgotten.contains(name)) {
+        return cx.say(format_args!("{name}: was damaged and is forgotten, nothing of it ran"));
+    }
     if args.all {
         let open = |instance: &Instance| instance.timeline().is_some() || instance.status(&repo) != Status::Stopped;
         let instances: Vec<Instance> = instance::list(&repo)?.into_iter().filter(open).collect();

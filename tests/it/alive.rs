@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{Env, is_alive, pg_program, wait_until};
+use crate::support::{Env, checked, is_alive, pg_program, wait_until};
 
 fn send(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).unwrap();
@@ -247,6 +247,80 @@ fn a_server_whose_lock_file_was_removed_ends_with_its_file_system() {
     let server = env.postmaster("main");
     send(env.file_system("main"), Signal::SIGKILL);
     ends_and_starts_again(&env, server);
+}
+
+#[test]
+fn a_damaged_instance_is_in_nobodys_way_and_is_stopped_by_its_name() {
+    let env = with_row();
+    env.run(["branch", "other"]).ok();
+    env.run(["start", "other"]).ok();
+    let (main, other) = (env.postmaster("main"), env.postmaster("other"));
+    fs::write(env.repo().join("instances/pg1/config"), "branch = \"ma").unwrap();
+    assert_eq!(env.sql("other", "select i from t"), "1");
+    let status = env.run(["status"]);
+    assert!(status.out.contains("damaged") && status.err.contains("zenith stop pg1"), "{status:?}");
+    env.run(["stop", "pg1"]).ok();
+    assert!(!is_alive(main) && is_alive(other));
+    // A log that has grown large is put away.
+    let log = fs::File::options().write(true).open(env.repo().join("instances/pg1/log")).unwrap();
+    log.set_len(11 << 20).unwrap();
+    env.run(["start", "main"]).ok();
+    assert_eq!(env.sql("main", "select i from t"), "1");
+    assert_eq!(fs::metadata(env.repo().join("instances/pg1/log.1")).unwrap().len(), 11 << 20);
+    // One that does not run is forgotten.
+    env.run(["stop"]).ok();
+    fs::write(env.repo().join("instances/pg1/config"), b"\xff").unwrap();
+    env.run(["stop", "pg1"]).ok();
+    env.run(["start", "main"]).ok();
+}
+
+#[test]
+fn servers_that_no_instance_knows_are_taken_up_again() {
+    let env = with_row();
+    env.run(["branch", "other"]).ok();
+    env.run(["start", "other"]).ok();
+    let (main, other, main_env) = (env.postmaster("main"), env.postmaster("other"), env.server_env("main"));
+    fs::remove_dir_all(env.repo().join("instances")).unwrap();
+    assert!(env.run(["status"]).err.contains("zenith stop --all"));
+    // Acknowledged, and flushed no earlier than it must be.
+    checked(pg_program("psql").args(["-Xqc", "insert into t values (2)"]).envs(main_env));
+    env.run(["branch", "third", "main"]).ok();
+    env.run(["start", "main"]).ok();
+    assert_eq!(env.postmaster("main"), main);
+    assert_eq!(env.sql("main", "select sum(i) from t"), "3");
+    fs::remove_dir_all(env.repo().join("instances")).unwrap();
+    env.run(["stop", "--all"]).ok();
+    assert!(!is_alive(main) && !is_alive(other));
+    assert_eq!(env.mounts(), Vec::<String>::new());
+    env.run(["start", "third"]).ok();
+    assert_eq!(env.sql("third", "select sum(i) from t"), "3");
+    env.run(["fsck"]).ok();
+}
+
+#[test]
+fn who_waits_for_another_command_is_told_for_whom_and_may_give_up() {
+    let env = with_row();
+    let mut client = busy(&env, "select pg_sleep(100)");
+    let mut stop = env.command(["stop", "--mode", "smart"]).spawn().unwrap();
+    let lock = fs::File::open(env.repo().join("instances/pg1/lock")).unwrap();
+    wait_until("it has the instance", || lock.try_lock_shared().map(|()| lock.unlock().unwrap()).is_err());
+    let told = format!("process {} (zenith stop --mode smart)", stop.id());
+    env.run(["stop", "--timeout", "1"]).fails(1, &["another command", &told]);
+    let mut start = env.command(["start"]).stderr(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    let has_ended = |child: &mut Child| child.try_wait().unwrap().is_some();
+    assert!(!has_ended(&mut start), "it did not wait, so this shows nothing");
+    send(start.id() as i32, Signal::SIGINT);
+    let patience = Instant::now() + Duration::from_secs(20);
+    while !has_ended(&mut start) && Instant::now() < patience {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let gave_up = has_ended(&mut start);
+    for child in [&mut start, &mut client, &mut stop] {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    assert!(gave_up, "it is deaf");
 }
 
 #[test]

@@ -4,19 +4,22 @@
 //! `instances/<name>/config` is TOML: `branch` (short name), `port`, `tcp`, and while an epoch is open
 //! `timeline`. A read-only instance has `at`, the timeline and the LSN that it shows; its `branch` is the
 //! revision as the user wrote it, and its `timeline` only names its data directory. One that the proxy started is
-//! `on_demand`. `instances/<name>/log` is the server's log. Whoever starts, stops, renames or forgets an instance holds the
-//! lock on `instances/<name>/lock`. The lock of a server that writes is `timelines/<timeline>/alive`, that of one that shows
+//! `on_demand`. A config that could not be read is kept as `config.damaged`. `instances/<name>/log` is the server's log. Whoever
+//! starts, stops, renames or forgets an instance holds the lock on `instances/<name>/lock`. The lock of a server that writes is `timelines/<timeline>/alive`, that of one that shows
 //! the past `instances/<name>/alive`: see [`alive`](crate::plumbing::postgres::alive).
 //!
 //! # Locks
 //! Any number of commands run at once. They lock in one order: an instance, then its `snapshot.lock`, then its server's, then
-//! `instances/lock`, which is held only while an instance is named or numbered, then a timeline's log or the refs. Whoever found an instance
-//! without a lock finds out in [`Instance::hold`] whether it is still that one, and looks again if it is not; whoever
+//! `instances/lock`, which is held only while instances are named, numbered or taken up, then a timeline's log or the refs. Whoever
+//! found an instance without a lock finds out in [`Instance::hold`] whether it is still that one, and looks again if it is not; whoever
 //! lists puts up with what goes away meanwhile.
 //!
 //! An epoch is open from [`start`](start::start) until [`settle`](settle::settle), which a stop runs and,
 //! after a crash, the next start.
 
+pub mod hold;
+pub mod logs;
+pub mod lost;
 pub mod mount;
 mod own_files;
 pub mod pid_lock;
@@ -30,22 +33,25 @@ pub mod stop;
 pub mod superuser;
 mod unchanged;
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use self::hold::hold_all;
+pub use self::hold::{Held, hold_of_branch, hold_or_create};
 use crate::error::{Class, CommandError};
 use crate::objects::timeline::TimelineId;
 use crate::objects::{Repo, durable};
 use crate::plumbing::postgres::alive::Alive;
+use crate::plumbing::postgres::process::Process;
 use crate::plumbing::postgres::server::{self, Endpoint, Status};
 use crate::plumbing::postgres::{self, settings};
+use crate::progress::{Hidden, Interrupted, Progress};
 
 /// The port that the first instance gets.
 pub const FIRST_PORT: u16 = 5433;
@@ -97,20 +103,32 @@ pub enum Error {
     Unknown(String),
     #[error("'{}' is not a valid instance", .0.display())]
     Corrupt(PathBuf),
-    #[error("another command is starting or stopping '{0}'")]
-    Busy(String),
+    #[error("another command is {doing}{}", holder(process))]
+    Busy { doing: String, process: Option<Process> },
     #[error("'{0}' is not running")]
     NotRunning(String),
     #[error("cannot {verb} '{}'", path.display())]
     Io { verb: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+fn holder(process: &Option<Process>) -> String {
+    let Some(process) = process else { return String::new() };
+    let command = process.command().map(|command| format!(" ({command})")).unwrap_or_default();
+    format!(": process {}{command}", process.pid)
 }
 
 impl From<Error> for CommandError {
     fn from(error: Error) -> CommandError {
+        if let Error::Interrupted(error) = error {
+            return error.into();
+        }
         let hint = match &error {
             Error::Unknown(_) => Some("see what there is: zenith pg list"),
+            Error::Corrupt(_) => Some("see what it is about: zenith status"),
             Error::NotRunning(_) => Some("a branch that is stopped has a snapshot of its last moment: zenith log"),
-            Error::Busy(_) => Some("wait for it, then look: zenith status"),
+            Error::Busy { .. } => Some("wait for it, then look: zenith status"),
             _ => None,
         };
         let error = CommandError::new(Class::Refused, error);
@@ -122,10 +140,6 @@ fn io_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error 
     let path = path.to_owned();
     move |source| Error::Io { verb, path, source }
 }
-
-/// Holds an instance against other commands that would start, stop or forget it.
-#[must_use = "the instance is unlocked again when this is dropped"]
-pub struct Held(#[expect(dead_code, reason = "keeps the lock")] File);
 
 impl Instance {
     fn dir(repo: &Repo, name: &str) -> PathBuf {
@@ -199,6 +213,7 @@ impl Instance {
         let text = match fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::Unknown(name.to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(Error::Corrupt(path)),
             Err(error) => return Err(io_error("read", &path)(error)),
         };
         let config = toml_edit::de::from_str(&text).map_err(|_| Error::Corrupt(path))?;
@@ -222,45 +237,6 @@ impl Instance {
         durable::publish_dir(&dir, &away).map_err(io_error("remove", &dir))?;
         Ok(fs::remove_dir_all(&away).map_err(io_error("remove", &away))?)
     }
-
-    /// Waits until nobody else starts, stops or forgets the instance, and keeps others waiting. Returns it as it is then.
-    /// It is [unknown](Error::Unknown) if it was forgotten meanwhile, even if its name is another's by now.
-    pub fn hold(&self, repo: &Repo) -> Result<(Held, Instance), Error> {
-        self.hold_with(repo, File::lock)
-    }
-
-    /// Does so for no longer than until `patience`: then the instance is [busy](Error::Busy).
-    pub fn hold_until(&self, repo: &Repo, patience: Instant) -> Result<(Held, Instance), Error> {
-        self.hold_with(repo, |file| {
-            loop {
-                match file.try_lock() {
-                    Err(TryLockError::WouldBlock) if Instant::now() < patience => sleep(PAUSE),
-                    taken => return Ok(taken?),
-                }
-            }
-        })
-    }
-
-    fn hold_with(&self, repo: &Repo, lock: impl Fn(&File) -> io::Result<()>) -> Result<(Held, Instance), Error> {
-        let unknown = || Error::Unknown(self.name.clone());
-        let path = Instance::dir(repo, &self.name).join("lock");
-        let file = match File::options().create(true).truncate(false).write(true).open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(unknown()),
-            file => file.map_err(io_error("open", &path))?,
-        };
-        lock(&file).map_err(|source| match source.kind() {
-            io::ErrorKind::WouldBlock => Error::Busy(self.config.branch.clone()),
-            _ => io_error("lock", &path)(source),
-        })?;
-        let inode = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-        let own = file.metadata().map(inode).map_err(io_error("read", &path))?;
-        if fs::metadata(&path).map(inode).ok() != Some(own) {
-            return Err(unknown());
-        }
-        let now = Instance::read(repo, &self.name)?;
-        let is_same = (&now.config.branch, &now.config.at) == (&self.config.branch, &self.config.at);
-        if is_same { Ok((Held(file), now)) } else { Err(unknown()) }
-    }
 }
 
 /// Returns the lock of a server that writes to `timeline`.
@@ -276,8 +252,13 @@ fn clear_away(alive: &Alive, dir: &Path) {
     }
 }
 
-/// Returns all instances, by number.
+/// Returns all instances, by number, but those whose config is [damaged](lost::damaged): they are in nobody's way.
 pub fn list(repo: &Repo) -> Result<Vec<Instance>, Error> {
+    Ok(read_all(repo)?.into_iter().filter_map(|(_, instance)| instance.ok()).collect())
+}
+
+/// Returns the names of all instances, and what can be read of them.
+fn read_all(repo: &Repo) -> Result<Vec<(String, Result<Instance, Error>)>, Error> {
     let dir = repo.dir().join("instances");
     let entries = match fs::read_dir(&dir) {
         Ok(entries) => entries,
@@ -286,12 +267,11 @@ pub fn list(repo: &Repo) -> Result<Vec<Instance>, Error> {
     };
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
     let known = names.filter(|name| dir.join(name).is_dir());
-    let instances = known.map(|name| Instance::read(repo, &name));
+    let read = known.map(|name| (name.clone(), Instance::read(repo, &name)));
     // One may be made, or forgotten, this instant.
-    let instances = instances.filter(|read| !matches!(read, Err(Error::Unknown(_))));
-    let mut instances = instances.collect::<Result<Vec<_>, _>>()?;
-    instances.sort_by_key(|instance| (instance.name.len(), instance.name.clone()));
-    Ok(instances)
+    let mut read: Vec<_> = read.filter(|(_, read)| !matches!(read, Err(Error::Unknown(_)))).collect();
+    read.sort_by_key(|(name, _)| (name.len(), name.clone()));
+    Ok(read)
 }
 
 /// Returns the instance of a branch, if it has one.
@@ -299,16 +279,30 @@ pub fn of_branch(repo: &Repo, branch: &str) -> Result<Option<Instance>, Error> {
     Ok(list(repo)?.into_iter().find(|instance| !instance.is_read_only() && instance.config.branch == branch))
 }
 
+/// Returns the instance whose epoch is open on `timeline`.
+fn of_timeline(repo: &Repo, timeline: TimelineId) -> Result<Option<Instance>, Error> {
+    Ok(list(repo)?.into_iter().find(|instance| instance.timeline() == Some(timeline)))
+}
+
+/// Returns whether an epoch is open on `timeline`.
+pub fn is_open(repo: &Repo, timeline: TimelineId) -> Result<bool, Error> {
+    Ok(of_timeline(repo, timeline)?.is_some() || repo.datadir(timeline).exists())
+}
+
 /// Returns where the server is that writes to `timeline`, if one runs.
 pub fn running(repo: &Repo, timeline: TimelineId) -> Result<Option<Endpoint>, CommandError> {
-    let instance = list(repo)?.into_iter().find(|instance| instance.timeline() == Some(timeline));
+    let mut instance = of_timeline(repo, timeline)?;
+    if instance.is_none() && repo.datadir(timeline).exists() {
+        lost::take_up(repo, &Hidden)?;
+        instance = of_timeline(repo, timeline)?;
+    }
     match instance {
         Some(instance) if matches!(instance.status(repo), Status::Running(_)) => Ok(Some(instance.endpoint(repo)?)),
         _ => Ok(None),
     }
 }
 
-/// How long a command waits for a server that starts or shuts down, and between two looks.
+/// How long a command waits for another one, or for a server that starts or shuts down, and between two looks.
 const PATIENCE: Duration = Duration::from_secs(25);
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -335,52 +329,19 @@ pub fn socket_dir(repo: &Repo) -> Result<PathBuf, postgres::Error> {
     settings::socket_dir(&repo.dir().join("run"), &fallback)
 }
 
-/// Keeps others from making instances.
-fn hold_all(repo: &Repo) -> Result<Held, Error> {
-    let path = repo.dir().join("instances/lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path);
-    let file = file.map_err(io_error("open", &path))?;
-    file.lock().map_err(io_error("lock", &path))?;
-    Ok(Held(file))
-}
-
-/// Holds the instance of a branch; makes one with the next name and a free port if there is none.
-pub fn hold_or_create(repo: &Repo, branch: &str) -> Result<(Held, Instance), CommandError> {
-    loop {
-        match find_or_create(repo, branch)?.hold(repo) {
-            // Somebody forgot it meanwhile.
-            Err(Error::Unknown(_)) => {}
-            held => return Ok(held?),
-        }
-    }
-}
-
-/// Holds the instance of a branch that is about to be moved, renamed or deleted, if it has one: nobody starts it then.
-pub fn hold_of_branch(repo: &Repo, branch: &str) -> Result<Option<(Held, Instance)>, Error> {
-    loop {
-        let Some(instance) = of_branch(repo, branch)? else { return Ok(None) };
-        match instance.hold(repo) {
-            Err(Error::Unknown(_)) => {}
-            held => return held.map(Some),
-        }
-    }
-}
-
-fn find_or_create(repo: &Repo, branch: &str) -> Result<Instance, CommandError> {
-    let _held = hold_all(repo)?;
-    of_branch(repo, branch)?.map_or_else(|| create(repo, branch, None), Ok)
-}
-
 /// Makes an instance with the next name and a free port. To be called with the lock of all in hand.
 fn create(repo: &Repo, branch: &str, at: Option<String>) -> Result<Instance, CommandError> {
-    let all = list(repo)?;
-    let port = free_port(repo, &all)?;
-    let free = (1..).map(|number| format!("pg{number}")).find(|name| all.iter().all(|instance| instance.name != *name));
-    let name = free.expect("invariant: numbers do not end");
+    let port = free_port(repo, &list(repo)?)?;
     let config = Config { branch: branch.to_owned(), port, tcp: None, on_demand: false, timeline: None, at };
-    let instance = Instance { name, config };
+    let instance = Instance { name: free_name(repo)?, config };
     instance.write(repo)?;
     Ok(instance)
+}
+
+fn free_name(repo: &Repo) -> Result<String, Error> {
+    let all = read_all(repo)?;
+    let free = (1..).map(|number| format!("pg{number}")).find(|name| all.iter().all(|(taken, _)| taken != name));
+    Ok(free.expect("invariant: numbers do not end"))
 }
 
 /// Returns a port that no instance has and nobody listens on.
@@ -394,11 +355,11 @@ fn free_port(repo: &Repo, all: &[Instance]) -> Result<u16, postgres::Error> {
 impl Instance {
     /// Gives an instance that does not run the port that was asked for; else its last one, or another one where a server
     /// of this repository has that. The config keeps the last one until the server runs, unless that is taken.
-    fn choose_port(&mut self, repo: &Repo, wanted: Option<u16>) -> Result<(), CommandError> {
+    fn choose_port(&mut self, repo: &Repo, wanted: Option<u16>, progress: &dyn Progress) -> Result<(), CommandError> {
         if let Some(port) = wanted {
             self.config.port = port;
         } else if !settings::is_free(self.config.port, &socket_dir(repo)?, None) {
-            let _held = hold_all(repo)?;
+            let _held = hold_all(repo, progress)?;
             self.config.port = free_port(repo, &list(repo)?)?;
             self.write(repo)?;
         }

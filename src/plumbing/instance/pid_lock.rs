@@ -39,6 +39,13 @@ impl PidLock {
         Ok(if identity(&stdin)? == identity(&self.0)? { PidLock(stdin) } else { self })
     }
 
+    /// Returns whether the file is the one that is now at `path`.
+    pub fn is_at(&self, path: &Path) -> io::Result<bool> {
+        let own = self.0.metadata()?;
+        let there = std::fs::metadata(path);
+        Ok(there.is_ok_and(|there| (there.dev(), there.ino()) == (own.dev(), own.ino())))
+    }
+
     /// Returns whether the lock is this process's, which it becomes if no other process has it.
     pub fn try_take(&self) -> bool {
         self.0.try_lock().is_ok()

@@ -7,9 +7,10 @@
 
 use std::path::Path;
 
+use super::hold::{Held, hold_all};
 use super::mount;
 use super::start::{Context, LaidOut, Outcome, Wish, lay_out_all, run_server, runs_already, settings_of};
-use super::{Held, Instance, create, hold_all, list};
+use super::{Instance, create, list};
 use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::objects::pg::control::{Sizes, State};
@@ -30,17 +31,18 @@ pub fn of_revision(repo: &Repo, text: &str) -> Result<Vec<Instance>, super::Erro
 }
 
 /// Returns the read-only instance that shows `position` under the name `text`; makes one if there is none.
-fn find_or_create(repo: &Repo, text: &str, position: Position) -> Result<Instance, CommandError> {
-    let _held = hold_all(repo)?;
+fn find_or_create(cx: &Context, text: &str, position: Position) -> Result<Instance, CommandError> {
+    let repo = cx.repo;
+    let _held = hold_all(repo, cx.progress)?;
     let at = position.to_string();
     let known = of_revision(repo, text)?.into_iter().find(|instance| instance.config.at.as_ref() == Some(&at));
     known.map_or_else(|| create(repo, text, Some(at)), Ok)
 }
 
 /// Holds it.
-fn hold_or_create(repo: &Repo, text: &str, position: Position) -> Result<(Held, Instance), CommandError> {
+fn hold_or_create(cx: &Context, text: &str, position: Position) -> Result<(Held, Instance), CommandError> {
     loop {
-        match find_or_create(repo, text, position)?.hold(repo) {
+        match find_or_create(cx, text, position)?.hold(cx.repo, cx.progress) {
             // Somebody stopped it meanwhile.
             Err(super::Error::Unknown(_)) => {}
             held => return Ok(held?),
@@ -52,7 +54,7 @@ fn hold_or_create(repo: &Repo, text: &str, position: Position) -> Result<(Held, 
 /// WAL since the newest snapshot before it.
 pub fn start(cx: &Context, text: &str, position: Position, wish: Wish) -> Result<Outcome, CommandError> {
     let Context { repo, .. } = cx;
-    let (held, mut instance) = hold_or_create(repo, text, position)?;
+    let (held, mut instance) = hold_or_create(cx, text, position)?;
     let from = position;
     if runs_already(cx, &instance)? {
         instance.claim(repo, wish)?;
@@ -60,7 +62,7 @@ pub fn start(cx: &Context, text: &str, position: Position, wish: Wish) -> Result
         return Ok(Outcome { instance, already: true, from, snapshot, replayed, resumed, refused });
     }
     discard_files(repo, &mut instance)?;
-    instance.choose_port(repo, wish.port)?;
+    instance.choose_port(repo, wish.port, cx.progress)?;
     let started = prepare_and_run(cx, &mut instance, position, wish);
     if started.is_err() {
         if instance.timeline().is_some() {

@@ -68,7 +68,7 @@ pub fn settle_at(
     let data = repo.datadir(id).join("data");
     // Before the server's lock, for which a snapshot that is under way waits at its end. Where there are no files
     // there is none.
-    let _lock = repo.datadir(id).exists().then(|| super::snapshot::Lock::wait(repo, id)).transpose()?;
+    let _lock = repo.datadir(id).exists().then(|| super::snapshot::Lock::wait(repo, id, progress)).transpose()?;
     // Nobody is alive, and nobody starts meanwhile; the file system's process sees that its files are needed.
     let held = instance.alive(repo).take_after_others()?;
     secure_end(repo, &branch, (id, &held), accepted, signature)?;

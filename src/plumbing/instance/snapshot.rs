@@ -1,8 +1,10 @@
 //! Snapshots of a server that runs: on demand, and whenever enough WAL has gone by.
 
-use std::fs::File;
+use std::path::PathBuf;
 
-use super::{Error, Instance, io_error, mount};
+use super::hold::take;
+use super::pid_lock::PidLock;
+use super::{Error, Instance, mount};
 use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::objects::timeline::TimelineId;
@@ -18,19 +20,17 @@ const SPACING_US: i64 = 60_000_000;
 
 /// Keeps others from taking a snapshot of the same data directory.
 #[must_use = "others may take a snapshot when this is dropped"]
-pub struct Lock(#[expect(dead_code, reason = "keeps the lock")] File);
+pub struct Lock(#[expect(dead_code, reason = "keeps the lock")] PidLock);
 
-fn open_lock(repo: &Repo, timeline: TimelineId) -> Result<File, Error> {
-    let path = repo.datadir(timeline).join("snapshot.lock");
-    File::options().create(true).truncate(false).write(true).open(&path).map_err(io_error("open", &path))
+fn lock_file(repo: &Repo, timeline: TimelineId) -> PathBuf {
+    repo.datadir(timeline).join("snapshot.lock")
 }
 
 impl Lock {
-    /// Waits until nobody else takes a snapshot of the data directory of `timeline`.
-    pub fn wait(repo: &Repo, timeline: TimelineId) -> Result<Lock, Error> {
-        let file = open_lock(repo, timeline)?;
-        file.lock().map_err(io_error("lock", &repo.datadir(timeline)))?;
-        Ok(Lock(file))
+    /// Waits until nobody else takes a snapshot of the data directory of `timeline`, however long that takes.
+    pub fn wait(repo: &Repo, timeline: TimelineId, progress: &dyn Progress) -> Result<Lock, Error> {
+        let doing = || format!("taking a snapshot of timeline {timeline}");
+        take(&lock_file(repo, timeline), doing, None, progress).map(Lock)
     }
 }
 
@@ -46,8 +46,7 @@ pub fn snapshot(
     let running = instance.timeline().filter(|_| matches!(instance.status(repo), Status::Running(_)));
     let timeline = running.ok_or_else(not_running)?;
     let data = repo.datadir(timeline).join("data");
-    let lock = open_lock(repo, timeline)?;
-    lock.lock().map_err(io_error("lock", &data))?;
+    let _lock = Lock::wait(repo, timeline, progress)?;
     let control = Control::of(&data);
     let parent = match control {
         Some(control) => {
@@ -78,7 +77,7 @@ pub fn snapshot_if_due(repo: &Repo, timeline: TimelineId, now_us: i64) -> Result
     let Some(instance) = instance.filter(|_| threshold > 0) else { return Ok(()) };
     let tip = repo.timelines().read(timeline)?.tip();
     let (_, last) = repo.timelines().snapshot_before(tip)?;
-    if tip.lsn.since(last.lsn) < threshold || open_lock(repo, timeline)?.try_lock().is_err() {
+    if tip.lsn.since(last.lsn) < threshold || PidLock::is_held(&lock_file(repo, timeline))? == Some(true) {
         return Ok(());
     }
     let since = now_us - repo.store().snapshot(&last.object)?.time_us;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::mount::{self, Wanted};
 use super::prefetch::{self, Plan};
 use super::settle::{secure_end, settle};
-use super::{Instance, hold_or_create, own_files, slots, socket_dir};
+use super::{Instance, hold_or_create, logs, own_files, slots, socket_dir};
 use crate::error::{CmdResult, CommandError};
 use crate::objects::format::Shared;
 use crate::objects::pg::control::Sizes;
@@ -86,7 +86,7 @@ impl Outcome {
 /// After a crash the server goes on with the files that it had.
 pub fn start(cx: &Context, branch: &str, wish: Wish) -> Result<Outcome, CommandError> {
     let Context { repo, .. } = cx;
-    let (held, mut instance) = hold_or_create(repo, branch)?;
+    let (held, mut instance) = hold_or_create(repo, branch, cx.progress)?;
     let branch = RefName::branch(branch)?;
     if let (Some(timeline), true) = (instance.timeline(), runs_already(cx, &instance)?) {
         instance.claim(repo, wish)?;
@@ -99,8 +99,10 @@ pub fn start(cx: &Context, branch: &str, wish: Wish) -> Result<Outcome, CommandE
         instance.remove(repo, held)?;
         return Err(refs::Error::Unknown(branch).into());
     }
+    // What cannot be put away grows on.
+    let _ = logs::put_away_if_large(&instance.log(repo));
     let last_port = instance.config.port;
-    instance.choose_port(repo, wish.port)?;
+    instance.choose_port(repo, wish.port, cx.progress)?;
     let started = start_stopped(cx, &mut instance, &branch, wish);
     if started.is_err() && wish.port.is_some() {
         // What was refused is not kept.

@@ -42,7 +42,7 @@ pub fn stop_if(
     is_meant: impl FnOnce(&Instance) -> Result<bool, CommandError>,
 ) -> Result<Option<Settled>, CommandError> {
     let patience = Instant::now() + timeout;
-    let (held, mut instance) = match instance.hold_until(repo, patience) {
+    let (held, mut instance) = match instance.hold_until(repo, patience, progress) {
         Err(Error::Unknown(_)) => return Ok(Some(Settled::Nothing)),
         held => held?,
     };
@@ -69,7 +69,7 @@ pub fn accept_end(
     signature: &Signature,
     progress: &dyn Progress,
 ) -> Result<Settled, CommandError> {
-    let (_held, mut instance) = instance.hold(repo)?;
+    let (_held, mut instance) = instance.hold(repo, progress)?;
     if instance.status(repo) != Status::Stopped {
         let name = &instance.name;
         return Err(CommandError::refused(format!("the server of '{name}' runs"))

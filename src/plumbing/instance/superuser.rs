@@ -15,8 +15,10 @@ pub fn find(cx: &Context, position: Position) -> Result<Vec<String>, CommandErro
     let Context { repo, binaries, account, .. } = cx;
     let id = TimelineId::random();
     // It listens nowhere.
-    let (held, mut instance) = create(repo, "superuser", Some(position.to_string()))?.hold(repo)?;
+    let (held, mut instance) = create(repo, "superuser", Some(position.to_string()))?.hold(repo, cx.progress)?;
+    // Noted first: what a crash leaves from here on, others find.
     instance.config.timeline = Some(id.to_string());
+    instance.write(repo)?;
     let dir = repo.datadir(id);
     let look = || {
         // The file system's process stays as long as somebody has the lock.

@@ -584,6 +584,7 @@ fn is_taken(error: &CommandError) -> bool {
 fn refusal(error: CommandError) -> Refusal {
     let sqlstate = match error.source.downcast_ref() {
         Some(postgres::Error::DidNotStart { .. } | postgres::Error::Timeout { .. }) => CANNOT_CONNECT_NOW,
+        _ if matches!(error.source.downcast_ref(), Some(instance::Error::Busy { .. })) => CANNOT_CONNECT_NOW,
         _ => SYSTEM_ERROR,
     };
     let refusal = Refusal::new(sqlstate, error.text()).private();

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
+use std::net::IpAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -217,6 +218,15 @@ fn is_ready(data_dir: &Path, pid: i32) -> bool {
     let mut lines = text.lines();
     lines.next().is_some_and(|line| line.trim().parse() == Ok(pid))
         && lines.nth(6).is_some_and(|status| ["ready", "standby"].contains(&status.trim()))
+}
+
+/// Returns the port of the server that runs in `data_dir`, or did, and the address that it listens on, from its pid file
+/// (`src/include/utils/pidfile.h`).
+pub fn listens(data_dir: &Path) -> Option<(u16, Option<IpAddr>)> {
+    let text = fs::read_to_string(data_dir.join("postmaster.pid")).ok()?;
+    let mut lines = text.lines().skip(3);
+    let port = lines.next()?.trim().parse().ok()?;
+    Some((port, lines.nth(1).and_then(|address| address.trim().parse().ok())))
 }
 
 /// Returns the last lines of a log, from byte `from` on.

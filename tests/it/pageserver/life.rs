@@ -182,7 +182,7 @@ fn who_was_told_that_a_server_runs_keeps_it() {
     let repo = zenith::objects::Repo::open(&daemon.env.repo()).unwrap();
     let instance = || zenith::plumbing::instance::of_branch(&repo, "try").unwrap().unwrap();
     // As a start does that finds it running, just as the page server has found it idle.
-    let held = instance().hold(&repo).unwrap();
+    let held = instance().hold(&repo, &zenith::progress::Hidden).unwrap();
     std::thread::sleep(Duration::from_secs(4));
     let mut claimed = instance();
     claimed.config.on_demand = false;

@@ -1,0 +1,114 @@
+//! Who works on an instance keeps others from it. Who is kept waits for a while, and not if the user does not want to
+//! any more; then it is told for whom it waited.
+
+use std::io;
+use std::path::Path;
+use std::thread::sleep;
+use std::time::Instant;
+
+use super::pid_lock::PidLock;
+use super::{Error, Instance, PATIENCE, PAUSE, create, io_error, lost, of_branch};
+use crate::error::CommandError;
+use crate::objects::{Repo, durable};
+use crate::plumbing::postgres::process::Process;
+use crate::progress::Progress;
+
+/// Holds an instance against other commands that would start, stop or forget it.
+#[must_use = "the instance is unlocked again when this is dropped"]
+pub struct Held(#[expect(dead_code, reason = "keeps the lock")] PidLock);
+
+/// Takes the lock on the file `path` once whoever is `doing` something has done it; [busy](Error::Busy) if that is not so at
+/// `patience`.
+pub(super) fn take(
+    path: &Path,
+    doing: impl FnOnce() -> String,
+    patience: Option<Instant>,
+    progress: &dyn Progress,
+) -> Result<PidLock, Error> {
+    let mut lock = PidLock::open(path).map_err(io_error("open", path))?;
+    while !lock.try_take() {
+        progress.check()?;
+        if patience.is_some_and(|patience| Instant::now() >= patience) {
+            let process = lock.pid().map(|pid| Process::of(pid.as_raw()));
+            return Err(Error::Busy { doing: doing(), process });
+        }
+        sleep(PAUSE);
+    }
+    // On a full disk others are told less.
+    let _ = lock.note();
+    Ok(lock)
+}
+
+impl Instance {
+    /// Waits until nobody else starts, stops or forgets the instance, and keeps others waiting. Returns it as it is then.
+    /// It is [unknown](Error::Unknown) if it was forgotten meanwhile, even if its name is another's by now.
+    pub fn hold(&self, repo: &Repo, progress: &dyn Progress) -> Result<(Held, Instance), Error> {
+        self.hold_until(repo, Instant::now() + PATIENCE, progress)
+    }
+
+    /// Does so for no longer than until `patience`.
+    pub fn hold_until(
+        &self,
+        repo: &Repo,
+        patience: Instant,
+        progress: &dyn Progress,
+    ) -> Result<(Held, Instance), Error> {
+        let unknown = || Error::Unknown(self.name.clone());
+        let path = Instance::dir(repo, &self.name).join("lock");
+        let doing = || format!("starting or stopping '{}'", self.config.branch);
+        let lock = match take(&path, doing, Some(patience), progress) {
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Err(unknown()),
+            lock => lock?,
+        };
+        if !lock.is_at(&path).map_err(io_error("read", &path))? {
+            return Err(unknown());
+        }
+        let now = Instance::read(repo, &self.name)?;
+        let is_same = (&now.config.branch, &now.config.at) == (&self.config.branch, &self.config.at);
+        if is_same { Ok((Held(lock), now)) } else { Err(unknown()) }
+    }
+}
+
+/// Keeps others from making instances.
+pub(super) fn hold_all(repo: &Repo, progress: &dyn Progress) -> Result<Held, Error> {
+    let dir = repo.dir().join("instances");
+    durable::create_dir_all(&dir).map_err(io_error("create", &dir))?;
+    let path = dir.join("lock");
+    take(&path, || "making an instance".to_owned(), Some(Instant::now() + PATIENCE), progress).map(Held)
+}
+
+/// Holds the instance of a branch; makes one with the next name and a free port if there is none.
+pub fn hold_or_create(repo: &Repo, branch: &str, progress: &dyn Progress) -> Result<(Held, Instance), CommandError> {
+    loop {
+        match find_or_create(repo, branch, progress)?.hold(repo, progress) {
+            // Somebody forgot it meanwhile.
+            Err(Error::Unknown(_)) => {}
+            held => return Ok(held?),
+        }
+    }
+}
+
+fn find_or_create(repo: &Repo, branch: &str, progress: &dyn Progress) -> Result<Instance, CommandError> {
+    let held = hold_all(repo, progress)?;
+    if let Some(instance) = of_branch(repo, branch)? {
+        return Ok(instance);
+    }
+    lost::take_up_with(repo, &held)?;
+    of_branch(repo, branch)?.map_or_else(|| create(repo, branch, None), Ok)
+}
+
+/// Holds the instance of a branch that is about to be moved, renamed or deleted, if it has one: nobody starts it then.
+pub fn hold_of_branch(
+    repo: &Repo,
+    branch: &str,
+    progress: &dyn Progress,
+) -> Result<Option<(Held, Instance)>, CommandError> {
+    lost::take_up(repo, progress)?;
+    loop {
+        let Some(instance) = of_branch(repo, branch)? else { return Ok(None) };
+        match instance.hold(repo, progress) {
+            Err(Error::Unknown(_)) => {}
+            held => return Ok(held.map(Some)?),
+        }
+    }
+}

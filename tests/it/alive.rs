@@ -165,7 +165,8 @@ fn a_backend_that_outlives_its_postmaster_is_ended_without_a_command() {
 fn what_a_program_of_the_server_left_behind_delays_a_stop_but_does_not_prevent_it() {
     let env = with_row();
     let marker = env.path().join("left behind");
-    let program = format!("exec sleep 987654 & echo $! > \"{}\"", marker.display());
+    // It reads what it is given: who is not read from fails.
+    let program = format!("cat > /dev/null; exec sleep 987654 & echo $! > \"{}\"", marker.display());
     env.sql("main", &format!("copy t to program '{program}'"));
     let pid = fs::read_to_string(marker).unwrap().trim().parse().unwrap();
     assert!(is_alive(pid));

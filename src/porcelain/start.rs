@@ -10,7 +10,7 @@ use crate::plumbing::instance::start::{Context, Outcome, Wish, dropped, start};
 use crate::plumbing::postgres::account::Account;
 use crate::plumbing::postgres::server;
 use crate::plumbing::postgres::settings::LOOPBACK;
-use crate::plumbing::rev_parse::resolve_now;
+use crate::plumbing::rev_parse::with_position;
 
 /// Run PostgreSQL on a branch
 ///
@@ -73,8 +73,9 @@ pub fn start_branch(cx: &Cx, repo: &Repo, branch: &str, wish: Wish) -> Result<Ou
 
 /// Starts a read-only instance at a revision.
 fn start_read_only(cx: &Cx, repo: &Repo, text: &str, wish: Wish) -> Result<Outcome, CommandError> {
-    let position = resolve_now(repo, text, &cx.now)?.position;
-    with_context(cx, repo, |context| read_only::start(context, text, position, wish))
+    with_position(repo, text, &cx.now, |resolved| {
+        with_context(cx, repo, |context| read_only::start(context, text, resolved.position, wish))
+    })
 }
 
 fn with_context(

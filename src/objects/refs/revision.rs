@@ -150,6 +150,17 @@ pub fn parse_time(text: &str, now: &Zoned) -> Option<i64> {
 /// Looks up a revision.
 pub fn resolve(repo: &Repo, text: &str, now: &Zoned) -> Result<Resolved, Error> {
     let revision = Revision::parse(text, now)?;
+    let mut gone = None;
+    loop {
+        match look_up(repo, text, &revision) {
+            // A branch leaves a timeline before that is removed: look where it is now.
+            Err(Error::Timeline(timeline::Error::Unknown(id))) if gone != Some(id) => gone = Some(id),
+            resolved => return resolved,
+        }
+    }
+}
+
+fn look_up(repo: &Repo, text: &str, revision: &Revision) -> Result<Resolved, Error> {
     let (name, mut position) = base(repo, text, &revision.base)?;
     // The WAL between a position and the tip of the timeline is known only for a whole timeline.
     for suffix in &revision.suffixes {

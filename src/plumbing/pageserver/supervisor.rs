@@ -351,6 +351,7 @@ impl Supervisor {
         }
         if let Some((when, position)) = lock(&self.moments).get(&(name.clone(), is_owner))
             && when.elapsed() < MOMENT
+            && repo.timelines().exists(position.timeline)
         {
             return found(Target::At(name.clone(), *position));
         }

@@ -11,7 +11,7 @@ use zenith::objects::Repo;
 use zenith::objects::pg::wal::WalReader;
 use zenith::objects::pg::{Lsn, segment};
 
-use crate::support::{Env, majors, pg_program};
+use crate::support::{Env, checked, majors, pg_program};
 
 #[test]
 fn branches_and_tags_made_beside_stop_name_timelines_that_are_there() {
@@ -246,6 +246,17 @@ fn files_that_cannot_be_shown_are_kept() {
     let layer = std::path::Path::new(kept[0]["path"].as_str().unwrap()).join("datadir/local");
     let holds = |path: std::path::PathBuf| std::fs::read(path).unwrap().windows(4).any(|bytes| bytes == b"77MB");
     assert!(std::fs::read_dir(layer).unwrap().flatten().any(|entry| holds(entry.path())));
+    // Where nobody sees a warning, it is logged.
+    let dir = cut_power(&env, "main");
+    let _ = std::fs::remove_file(dir.join("prepared"));
+    env.run(["pageserver", "start", "--listen", "127.0.0.1:0"]).ok();
+    let status = env.json(["pageserver", "status", "--json"]);
+    let port = status["listen"].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
+    let mut client = pg_program("psql");
+    client.args(["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-Xqc", "select 1", "postgres"]);
+    checked(&mut client);
+    let log = std::fs::read_to_string(env.repo().join("pageserver/log")).unwrap();
+    assert!(log.contains("the files of the last server of 'main' cannot be shown"), "{log}");
 }
 
 #[test]

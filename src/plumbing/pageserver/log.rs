@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tracing_subscriber::EnvFilter;
 
 use crate::plumbing::instance::logs;
+use crate::progress::{Interrupted, Progress};
 
 fn filter() -> EnvFilter {
     EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"))
@@ -23,6 +24,21 @@ pub fn to_file(path: &Path) {
 pub fn to_terminal() {
     let subscriber = tracing_subscriber::fmt().with_target(false).with_env_filter(filter());
     let _ = subscriber.with_writer(|| Escaping(io::stderr())).with_ansi(false).try_init();
+}
+
+/// Draws nothing, and has warnings logged: of work for which nobody sits at a terminal.
+pub struct Logged;
+
+impl Progress for Logged {
+    fn start(&self, _what: &str, _total_bytes: u64) {}
+    fn advance(&self, _bytes: u64) {}
+    fn finish(&self) {}
+    fn warn(&self, what: &str) {
+        tracing::warn!("{what}");
+    }
+    fn check(&self) -> Result<(), Interrupted> {
+        Ok(())
+    }
 }
 
 /// Writes lines, each at once, in which control characters are escaped: what a client sends can neither begin a line of

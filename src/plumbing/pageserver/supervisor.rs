@@ -17,6 +17,7 @@ use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedMutexGuard};
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::timeout;
 
+use super::log::Logged;
 use super::message::{CANNOT_CONNECT_NOW, Refusal, SYSTEM_ERROR, TOO_MANY_CONNECTIONS, UNKNOWN_BRANCH};
 use super::metrics::Metrics;
 use crate::error::CommandError;
@@ -32,7 +33,6 @@ use crate::plumbing::postgres::find::Binaries;
 use crate::plumbing::postgres::server::{self, Endpoint, Mode, Status};
 use crate::plumbing::postgres::settings::own_loopback;
 use crate::plumbing::rev_parse::resolve_now;
-use crate::progress::Hidden;
 
 /// How long a server may take to stop.
 const STOP_WAIT: Duration = Duration::from_secs(60);
@@ -419,7 +419,7 @@ impl Supervisor {
         let repo = self.repo()?;
         let signature = self.sign("start");
         let Supervisor { binaries, account, .. } = self;
-        let cx = Context { repo: &repo, binaries, account, progress: &Hidden, signature: &signature };
+        let cx = Context { repo: &repo, binaries, account, progress: &Logged, signature: &signature };
         let wish = Wish { on_demand: true, ..Wish::default() };
         let start = |tcp| match target {
             Target::Branch(name) => start(&cx, name, Wish { tcp, ..wish }),
@@ -559,7 +559,7 @@ impl Supervisor {
             Ok(instance.status(&repo) == Status::Stopped || instance.config.on_demand && is_unused()?)
         };
         let begun = Instant::now();
-        let stopped = stop::stop_if(&repo, &instance, Mode::Fast, STOP_WAIT, &self.sign("stop"), &Hidden, is_idle)?;
+        let stopped = stop::stop_if(&repo, &instance, Mode::Fast, STOP_WAIT, &self.sign("stop"), &Logged, is_idle)?;
         if stopped.is_some() {
             self.metrics.stop.observe(begun.elapsed().as_secs_f64());
         }

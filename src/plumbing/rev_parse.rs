@@ -35,11 +35,9 @@ pub fn resolve_now(repo: &Repo, text: &str, now: &jiff::Zoned) -> Result<Resolve
 
 fn resolve_once(repo: &Repo, text: &str, now: &jiff::Zoned) -> Result<Resolved, CommandError> {
     let base = Revision::parse(text, now)?.base;
-    again_if_gone(|| {
-        let timeline = revision::resolve(repo, &base, now)?.position.timeline;
-        super::seal_wal::seal_active(repo, timeline)?;
-        Ok(revision::resolve(repo, text, now)?)
-    })
+    let timeline = revision::resolve(repo, &base, now)?.position.timeline;
+    super::seal_wal::seal_active(repo, timeline)?;
+    Ok(revision::resolve(repo, text, now)?)
 }
 
 /// Looks up a revision as of this moment, and does something with it; again, should its timeline be gone by then.

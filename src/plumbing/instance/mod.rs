@@ -257,8 +257,10 @@ pub fn list(repo: &Repo) -> Result<Vec<Instance>, Error> {
     Ok(read_all(repo)?.into_iter().filter_map(|(_, instance)| instance.ok()).collect())
 }
 
-/// Returns the names of all instances, and what can be read of them.
-fn read_all(repo: &Repo) -> Result<Vec<(String, Result<Instance, Error>)>, Error> {
+/// The name of an instance, and what can be read of it.
+type Read = (String, Result<Instance, Error>);
+
+fn read_all(repo: &Repo) -> Result<Vec<Read>, Error> {
     let dir = repo.dir().join("instances");
     let entries = match fs::read_dir(&dir) {
         Ok(entries) => entries,

@@ -86,12 +86,15 @@ fn wal_that_is_stored_already_is_made_durable() {
     let wal = env.repo().join("timelines").join(&env.run(["rev-parse", "main"]).ok()[..32]).join("wal");
     let name = fs::read_dir(&wal).unwrap().flatten().find(|entry| entry.file_name().len() == 24).unwrap();
     fs::copy(name.path(), env.path().join("segment")).unwrap();
+    // Which of its folders an object makes is a matter of its hash.
+    let fans = (0..256).map(|fan| env.repo().join(format!("objects/{fan:02x}")));
+    fans.for_each(|fan| fs::create_dir_all(fan).unwrap());
     let object = [("objects", 1), ("objects/fan", 1)];
-    assert_syncs(&env, &["hash-wal", "-w", "segment"], &[&object[..], &[("repository", 1), ("tmp", 1)]].concat());
+    assert_syncs(&env, &["hash-wal", "-w", "segment"], &[&object[..], &[("tmp", 1)]].concat());
     assert_syncs(&env, &["hash-wal", "-w", "segment"], &object);
     env.run(["seal-wal", "main"]).ok();
     env.sql("main", "insert into t values (1)");
-    let sealed = [&object[..], &[("repository", 1), ("timelines/ID/log", 2), ("tmp", 1)]].concat();
+    let sealed = [&object[..], &[("timelines/ID/log", 2), ("tmp", 1)]].concat();
     assert_syncs(&env, &["seal-wal", "main"], &sealed);
     // "Sealed" is not said on the word of a line that nobody may have synced.
     assert_syncs(&env, &["seal-wal", "main"], &[("timelines/ID/log", 1)]);

@@ -354,3 +354,25 @@ fn what_the_user_set_outlives_a_server_that_was_not_shut_down() {
     let stopped = env.run(["stop", "main"]).ok();
     assert!(stopped.contains("nothing was committed"), "{stopped}");
 }
+
+#[test]
+fn what_was_put_away_outlives_a_server_of_whose_files_nothing_is_seen() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select 1 i");
+    env.sql("main", "alter system set work_mem = '77MB'");
+    env.run(["stop", "--mode", "immediate"]).ok();
+    for are_removed in [false, true] {
+        env.run(["start"]).ok();
+        env.sql("main", "insert into t values (2)");
+        let dir = cut_power(&env, "main");
+        let _ = std::fs::remove_file(dir.join("prepared"));
+        if are_removed {
+            zenith::plumbing::instance::mount::remove(&dir).unwrap();
+        }
+        env.run(["start"]).ok();
+        assert_eq!(env.sql("main", "show work_mem"), "77MB", "{are_removed}");
+        env.sql("main", "insert into t values (3)");
+        env.run(["stop", "--mode", "immediate"]).ok();
+    }
+}

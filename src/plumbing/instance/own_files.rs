@@ -1,7 +1,8 @@
 //! Files in a data directory that are its user's, not PostgreSQL's: configuration, keys, whatever else lies outside of
 //! PostgreSQL's own folders. No WAL tells of them, so what changed in them belongs to a snapshot; where a server was
 //! not shut down and there is none, it is put away with the timeline, and the next start that goes on from there
-//! takes it up again. A fork makes a timeline of its own, which has the files of the snapshot.
+//! takes it up again. Where nothing can be seen of the files, what their server began with counts. A fork makes a
+//! timeline of its own, which has the files of the snapshot.
 //!
 //! # Format
 //! `timelines/<id>/files/` holds the files that are others than those of the timeline's last snapshot, `written/<path>`,
@@ -20,7 +21,7 @@ use crate::objects::frame::BLOCK_SIZE;
 use crate::objects::snapshot::paths::{PERMISSIONS, is_own_folder};
 use crate::objects::snapshot::{Entry, Node, Snapshot};
 use crate::objects::store::file::{READ_BLOCKS, StoredFile};
-use crate::objects::timeline::TimelineId;
+use crate::objects::timeline::{Timeline, TimelineId};
 use crate::objects::{Repo, durable};
 use crate::plumbing::datadir::exclude::is_excluded;
 
@@ -63,20 +64,38 @@ pub fn put_away(repo: &Repo, timeline: TimelineId, snapshot: &Snapshot, data: &P
     if changes == Changes::default() {
         return forget(repo, timeline);
     }
+    publish(repo, timeline, (data, &changes.written), &changes.removed)
+}
+
+/// Puts away copies of the files `written`, which lie in `from`, and the names of those that were removed.
+fn publish(repo: &Repo, timeline: TimelineId, (from, written): (&Path, &[Vec<u8>]), removed: &[Vec<u8>]) -> CmdResult {
     let (tmp, target) = (repo.tmp()?, dir(repo, timeline));
     let made = tempfile::Builder::new().prefix("files-").tempdir_in(tmp)?;
-    for path in &changes.written {
+    for path in written {
         let copy = full(&made.path().join("written"), path);
         fs::create_dir_all(copy.parent().unwrap_or(made.path()))?;
-        fs::copy(full(data, path), copy)?;
+        fs::copy(full(from, path), copy)?;
     }
-    let removed: Vec<u8> = changes.removed.iter().flat_map(|path| [path, &b"\0"[..]].concat()).collect();
+    let removed: Vec<u8> = removed.iter().flat_map(|path| [path, &b"\0"[..]].concat()).collect();
     fs::write(made.path().join("removed"), removed)?;
     durable::sync_tree(made.path())?;
     durable::discard_dir(tmp, &target)?;
     durable::publish_dir(made.path(), &target)?;
     let _ = made.keep();
     Ok(())
+}
+
+/// Puts away with a timeline what its parent has: nothing can be seen of the files of its server, which began with that.
+/// Leaves what the timeline has already, of its own or in a snapshot.
+pub fn pass_on(repo: &Repo, timeline: &Timeline) -> CmdResult {
+    let Some(parent) = timeline.history.ancestors.last() else { return Ok(()) };
+    let (source, target) = (dir(repo, parent.timeline), dir(repo, timeline.id));
+    let is_newer = timeline.log.snapshot_before(timeline.tip().lsn).is_some();
+    if is_newer || target.try_exists()? || !source.try_exists()? {
+        return Ok(());
+    }
+    let Changes { written, removed } = kept(repo, parent.timeline)?;
+    publish(repo, timeline.id, (&source.join("written"), &written), &removed)
 }
 
 /// Forgets what was put away with the timeline: a snapshot has it.

@@ -77,6 +77,7 @@ pub fn settle_at(
         trash::keep_datadir(repo, &branch, id, commits, &Signature { why: why.to_owned(), ..signature.clone() })
     };
     if let Some(end) = accepted {
+        own_files::pass_on(repo, &repo.timelines().read(id)?)?;
         let why = format!("stop: the end of the WAL at {end} was accepted");
         // Its files may have pages of what was committed behind the end.
         set_aside(true, &why)?;
@@ -109,7 +110,10 @@ pub fn settle_at(
             put_away_files(repo, &timeline, &data, progress)?;
             set_aside(false, "stop: its server was not shut down")?;
         }
-        None => set_aside(false, "stop: its files cannot be shown")?,
+        None => {
+            own_files::pass_on(repo, &timeline)?;
+            set_aside(false, "stop: its files cannot be shown")?;
+        }
     }
     close(repo, instance)?;
     repo.timelines().empty_wal(repo.tmp()?, id)?;
@@ -164,11 +168,11 @@ fn show(repo: &Repo, instance: &Instance, id: TimelineId) -> Result<bool, Comman
     Ok(mount::mount(repo, &dir, &wanted).is_ok())
 }
 
-/// Puts away what the user changed in the files of an epoch, if they are there; what of it cannot be read goes to the
-/// trash with them.
+/// Puts away what the user changed in the files of an epoch; if they are not there, what it began with. What of it
+/// cannot be read goes to the trash with them.
 fn put_away_files(repo: &Repo, timeline: &Timeline, data: &Path, progress: &dyn Progress) -> CmdResult {
     if !data.join("PG_VERSION").try_exists()? {
-        return Ok(());
+        return own_files::pass_on(repo, timeline);
     }
     let (_, line) = repo.timelines().snapshot_before(timeline.tip())?;
     if let Err(error) = own_files::put_away(repo, timeline.id, &repo.store().snapshot(&line.object)?, data) {

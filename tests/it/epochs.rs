@@ -376,3 +376,28 @@ fn what_was_put_away_outlives_a_server_of_whose_files_nothing_is_seen() {
         env.run(["stop", "--mode", "immediate"]).ok();
     }
 }
+
+#[test]
+fn a_folder_of_the_user_that_became_a_file_and_a_link_that_leads_nowhere_are_in_nobodys_way() {
+    let env = Env::init();
+    let data = |env: &Env| env.datadir("main").join("data");
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select 1 i");
+    std::fs::create_dir(data(&env).join("mine")).unwrap();
+    std::fs::write(data(&env).join("mine/a"), "a").unwrap();
+    std::fs::write(data(&env).join("key"), "secret").unwrap();
+    env.run(["restart"]).ok();
+    env.sql("main", "insert into t values (2)");
+    std::fs::remove_dir_all(data(&env).join("mine")).unwrap();
+    std::fs::write(data(&env).join("mine"), "a file").unwrap();
+    env.run(["stop", "--mode", "immediate"]).ok();
+    env.run(["start"]).ok();
+    assert_eq!(std::fs::read_to_string(data(&env).join("mine")).unwrap(), "a file");
+    env.sql("main", "insert into t values (3)");
+    env.run(["restart"]).ok();
+    std::fs::remove_file(data(&env).join("key")).unwrap();
+    std::os::unix::fs::symlink("/nowhere/key", data(&env).join("key")).unwrap();
+    env.run(["stop", "--mode", "immediate"]).ok();
+    env.run(["start"]).ok();
+    assert!(!data(&env).join("key").exists());
+}

@@ -114,7 +114,10 @@ pub fn take_up(repo: &Repo, timeline: TimelineId, data: &Path) -> CmdResult {
     for path in &written {
         let target = full(data, path);
         durable::create_dir_all(target.parent().unwrap_or(data))?;
-        // One that may not be written can be replaced.
+        // One that may not be written can be replaced, and so can a folder: what was in it is gone.
+        if fs::symlink_metadata(&target).is_ok_and(|there| there.is_dir()) {
+            fs::remove_dir_all(&target)?;
+        }
         durable::remove(&target)?;
         fs::copy(full(&dir(repo, timeline).join("written"), path), &target)?;
         durable::sync_file(&target)?;
@@ -149,7 +152,8 @@ fn changes(repo: &Repo, snapshot: &Snapshot, data: &Path) -> Result<Changes, Com
     find(data, &[], &mut found)?;
     found.sort_unstable();
     // A link that leads to a folder or nowhere is in no snapshot.
-    found.retain(|path| stored.contains_key(path.as_slice()) || full(data, path).is_file());
+    let is_link = |path: &[u8]| stored.get(path).is_some_and(|entry| matches!(entry.node, Node::Symlink { .. }));
+    found.retain(|path| is_link(path) || full(data, path).is_file());
     let removed = stored.keys().filter(|path| found.binary_search_by(|at| at.as_slice().cmp(path)).is_err());
     let mut changes = Changes { written: Vec::new(), removed: removed.map(|path| path.to_vec()).collect() };
     for path in found {

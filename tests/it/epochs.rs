@@ -401,3 +401,28 @@ fn a_folder_of_the_user_that_became_a_file_and_a_link_that_leads_nowhere_are_in_
     env.run(["start"]).ok();
     assert!(!data(&env).join("key").exists());
 }
+
+#[test]
+fn a_start_that_was_cut_off_before_the_server_leaves_no_timeline() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.run(["stop"]).ok();
+    let timelines =
+        || std::fs::read_dir(env.repo().join("timelines")).unwrap().flatten().filter(|it| it.path().is_dir()).count();
+    let before = timelines();
+    // As a power cut once the files are mounted, before the branch moves.
+    let timeline = env.run(["fork-timeline", "main"]).ok();
+    for folder in ["local", "data"] {
+        std::fs::create_dir_all(env.repo().join("datadirs").join(&timeline).join(folder)).unwrap();
+    }
+    let config = env.repo().join("instances/pg1/config");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("{text}timeline = \"{timeline}\"\n")).unwrap();
+    let started = env.run(["start"]);
+    assert!(!started.err.contains("cannot be shown"), "no server was there: {started:?}");
+    started.ok();
+    assert_eq!(datadirs_in_trash(&env).len(), 1);
+    assert!(!env.repo().join("timelines").join(&timeline).exists());
+    env.run(["stop"]).ok();
+    assert_eq!(timelines(), before);
+}

@@ -87,6 +87,10 @@ pub fn settle_at(
     }
     // What cannot be looked at may have changed.
     let is_seen = show(repo, instance, id)?;
+    if !is_seen && drop_if_unnamed(repo, id, || set_aside(false, "start: it was cut off"))? {
+        close(repo, instance)?;
+        return Ok(Settled::Dropped);
+    }
     if !is_seen {
         progress.warn(&format!(
             "the files of the last server of '{branch}' cannot be shown, and go to the trash: what was committed is there, \
@@ -209,6 +213,19 @@ fn drop_if_unchanged(
             repo.refs().update(repo.tmp()?, &branch, &Expect::Exactly(old), Some(&new), &signature)?;
         }
         Ok(true)
+    })
+}
+
+/// Removes the timeline of an epoch without WAL that no ref names: the branch moves there before a server starts. What
+/// there is of its files is set aside first.
+fn drop_if_unnamed(repo: &Repo, id: TimelineId, set_aside: impl FnOnce() -> CmdResult) -> Result<bool, CommandError> {
+    repo.timelines().remove(repo.tmp()?, id, || {
+        let is_empty = repo.timelines().read(id)?.log.wal.is_empty();
+        // What cannot be read may refer to it.
+        if !is_empty || trash::is_referenced(repo, id, &|_| false).unwrap_or(true) {
+            return Ok(false);
+        }
+        set_aside().map(|()| true)
     })
 }
 

@@ -118,7 +118,10 @@ pub fn keep_datadir(repo: &Repo, branch: &str, id: TimelineId, commits: bool, si
     if !dir.exists() {
         return Ok(());
     }
-    let position = repo.timelines().read(id)?.tip();
+    let position = match repo.timelines().read(id) {
+        Err(timeline::Error::Unknown(_)) => Position { timeline: id, lsn: Lsn::INVALID },
+        timeline => timeline?.tip(),
+    };
     let entry = entry(What::DataDirectory, branch, position, commits, signature);
     repo.trash().put_folder(repo.tmp()?, entry, &dir)?;
     Ok(())

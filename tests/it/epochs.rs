@@ -426,3 +426,19 @@ fn a_start_that_was_cut_off_before_the_server_leaves_no_timeline() {
     env.run(["stop"]).ok();
     assert_eq!(timelines(), before);
 }
+
+#[test]
+fn files_whose_timeline_is_gone_are_kept() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select 1 i");
+    let dir = cut_power(&env, "main");
+    let timeline = dir.file_name().unwrap().to_str().unwrap();
+    std::fs::rename(env.repo().join("timelines").join(timeline), env.path().join("away")).unwrap();
+    let _ = env.run(["stop"]);
+    assert!(!dir.exists());
+    let kept = datadirs_in_trash(&env);
+    assert_eq!((kept.len(), &kept[0]["commits"]), (1, &true.into()), "{kept:?}");
+    let layer = std::path::Path::new(kept[0]["path"].as_str().unwrap()).join("datadir/local");
+    assert!(layer.join("journal").is_file());
+}

@@ -60,11 +60,16 @@ pub fn settle_at(
     progress: &dyn Progress,
 ) -> Result<Settled, CommandError> {
     let Some(id) = instance.timeline() else { return Ok(Settled::Nothing) };
+    let branch = instance.config.branch.clone();
+    let set_aside = |commits: bool, why: &str| {
+        mount::unmount(&repo.datadir(id))?;
+        trash::keep_datadir(repo, &branch, id, commits, &Signature { why: why.to_owned(), ..signature.clone() })
+    };
     if !repo.timelines().exists(id) {
-        mount::remove(&repo.datadir(id))?;
+        // Dropped, or lost with its WAL: then nothing else has what is in the files.
+        set_aside(true, "stop: its timeline is gone")?;
         return close(repo, instance).map(|()| Settled::Nothing);
     }
-    let branch = instance.config.branch.clone();
     let data = repo.datadir(id).join("data");
     // Before the server's lock, for which a snapshot that is under way waits at its end. Where there are no files
     // there is none.
@@ -72,10 +77,6 @@ pub fn settle_at(
     // Nobody is alive, and nobody starts meanwhile; the file system's process sees that its files are needed.
     let held = instance.alive(repo).take_after_others()?;
     secure_end(repo, &branch, (id, &held), accepted, signature)?;
-    let set_aside = |commits: bool, why: &str| {
-        mount::unmount(&repo.datadir(id))?;
-        trash::keep_datadir(repo, &branch, id, commits, &Signature { why: why.to_owned(), ..signature.clone() })
-    };
     if let Some(end) = accepted {
         own_files::pass_on(repo, &repo.timelines().read(id)?)?;
         let why = format!("stop: the end of the WAL at {end} was accepted");

@@ -54,7 +54,10 @@ pub fn keep_named(
         Value::Branch(_) => (What::Timeline, tip, None),
         Value::Tag(tag) => (What::Tag, tag.position, tag.message.clone()),
     };
-    if Reach::of(repo, |other| other != name, new).has(position) {
+    // What a server may still commit there, no other has.
+    let is_open = what == What::Timeline && instance::is_open(repo, id).unwrap_or(true);
+    let end = if is_open { Lsn::MAX } else { position.lsn };
+    if Reach::of(repo, |other| other != name, new).has(Position { lsn: end, ..position }) {
         return Ok(None);
     }
     let bytes = timeline.map_or(0, |timeline| wal_bytes(repo, &timeline));

@@ -250,3 +250,16 @@ fn a_damaged_entry_stops_nothing_but_what_would_go_for_good() {
     assert_eq!(held(&env, "what"), "");
     env.run(["fsck"]).ok();
 }
+
+#[test]
+fn what_a_server_may_still_commit_is_had_by_no_other_ref() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select 1 i");
+    // These have all that there is so far.
+    env.run(["tag", "v1", "main"]).ok();
+    env.run(["branch", "copy", "v1"]).ok();
+    env.run(["update-ref", "-d", "refs/branches/main"]).ok();
+    assert_eq!(held(&env, "branch"), "main");
+    assert_eq!(held(&env, "what"), "timeline");
+}

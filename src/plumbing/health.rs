@@ -70,7 +70,8 @@ pub fn health(repo: &Repo) -> Result<Health, CommandError> {
         ..Health::default()
     };
     for instance in instance::list(repo)?.into_iter().filter(|instance| !instance.is_read_only()) {
-        health.slots.extend(keeping(repo, &instance)?);
+        // A branch or a server that is damaged hides nothing else.
+        health.slots.extend(keeping(repo, &instance).unwrap_or_default());
         let Some(timeline) = instance.timeline() else { continue };
         let dir = repo.timelines().wal_dir(timeline).join("archive_status");
         let entries = fs::read_dir(dir).into_iter().flatten().flatten();

@@ -95,3 +95,17 @@ fn a_slot_that_keeps_much_wal_is_shown_by_status() {
     let slots = env.json(["status", "--json"])["health"]["slots"].clone();
     assert_eq!((slots.as_array().unwrap().len(), &slots[0]["slot"]), (1, &"gone".into()), "{slots}");
 }
+
+#[test]
+fn a_branch_whose_timeline_is_missing_hides_nothing_else_from_status() {
+    let env = Env::init();
+    env.run(["branch", "gone", "main"]).ok();
+    env.run(["start", "gone"]).ok();
+    env.sql("gone", "create table t as select 1 i");
+    env.run(["stop", "gone"]).ok();
+    let timeline = env.run(["rev-parse", "gone"]).ok()[..32].to_owned();
+    std::fs::remove_dir_all(env.repo().join("timelines").join(&timeline)).unwrap();
+    assert!(env.run(["status"]).ok().contains("On branch main"));
+    std::fs::write(env.repo().join("refs/branches/gone"), "damaged").unwrap();
+    assert!(env.run(["status"]).ok().contains("On branch main"));
+}

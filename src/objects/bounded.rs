@@ -6,6 +6,8 @@ use std::path::Path;
 
 /// The most bytes of a ref: a tag has a message.
 pub const REF: u64 = 1 << 20;
+/// The most bytes of an entry of the trash: a tag's message, of which each byte may take six, and why it was deleted.
+pub const ENTRY: u64 = 16 << 20;
 /// The most bytes of the config.
 pub const CONFIG: u64 = 16 << 20;
 /// The most bytes of a timeline's history: a million ancestors.

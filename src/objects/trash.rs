@@ -180,7 +180,7 @@ impl Trash {
                 continue;
             }
             let path = entry.path();
-            let text = bounded::read_to_string(&path.join("entry"), bounded::REF);
+            let text = bounded::read_to_string(&path.join("entry"), bounded::ENTRY);
             let entry = text.ok().and_then(|text| toml_edit::de::from_str(&text).ok());
             // Else removed meanwhile.
             if entry.is_some() || path.exists() {
@@ -267,6 +267,15 @@ mod tests {
         trash.remove(dir.path(), &newer).unwrap();
         trash.remove(dir.path(), &newer).unwrap();
         assert!(matches!(trash.find(&newer.id), Err(Error::Unknown(_))));
+    }
+
+    #[test]
+    fn an_entry_has_room_for_the_longest_message() {
+        let dir = tempfile::tempdir().unwrap();
+        let trash = Trash::open(dir.path());
+        let message = Some("\u{1}".repeat(bounded::REF as usize));
+        let item = trash.put(dir.path(), Entry { message, ..entry(5) }, |_| Ok(())).unwrap();
+        assert_eq!(trash.list().unwrap(), [item]);
     }
 
     #[test]

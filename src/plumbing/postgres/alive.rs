@@ -112,14 +112,23 @@ impl Alive {
     }
 
     fn look(&self) -> Result<Look, Error> {
-        if let Some(file) = self.open()? {
-            // Shared: two who look do not take each other for a server.
-            if is_locked(file.try_lock_shared()).map_err(Error::io("lock", &self.path))? {
-                return Ok(Look::Locked(file));
-            }
+        if let Some(file) = self.locked()? {
+            return Ok(Look::Locked(file));
         }
         let astray = self.astray()?;
-        Ok(if astray.is_empty() { Look::Free } else { Look::Astray(astray) })
+        if astray.is_empty() {
+            return Ok(Look::Free);
+        }
+        // One that was started since has the lock.
+        Ok(self.locked()?.map_or(Look::Astray(astray), Look::Locked))
+    }
+
+    /// Returns the file, if somebody has the lock.
+    fn locked(&self) -> Result<Option<File>, Error> {
+        let Some(file) = self.open()? else { return Ok(None) };
+        // Shared: two who look do not take each other for a server.
+        let is_locked = is_locked(file.try_lock_shared()).map_err(Error::io("lock", &self.path))?;
+        Ok(Some(file).filter(|_| is_locked))
     }
 
     /// Returns the processes of a server whose lock is on another file: somebody removed or replaced the one that it
@@ -182,13 +191,13 @@ impl Alive {
             }
             sleep(PAUSE);
         }
+        let held = Held { file, path: self.path.clone() };
+        // At once: what stands there is about a server that is gone, and who looks would take this one for what it left.
+        held.write(&format!("{TAKER}{}", Process::own()))?;
         let astray = self.astray()?;
         if let Some(first) = astray.first() {
             return Err(still_alive(Some(postmaster_of(&astray).unwrap_or(*first))));
         }
-        let held = Held { file, path: self.path.clone() };
-        // What stands there is about a server that is gone.
-        held.write(&format!("{TAKER}{}", Process::own()))?;
         Ok(held)
     }
 
@@ -222,7 +231,9 @@ impl Alive {
             }
             if now >= patience {
                 let orphans = self.holders(&look)?;
-                if (orphans.is_empty() && self.is_held()?) || now > patience + KILLED {
+                // Asked after who they are: a server that was started since is not what another one left.
+                let is_another = matches!(self.status()?, Status::Running(_) | Status::Held);
+                if is_another || (orphans.is_empty() && self.is_held()?) || now > patience + KILLED {
                     return Err(Error::StillAlive { lock: self.path.clone(), process: orphans.first().copied() });
                 }
                 for orphan in &orphans {
@@ -369,6 +380,24 @@ mod tests {
         assert!(matches!(alive.take(), Err(Error::StillAlive { .. })));
         drop(alive.take_from_the_dead().unwrap());
         assert!(!backend.wait().unwrap().success());
+    }
+
+    #[test]
+    fn a_server_that_was_started_since_is_not_ended_for_what_another_one_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let alive = alive_in(&dir);
+        let held = alive.take().unwrap();
+        let mut child = sleeper(&held, "60");
+        let process = Process::of(child.id() as i32);
+        let end_orphans = || alive.end_orphans(Instant::now());
+        assert!(matches!(end_orphans(), Err(Error::StillAlive { .. })), "its starter has not noted it yet");
+        held.note(process).unwrap();
+        drop(held);
+        assert!(matches!(end_orphans(), Err(Error::StillAlive { .. })));
+        assert_eq!(alive.status().unwrap(), Status::Running(process));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        end_orphans().unwrap();
     }
 
     #[test]

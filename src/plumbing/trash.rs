@@ -111,8 +111,7 @@ impl Reach {
 
 /// Returns the bytes that the WAL of a timeline takes in the store.
 fn wal_bytes(repo: &Repo, timeline: &Timeline) -> u64 {
-    let stored = timeline.log.wal.iter().filter_map(|interval| repo.store().stored(&interval.object).ok());
-    stored.map(|stored| stored.stored).sum()
+    timeline.log.wal.iter().filter_map(|interval| repo.store().stored_bytes(&interval.object).ok()).sum()
 }
 
 /// Moves a data directory, which nobody uses, into the trash; `commits` says whether it may hold some that no branch has.

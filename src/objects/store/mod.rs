@@ -325,12 +325,20 @@ impl Store {
         Error::Corrupt { id: *id, path, what: error.to_string() }
     }
 
-    /// Returns how an object is stored, without reading its content.
+    /// Returns how an object is stored, without inflating its content.
     pub fn stored(&self, id: &ObjectId) -> Result<Stored, Error> {
         self.first_good(id, |encoded, _| {
             let (length, stored) = (encoded.length, encoded.stored_bytes());
             Ok(Stored { kind: encoded.kind, length, stored, bases: encoded.bases().to_vec() })
         })
+    }
+
+    /// Returns the bytes that the stored form of an object takes. Of one that lies by itself, as WAL does, nothing is read.
+    pub fn stored_bytes(&self, id: &ObjectId) -> Result<u64, Error> {
+        match fs::metadata(loose::path(&self.dir, id)) {
+            Ok(metadata) => Ok(metadata.len()),
+            Err(_) => Ok(self.stored(id)?.stored),
+        }
     }
 
     /// Returns the base of each block of a frame that is stored as a delta: a frame, and the number of

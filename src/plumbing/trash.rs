@@ -303,16 +303,17 @@ fn sweep(repo: &Repo, now_us: i64, with_commits: bool) -> Result<usize, CommandE
     let gc = &repo.config().gc;
     let keep_us = gc.trash.0.map_or(i64::MAX, |keep| i64::try_from(keep.as_micros()).unwrap_or(i64::MAX));
     let items = repo.trash().list()?;
-    if !with_commits && items.iter().any(|item| item.entry.is_none()) {
-        // It may refer to any of what would go.
-        return Ok(0);
-    }
+    // A damaged one may refer to any timeline, but to no files of others.
+    let is_frozen = !with_commits && items.iter().any(|item| item.entry.is_none());
     // Looked up now: what else led to the commits of an entry when it came may have gone since.
     let reach = LazyCell::new(|| Reach::of(repo, |_| true, None));
     let mut total = repo.trash().bytes()?;
     let mut gone = 0;
     for item in items {
-        let Some(Entry { time_us, bytes, .. }) = item.entry else { continue };
+        let Some(Entry { what, time_us, bytes, .. }) = item.entry else { continue };
+        if is_frozen && what.folder().is_none() {
+            continue;
+        }
         let is_old = now_us.saturating_sub(time_us) > keep_us;
         let is_too_much = total > gc.trash_limit && time_us != now_us;
         if is_old && with_commits || (is_old || is_too_much) && !reach.lacks_commits_of(repo, &item) {

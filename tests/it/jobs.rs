@@ -227,6 +227,11 @@ fn a_stop_waits_for_another_command_no_longer_than_for_the_server() {
     lock.lock().unwrap();
     env.run(["stop", "--timeout", "1"]).fails(1, &["another command is starting or stopping 'main'"]);
     drop(lock);
+    // Nor for a snapshot that is being taken.
+    let lock = std::fs::File::create(env.datadir("main").join("snapshot.lock")).unwrap();
+    lock.lock().unwrap();
+    env.run(["stop", "--timeout", "1"]).fails(1, &["another command is taking a snapshot of timeline"]);
+    drop(lock);
     env.run(["stop"]).ok();
 }
 

@@ -90,8 +90,9 @@ fn put_away(repo: &Repo, name: String, path: PathBuf) -> Result<Option<(String, 
 fn instance_of(repo: &Repo, name: String, id: TimelineId) -> Result<Instance, CommandError> {
     let branches = repo.refs().list(RefKind::Branch)?;
     let branch = branches.into_iter().find(|(_, value)| *value == Value::Branch(id));
-    // The files of a moment have no timeline of their own; what it showed nobody knows.
-    let at = (!repo.timelines().exists(id)).then(|| id.to_string());
+    // A moment has no timeline of its own, but WAL beside its files; what it showed nobody knows.
+    let is_moment = !repo.timelines().exists(id) && repo.datadir(id).join("wal").exists();
+    let at = is_moment.then(|| id.to_string());
     let listens = server::listens(&repo.datadir(id).join("data"));
     let port = match listens {
         Some((port, _)) => port,

@@ -8,6 +8,7 @@
 //! Every step can be repeated: after a crash amid them the next start or stop does them again.
 
 use std::path::Path;
+use std::time::Instant;
 
 use super::unchanged::unchanged;
 use super::{Instance, mount, own_files, prefetch, slots};
@@ -40,14 +41,16 @@ pub enum Settled {
     Sealed { timeline: TimelineId, snapshot: Option<ObjectId> },
 }
 
-/// Closes the open epoch of an instance, whose server does not run.
+/// Closes the open epoch of an instance, whose server does not run. Waits for a snapshot that is being taken until
+/// `patience`.
 pub fn settle(
     repo: &Repo,
     instance: &mut Instance,
+    patience: Instant,
     signature: &Signature,
     progress: &dyn Progress,
 ) -> Result<Settled, CommandError> {
-    settle_at(repo, instance, None, signature, progress)
+    settle_at(repo, instance, None, patience, signature, progress)
 }
 
 /// The same, where the user may know that the WAL ends at `accepted`, although it should go on: then its files go to
@@ -56,6 +59,7 @@ pub fn settle_at(
     repo: &Repo,
     instance: &mut Instance,
     accepted: Option<Lsn>,
+    patience: Instant,
     signature: &Signature,
     progress: &dyn Progress,
 ) -> Result<Settled, CommandError> {
@@ -73,7 +77,8 @@ pub fn settle_at(
     let data = repo.datadir(id).join("data");
     // Before the server's lock, for which a snapshot that is under way waits at its end. Where there are no files
     // there is none.
-    let _lock = repo.datadir(id).exists().then(|| super::snapshot::Lock::wait(repo, id, progress)).transpose()?;
+    let lock = || super::snapshot::Lock::wait(repo, id, Some(patience), progress);
+    let _lock = repo.datadir(id).exists().then(lock).transpose()?;
     // Nobody is alive, and nobody starts meanwhile; the file system's process sees that its files are needed.
     let held = instance.alive(repo).take_after_others()?;
     secure_end(repo, &branch, (id, &held), accepted, signature)?;
@@ -95,7 +100,7 @@ pub fn settle_at(
     if !is_seen {
         progress.warn(&format!(
             "the files of the last server of '{branch}' cannot be shown, and go to the trash: what was committed is there, \
-             but not what was set with ALTER SYSTEM or changed by hand; see zenith trash"
+             but not its replication slots, nor what was set with ALTER SYSTEM or changed by hand; see zenith trash"
         ));
     }
     if is_seen && drop_if_unchanged(repo, instance, id, &data, signature)? {

@@ -1,6 +1,7 @@
 //! Snapshots of a server that runs: on demand, and whenever enough WAL has gone by.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use super::hold::take;
 use super::pid_lock::PidLock;
@@ -27,10 +28,16 @@ fn lock_file(repo: &Repo, timeline: TimelineId) -> PathBuf {
 }
 
 impl Lock {
-    /// Waits until nobody else takes a snapshot of the data directory of `timeline`, however long that takes.
-    pub fn wait(repo: &Repo, timeline: TimelineId, progress: &dyn Progress) -> Result<Lock, Error> {
+    /// Waits until nobody else takes a snapshot of the data directory of `timeline`: until `patience`, else however long
+    /// that takes.
+    pub fn wait(
+        repo: &Repo,
+        timeline: TimelineId,
+        patience: Option<Instant>,
+        progress: &dyn Progress,
+    ) -> Result<Lock, Error> {
         let doing = || format!("taking a snapshot of timeline {timeline}");
-        take(&lock_file(repo, timeline), doing, None, progress).map(Lock)
+        take(&lock_file(repo, timeline), doing, patience, progress).map(Lock)
     }
 }
 
@@ -46,7 +53,7 @@ pub fn snapshot(
     let running = instance.timeline().filter(|_| matches!(instance.status(repo), Status::Running(_)));
     let timeline = running.ok_or_else(not_running)?;
     let data = repo.datadir(timeline).join("data");
-    let _lock = Lock::wait(repo, timeline, progress)?;
+    let _lock = Lock::wait(repo, timeline, None, progress)?;
     let control = Control::of(&data);
     let parent = match control {
         Some(control) => {

@@ -4,11 +4,12 @@ use std::fs;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use super::mount::{self, Wanted};
 use super::prefetch::{self, Plan};
 use super::settle::{secure_end, settle};
-use super::{Instance, hold_or_create, logs, own_files, slots, socket_dir};
+use super::{Instance, PATIENCE, hold_or_create, logs, own_files, slots, socket_dir};
 use crate::error::{CmdResult, CommandError};
 use crate::objects::format::Shared;
 use crate::objects::pg::control::Sizes;
@@ -119,7 +120,7 @@ fn start_stopped(cx: &Context, instance: &mut Instance, branch: &RefName, wish: 
         return Ok(outcome);
     }
     // What a crash left open.
-    settle(repo, instance, cx.signature, cx.progress)?;
+    settle(repo, instance, Instant::now() + PATIENCE, cx.signature, cx.progress)?;
     let parent = super::super::update_ref::read_branch(repo, branch)?;
     super::super::seal_wal::seal_active(repo, parent)?;
     let from = repo.timelines().read(parent)?.tip();
@@ -420,7 +421,7 @@ impl Drop for Epoch<'_> {
         // A client may have committed between the server's readiness and our next look: what the server wrote decides
         // whether the branch goes back. What fails here, the next start settles.
         let signature = Signature { why: "start: failed".to_owned(), ..(*signature).clone() };
-        let _ = settle(repo, self.instance, &signature, &Hidden);
+        let _ = settle(repo, self.instance, Instant::now() + PATIENCE, &signature, &Hidden);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::settle::{Settled, settle, settle_at};
-use super::{Error, Instance, read_only};
+use super::{Error, Instance, PATIENCE, read_only};
 use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::objects::pg::Lsn;
@@ -57,7 +57,7 @@ pub fn stop_if(
         read_only::discard(repo, instance, held)?;
         return Ok(Some(Settled::Discarded));
     }
-    settle(repo, &mut instance, signature, progress).map(Some)
+    settle(repo, &mut instance, patience.max(Instant::now() + AT_LEAST), signature, progress).map(Some)
 }
 
 /// Closes the epoch of an instance whose server is gone, with `end` for the end of its WAL although there should be more
@@ -75,5 +75,5 @@ pub fn accept_end(
         return Err(CommandError::refused(format!("the server of '{name}' runs"))
             .hint(format!("stop it first: zenith stop {name}")));
     }
-    settle_at(repo, &mut instance, Some(end), signature, progress)
+    settle_at(repo, &mut instance, Some(end), Instant::now() + PATIENCE, signature, progress)
 }

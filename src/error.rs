@@ -158,6 +158,10 @@ impl From<refs::Error> for CommandError {
             refs::Error::Unknown(_) => Some("see what there is: zenith show-ref".to_owned()),
             refs::Error::Stale { .. } => Some("somebody else changed it; look again, then repeat".to_owned()),
             refs::Error::NotABranch(_) => Some("name one: zenith symbolic-ref refs/branches/NAME".to_owned()),
+            refs::Error::Corrupt(_) => Some(
+                "its log, in the repository's folder logs/, says what it was: remove the file, then zenith update-ref"
+                    .to_owned(),
+            ),
             refs::Error::Busy => Some("wait for the other command, or end it".to_owned()),
             _ => None,
         };

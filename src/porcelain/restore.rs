@@ -13,7 +13,7 @@ use crate::objects::{Repo, durable};
 use crate::plumbing::datadir;
 use crate::plumbing::datadir::wal::{complete, lay_out};
 use crate::plumbing::postgres::recovery::write_backup_label;
-use crate::plumbing::rev_parse::resolve_now;
+use crate::plumbing::rev_parse::with_position;
 use crate::progress::Progress;
 
 /// Write a version into a plain data directory
@@ -58,9 +58,10 @@ pub fn restore(repo: &Repo, position: Position, dir: &Path, progress: &dyn Progr
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let now = cx.now.clone();
     let repo = cx.take_repo()?;
-    let position = resolve_now(&repo, &args.revision, &now)?.position;
     let dir = cx.folder.join(&args.dir);
-    let snapshot = restore(&repo, position, &dir, &cx.ui)?;
+    let (position, snapshot) = with_position(&repo, &args.revision, &now, |resolved| {
+        Ok((resolved.position, restore(&repo, resolved.position, &dir, &cx.ui)?))
+    })?;
     let replay = position.lsn.since(snapshot.start);
     writeln!(cx.out, "restored {} to {}", position, args.dir.display())?;
     cx.ui.status(format!(

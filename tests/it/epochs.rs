@@ -60,6 +60,11 @@ fn a_ref_to_a_missing_timeline_does_not_hide_the_others() {
     env.run(["fsck"]).fails(3, &[]);
     env.run(["update-ref", "-d", "refs/branches/gone"]).ok();
     env.run(["log", "--graph"]).ok();
+    // Nor does one that is damaged keep the others from working.
+    std::fs::write(env.repo().join("refs/branches/sound"), "").unwrap();
+    env.run(["start"]).ok();
+    env.run(["stop"]).ok();
+    env.run(["branch", "-d", "sound"]).fails(3, &["refs/branches/sound", "logs/"]);
 }
 
 #[test]
@@ -441,4 +446,31 @@ fn files_whose_timeline_is_gone_are_kept() {
     assert_eq!((kept.len(), &kept[0]["commits"]), (1, &true.into()), "{kept:?}");
     let layer = std::path::Path::new(kept[0]["path"].as_str().unwrap()).join("datadir/local");
     assert!(layer.join("journal").is_file());
+}
+
+#[test]
+fn a_file_in_the_place_of_a_folder_and_an_empty_folder_are_put_away_too() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    let data = || env.datadir("main").join("data");
+    std::fs::create_dir(data().join("swapped")).unwrap();
+    std::fs::write(data().join("swapped/x"), "x").unwrap();
+    std::fs::write(data().join("other"), "x").unwrap();
+    env.run(["restart"]).ok();
+    std::fs::remove_dir_all(data().join("swapped")).unwrap();
+    std::fs::write(data().join("swapped"), "a file").unwrap();
+    std::fs::remove_file(data().join("other")).unwrap();
+    std::fs::create_dir(data().join("other")).unwrap();
+    let conf = std::fs::read_to_string(data().join("postgresql.conf")).unwrap();
+    std::fs::write(data().join("postgresql.conf"), conf + "\ninclude_dir 'other'\n").unwrap();
+    env.sql("main", "create table t as select 1 i");
+    for _ in 0..2 {
+        env.run(["stop", "--mode", "immediate"]).ok();
+        env.run(["start"]).ok();
+        assert_eq!(std::fs::read_to_string(data().join("swapped")).unwrap(), "a file");
+        assert!(data().join("other").is_dir());
+    }
+    env.run(["restart"]).ok();
+    assert_eq!(std::fs::read_to_string(data().join("swapped")).unwrap(), "a file");
+    assert_eq!(env.sql("main", "select i from t"), "1");
 }

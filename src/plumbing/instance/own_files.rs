@@ -6,7 +6,8 @@
 //!
 //! # Format
 //! `timelines/<id>/files/` holds the files that are others than those of the timeline's last snapshot, `written/<path>`,
-//! and the paths of those that are gone, `removed`, each with a zero byte behind it.
+//! with the folders that it lacks, empty ones too, and the paths of those that are gone, `removed`, each with a zero byte
+//! behind it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -33,6 +34,7 @@ const PART: usize = 64 << 10;
 /// In what such files differ from those of a snapshot: paths, in order.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Changes {
+    folders: Vec<Vec<u8>>,
     written: Vec<Vec<u8>>,
     removed: Vec<Vec<u8>>,
 }
@@ -64,19 +66,22 @@ pub fn put_away(repo: &Repo, timeline: TimelineId, snapshot: &Snapshot, data: &P
     if changes == Changes::default() {
         return forget(repo, timeline);
     }
-    publish(repo, timeline, (data, &changes.written), &changes.removed)
+    publish(repo, timeline, data, &changes)
 }
 
-/// Puts away copies of the files `written`, which lie in `from`, and the names of those that were removed.
-fn publish(repo: &Repo, timeline: TimelineId, (from, written): (&Path, &[Vec<u8>]), removed: &[Vec<u8>]) -> CmdResult {
+/// Puts away copies of the files that were written, which lie in `from`, and the names of those that were removed.
+fn publish(repo: &Repo, timeline: TimelineId, from: &Path, changes: &Changes) -> CmdResult {
     let (tmp, target) = (repo.tmp()?, dir(repo, timeline));
     let made = tempfile::Builder::new().prefix("files-").tempdir_in(tmp)?;
-    for path in written {
-        let copy = full(&made.path().join("written"), path);
-        fs::create_dir_all(copy.parent().unwrap_or(made.path()))?;
-        fs::copy(full(from, path), copy)?;
+    let written = made.path().join("written");
+    fs::create_dir(&written)?;
+    changes.folders.iter().try_for_each(|path| fs::create_dir_all(full(&written, path)))?;
+    for path in &changes.written {
+        let target = full(&written, path);
+        fs::create_dir_all(target.parent().unwrap_or(&written))?;
+        copy(&full(from, path), &target)?;
     }
-    let removed: Vec<u8> = removed.iter().flat_map(|path| [path, &b"\0"[..]].concat()).collect();
+    let removed: Vec<u8> = changes.removed.iter().flat_map(|path| [path, &b"\0"[..]].concat()).collect();
     fs::write(made.path().join("removed"), removed)?;
     durable::sync_tree(made.path())?;
     durable::discard_dir(tmp, &target)?;
@@ -94,8 +99,7 @@ pub fn pass_on(repo: &Repo, timeline: &Timeline) -> CmdResult {
     if is_newer || target.try_exists()? || !source.try_exists()? {
         return Ok(());
     }
-    let Changes { written, removed } = kept(repo, parent.timeline)?;
-    publish(repo, timeline.id, (&source.join("written"), &written), &removed)
+    publish(repo, timeline.id, &source.join("written"), &kept(repo, parent.timeline)?)
 }
 
 /// Forgets what was put away with the timeline: a snapshot has it.
@@ -107,10 +111,11 @@ pub fn forget(repo: &Repo, timeline: TimelineId) -> CmdResult {
 /// Makes the files of a data directory, whose server is not started yet, those that were put away with the timeline
 /// from which it goes on. Durable when it returns.
 pub fn take_up(repo: &Repo, timeline: TimelineId, data: &Path) -> CmdResult {
-    let Changes { written, removed } = kept(repo, timeline)?;
+    let Changes { folders, written, removed } = kept(repo, timeline)?;
     for path in &removed {
         durable::remove(&full(data, path))?;
     }
+    folders.iter().try_for_each(|path| durable::create_dir_all(&full(data, path)))?;
     for path in &written {
         let target = full(data, path);
         durable::create_dir_all(target.parent().unwrap_or(data))?;
@@ -119,7 +124,7 @@ pub fn take_up(repo: &Repo, timeline: TimelineId, data: &Path) -> CmdResult {
             fs::remove_dir_all(&target)?;
         }
         durable::remove(&target)?;
-        fs::copy(full(&dir(repo, timeline).join("written"), path), &target)?;
+        copy(&full(&dir(repo, timeline).join("written"), path), &target)?;
         durable::sync_file(&target)?;
         durable::sync_dir(target.parent().unwrap_or(data))?;
     }
@@ -135,10 +140,9 @@ fn kept(repo: &Repo, timeline: TimelineId) -> io::Result<Changes> {
     };
     let removed = removed.split(|byte| *byte == 0).filter(|path| is_inside(path) && is_other(path));
     let (removed, written) = (removed.map(<[u8]>::to_vec).collect(), dir.join("written"));
-    let mut changes = Changes { written: Vec::new(), removed };
+    let mut changes = Changes { removed, ..Changes::default() };
     if written.try_exists()? {
-        find(&written, &[], &mut changes.written)?;
-        changes.written.sort_unstable();
+        find(&written, &[], &mut changes)?;
         changes.written.retain(|path| !full(&written, path).is_symlink());
     }
     Ok(changes)
@@ -146,17 +150,18 @@ fn kept(repo: &Repo, timeline: TimelineId) -> io::Result<Changes> {
 
 /// Returns in what the files of `data` differ from those of the snapshot.
 fn changes(repo: &Repo, snapshot: &Snapshot, data: &Path) -> Result<Changes, CommandError> {
-    let stored = snapshot.entries.iter().filter(|entry| is_other(&entry.path) && entry.node != Node::Dir);
+    let stored = snapshot.entries.iter().filter(|entry| is_other(&entry.path));
     let stored: BTreeMap<&[u8], &Entry> = stored.map(|entry| (entry.path.as_slice(), entry)).collect();
-    let mut found = Vec::new();
-    find(data, &[], &mut found)?;
-    found.sort_unstable();
+    let mut changes = Changes::default();
+    find(data, &[], &mut changes)?;
+    let is = |path: &[u8], node: fn(&Node) -> bool| stored.get(path).is_some_and(|entry| node(&entry.node));
+    changes.folders.retain(|path| !is(path, |node| *node == Node::Dir));
     // A link that leads to a folder or nowhere is in no snapshot.
-    let is_link = |path: &[u8]| stored.get(path).is_some_and(|entry| matches!(entry.node, Node::Symlink { .. }));
-    found.retain(|path| is_link(path) || full(data, path).is_file());
-    let removed = stored.keys().filter(|path| found.binary_search_by(|at| at.as_slice().cmp(path)).is_err());
-    let mut changes = Changes { written: Vec::new(), removed: removed.map(|path| path.to_vec()).collect() };
-    for path in found {
+    let is_link = |path: &[u8]| is(path, |node| matches!(node, Node::Symlink { .. }));
+    changes.written.retain(|path| is_link(path) || full(data, path).is_file());
+    let files = stored.iter().filter(|(_, entry)| entry.node != Node::Dir).map(|(path, _)| path.to_vec());
+    changes.removed = files.filter(|path| changes.written.binary_search(path).is_err()).collect();
+    for path in std::mem::take(&mut changes.written) {
         let is_known = match stored.get(path.as_slice()) {
             Some(entry) => is_stored(repo, entry, &full(data, &path))?,
             None => false,
@@ -182,8 +187,8 @@ fn full(dir: &Path, path: &[u8]) -> PathBuf {
     dir.join(OsStr::from_bytes(path))
 }
 
-/// Lists such files and links in the folder `below` of `dir` and those in it.
-fn find(dir: &Path, below: &[u8], found: &mut Vec<Vec<u8>>) -> io::Result<()> {
+/// Adds such files, links and folders in the folder `below` of `dir`, and those in them, in order.
+fn find(dir: &Path, below: &[u8], found: &mut Changes) -> io::Result<()> {
     for entry in fs::read_dir(full(dir, below))? {
         let entry = entry?;
         let name = entry.file_name();
@@ -194,11 +199,30 @@ fn find(dir: &Path, below: &[u8], found: &mut Vec<Vec<u8>>) -> io::Result<()> {
         }
         if kind.is_dir() {
             find(dir, &path, found)?;
+            found.folders.push(path);
         } else if kind.is_file() || kind.is_symlink() {
-            found.push(path);
+            found.written.push(path);
         }
     }
+    found.folders.sort_unstable();
+    found.written.sort_unstable();
     Ok(())
+}
+
+/// Copies a file with its permission bits. Zeroes become holes: somebody may have left a large file that is nearly empty.
+fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    let (source, target) = (File::open(from)?, File::create_new(to)?);
+    let metadata = source.metadata()?;
+    target.set_len(metadata.len())?;
+    let mut part = vec![0; PART];
+    for at in (0..metadata.len()).step_by(PART) {
+        let part = &mut part[..(metadata.len() - at).min(PART as u64) as usize]; // at most PART
+        source.read_exact_at(part, at)?;
+        if part.iter().any(|byte| *byte != 0) {
+            target.write_all_at(part, at)?;
+        }
+    }
+    target.set_permissions(metadata.permissions())
 }
 
 /// Returns whether the file or link at `path` is as in the snapshot.

@@ -179,16 +179,31 @@ fn show(repo: &Repo, instance: &Instance, id: TimelineId) -> Result<bool, Comman
 }
 
 /// Puts away what the user changed in the files of an epoch; if they are not there, what it began with. What of it
-/// cannot be read goes to the trash with them.
+/// cannot be read goes to the trash with them. Where there is no room for it nothing goes: the user makes some.
 fn put_away_files(repo: &Repo, timeline: &Timeline, data: &Path, progress: &dyn Progress) -> CmdResult {
     if !data.join("PG_VERSION").try_exists()? {
         return own_files::pass_on(repo, timeline);
     }
     let (_, line) = repo.timelines().snapshot_before(timeline.tip())?;
-    if let Err(error) = own_files::put_away(repo, timeline.id, &repo.store().snapshot(&line.object)?, data) {
-        progress.warn(&format!("what was set with ALTER SYSTEM goes to the trash: {}", error.text()));
+    match own_files::put_away(repo, timeline.id, &repo.store().snapshot(&line.object)?, data) {
+        Err(error) if lacks_room(&error) => {
+            Err(error.hint("make room for the files that were changed by hand, then repeat it: nothing was removed"))
+        }
+        Err(error) => {
+            progress.warn(&format!("what was set with ALTER SYSTEM goes to the trash: {}", error.text()));
+            Ok(())
+        }
+        Ok(()) => Ok(()),
     }
-    Ok(())
+}
+
+/// Returns whether something failed for want of what the user can give.
+fn lacks_room(error: &CommandError) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, OutOfMemory, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let Some(error) = error.source.downcast_ref::<std::io::Error>() else { return false };
+    let has_too_many_open = matches!(error.raw_os_error(), Some(nix::libc::EMFILE | nix::libc::ENFILE));
+    let kinds = [FileTooLarge, OutOfMemory, QuotaExceeded, ReadOnlyFilesystem, StorageFull];
+    has_too_many_open || kinds.contains(&error.kind())
 }
 
 /// Forgets the epoch. The branch and the log have all of it.

@@ -3,6 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -204,7 +205,7 @@ pub fn is_ours(uid: u32) -> bool {
 fn make_private(dir: &Path) -> Result<(), Error> {
     match DirBuilder::new().mode(0o700).create(dir) {
         Ok(()) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
             let metadata = fs::symlink_metadata(dir).map_err(Error::io("read", dir))?;
             if !metadata.is_dir() || !is_ours(metadata.uid()) {
                 return Err(Error::SocketDir(dir.to_owned()));
@@ -271,14 +272,24 @@ pub fn is_free(port: u16, socket_dir: &Path, tcp: Option<IpAddr>) -> bool {
 
 /// Removes the socket and its lock file that a server left which is gone. PostgreSQL does so itself,
 /// but takes a process for alive that has ended and waits to be noticed by a careless parent, as in
-/// containers whose first process is no init.
+/// containers whose first process is no init; and takes any process for the server that has its number by now, as after a
+/// reboot.
 pub fn remove_stale_socket(port: u16, socket_dir: &Path) {
-    let lock = socket_dir.join(format!(".s.PGSQL.{port}.lock"));
-    let owner = fs::read_to_string(&lock).unwrap_or_default();
-    let owner = owner.lines().next().and_then(|pid| pid.trim().parse().ok());
-    if owner.is_some_and(|pid: i32| !Process::of(pid).is_alive()) {
+    let (socket, lock) = (socket_path(socket_dir, port), socket_dir.join(format!(".s.PGSQL.{port}.lock")));
+    let text = fs::read_to_string(&lock).unwrap_or_default();
+    let mut lines = text.lines();
+    let Some(pid) = lines.next().and_then(|pid| pid.trim().parse::<i32>().ok()) else { return };
+    let data = lines.next().unwrap_or_default();
+    // A server works in its data directory, and listens; the look does not touch that folder.
+    let works_elsewhere = || fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd != Path::new(data));
+    let nobody_listens = || {
+        let refused =
+            |error: std::io::Error| matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound);
+        std::os::unix::net::UnixStream::connect(&socket).err().is_some_and(refused)
+    };
+    if !Process::of(pid).is_alive() || works_elsewhere() && nobody_listens() {
         let _ = fs::remove_file(lock);
-        let _ = fs::remove_file(socket_path(socket_dir, port));
+        let _ = fs::remove_file(socket);
     }
 }
 
@@ -297,6 +308,26 @@ mod tests {
         let own = vec![("max_connections".into(), "150".into()), ("fsync".into(), "off".into())];
         let (name, replayed) = ("a b".into(), Sizes::default());
         Settings { port: 1, socket_dir, tcp: None, name, hba_file, own, is_live: false, replayed, role }
+    }
+
+    #[test]
+    fn the_lock_of_a_socket_goes_unless_a_server_listens_there_or_works_where_it_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let (lock, pid) = (dir.path().join(".s.PGSQL.5433.lock"), std::process::id());
+        let here = std::env::current_dir().unwrap();
+        let stays = |data: &Path| {
+            fs::write(&lock, format!("{pid}\n{}\n1\n5433\n", data.display())).unwrap();
+            remove_stale_socket(5433, dir.path());
+            lock.exists()
+        };
+        assert!(stays(&here));
+        // Another process has the number by now.
+        assert!(!stays(Path::new("/elsewhere")));
+        let listener = std::os::unix::net::UnixListener::bind(socket_path(dir.path(), 5433)).unwrap();
+        assert!(stays(Path::new("/elsewhere")));
+        drop(listener);
+        assert!(!stays(Path::new("/elsewhere")));
+        assert!(!socket_path(dir.path(), 5433).exists());
     }
 
     /// Returns the value that counts, as PostgreSQL takes the last one.

@@ -384,3 +384,20 @@ fn who_has_a_lock_is_found_beside_a_file_system_that_does_not_answer() {
     holder.kill().unwrap();
     holder.wait().unwrap();
 }
+
+#[test]
+fn a_server_that_does_not_come_to_the_end_of_its_shutdown_is_ended_by_a_start() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select 1 i");
+    let server = env.server_env("main");
+    let mut config = postgres::Config::new();
+    config.host_path(&server[0].1).port(server[1].1.parse().unwrap()).user("postgres").dbname("postgres");
+    // Told to shut down by somebody who does not wait, and held up by a client.
+    let _client = config.connect(postgres::NoTls).unwrap();
+    let first = env.postmaster("main");
+    kill(Pid::from_raw(first), Signal::SIGTERM).unwrap();
+    env.run(["start"]).ok();
+    assert_ne!(env.postmaster("main"), first);
+    assert_eq!(env.sql("main", "insert into t values (2) returning (select count(*) from t)"), "1");
+}

@@ -186,9 +186,7 @@ fn put_away_files(repo: &Repo, timeline: &Timeline, data: &Path, progress: &dyn 
     }
     let (_, line) = repo.timelines().snapshot_before(timeline.tip())?;
     match own_files::put_away(repo, timeline.id, &repo.store().snapshot(&line.object)?, data) {
-        Err(error) if lacks_room(&error) => {
-            Err(error.hint("make room for the files that were changed by hand, then repeat it: nothing was removed"))
-        }
+        Err(error) if lacks_room(&error) => Err(error),
         Err(error) => {
             progress.warn(&format!("what was set with ALTER SYSTEM goes to the trash: {}", error.text()));
             Ok(())

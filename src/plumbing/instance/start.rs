@@ -135,8 +135,8 @@ fn start_stopped(cx: &Context, instance: &mut Instance, branch: &RefName, wish: 
 /// Returns whether the server of an instance runs, once it takes connections. One that is dying is waited for.
 pub(super) fn runs_already(cx: &Context, instance: &Instance) -> Result<bool, CommandError> {
     let Status::Running(_) = instance.status(cx.repo) else { return Ok(false) };
-    let status = || instance.status(cx.repo);
-    Ok(server::wait_until_it_answers(status, &instance.endpoint(cx.repo)?, cx.progress)?)
+    let (status, data) = (|| instance.status(cx.repo), instance.data_dir(cx.repo).unwrap_or_default());
+    Ok(server::wait_until_it_answers(status, &data, &instance.endpoint(cx.repo)?, cx.progress)?)
 }
 
 impl Instance {

@@ -34,6 +34,8 @@ const FLUSH_WAIT: Duration = Duration::from_secs(2);
 const LONGEST_PAGE_HEADER: u64 = 40;
 /// How long a server that lives may give no answer before that is an error.
 const DOUBT_WAIT: Duration = Duration::from_secs(20);
+/// How long a server may take to shut down, before whoever wants it back ends it as a crash would.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(12);
 /// How long a server whose files are gone may take to end, before it is killed.
 const CRASH_WAIT: Duration = Duration::from_secs(5);
 /// Between two looks at a server that starts or stops: short at first, longer where it takes its time.
@@ -160,7 +162,7 @@ pub fn start(
             started.child = None;
             return Err(Error::DidNotStart { log: log.to_owned(), tail: tail(log, log_start) });
         }
-        Ok(is_ready(data_dir, pid).then_some(()))
+        Ok(says(data_dir, pid, READY).then_some(()))
     })?;
     Ok(started)
 }
@@ -212,12 +214,16 @@ pub fn recover(
     Ok(log_start)
 }
 
-/// Returns whether the server with that pid says in its pid file that it takes connections.
-fn is_ready(data_dir: &Path, pid: i32) -> bool {
+/// What a server says in its pid file when it takes connections, and when it shuts down (`src/include/utils/pidfile.h`).
+const READY: &[&str] = &["ready", "standby"];
+const STOPPING: &[&str] = &["stopping"];
+
+/// Returns whether the server with that pid says one of `words` in its pid file.
+fn says(data_dir: &Path, pid: i32, words: &[&str]) -> bool {
     let text = fs::read_to_string(data_dir.join("postmaster.pid")).unwrap_or_default();
     let mut lines = text.lines();
     lines.next().is_some_and(|line| line.trim().parse() == Ok(pid))
-        && lines.nth(6).is_some_and(|status| ["ready", "standby"].contains(&status.trim()))
+        && lines.nth(6).is_some_and(|status| words.contains(&status.trim()))
 }
 
 /// Returns the port of the server that runs in `data_dir`, or did, and the address that it listens on, from its pid file
@@ -294,15 +300,24 @@ fn log_in(endpoint: &Endpoint) -> Result<Client, Error> {
 }
 
 /// Waits until a server takes connections, however long it recovers. Returns false where it ends instead, as one does that
-/// was killed a moment ago, or whose files are gone.
+/// was killed a moment ago, or whose files are gone. One that shuts down, which nobody waits for any more, is ended if that
+/// takes too long: clients may hold it up, and PostgreSQL 15 and later wait for their checkpointer for ever when they are told
+/// to shut down while they recover from the death of a child. What it has acknowledged is in the WAL.
 pub fn wait_until_it_answers(
     status: impl Fn() -> Status,
+    data_dir: &Path,
     endpoint: &Endpoint,
     progress: &dyn Progress,
 ) -> Result<bool, Error> {
-    let mut doubted = None;
-    while let Status::Running(_) = status() {
+    let (mut doubted, mut stopping) = (None, None);
+    while let Status::Running(postmaster) = status() {
         progress.check()?;
+        if !says(data_dir, postmaster.pid, STOPPING) {
+            stopping = None;
+        } else if stopping.get_or_insert_with(Instant::now).elapsed() > SHUTDOWN_WAIT {
+            end_at_once(postmaster).map_err(Error::io("end the server of", data_dir))?;
+            continue;
+        }
         let error = match ask(endpoint, |_| Ok(())) {
             Ok(()) => return Ok(true),
             Err(Error::Query { source, .. }) => source,

@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 
 use super::Daemon;
 use crate::it::alive::kill_file_system_and_guardian;
-use crate::support::{Env, Random, checked};
+use crate::support::{Env, Random, checked, is_alive, wait_until};
 
 #[test]
 fn a_server_comes_with_its_client_and_goes_when_idle() {
@@ -121,8 +121,9 @@ fn a_daemon_that_ends_takes_no_server_down() {
     daemon.start(&[]);
     assert_eq!(daemon.ask("try", "select pg_postmaster_start_time()").unwrap(), start);
     // Neither does one that is killed.
-    let pid = daemon.env.json(["pageserver", "status", "--json"])["pid"].as_i64().unwrap();
-    kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+    let pid = daemon.env.json(["pageserver", "status", "--json"])["pid"].as_i64().unwrap() as i32;
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    wait_until("the page server's end", || !is_alive(pid));
     daemon.start(&[]);
     assert_eq!(daemon.ask("try", "select pg_postmaster_start_time()").unwrap(), start);
     // And the new one goes on where the old one ended.

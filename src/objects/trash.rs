@@ -193,8 +193,7 @@ impl Trash {
 
     /// Returns the bytes that all entries took when they came.
     pub fn bytes(&self) -> Result<u64, Error> {
-        let items = self.list()?;
-        Ok(items.iter().flat_map(|item| &item.entry).fold(0, |sum, entry| sum.saturating_add(entry.bytes)))
+        Ok(total_bytes(&self.list()?))
     }
 
     /// Returns the entry whose id begins with `prefix`.
@@ -211,6 +210,11 @@ impl Trash {
     pub fn remove(&self, tmp: &Path, item: &Item) -> Result<(), Error> {
         durable::discard_dir(tmp, &item.path).map_err(io_error("remove", &item.path))
     }
+}
+
+/// Returns the bytes that entries took when they came.
+pub fn total_bytes(items: &[Item]) -> u64 {
+    items.iter().flat_map(|item| &item.entry).fold(0, |sum, entry| sum.saturating_add(entry.bytes))
 }
 
 impl Item {

@@ -14,7 +14,7 @@ use crate::objects::pg::Lsn;
 use crate::objects::pg::wal::PAGE;
 use crate::objects::refs::{Expect, RefKind, RefName, Signature, Tag, Value};
 use crate::objects::timeline::{self, History, Position, Timeline, TimelineId};
-use crate::objects::trash::{Entry, Error, Item, What};
+use crate::objects::trash::{Entry, Error, Item, What, total_bytes};
 use crate::plumbing::datadir::wal_end;
 
 impl From<Error> for CommandError {
@@ -308,7 +308,7 @@ fn sweep(repo: &Repo, now_us: i64, with_commits: bool) -> Result<usize, CommandE
     let is_frozen = !with_commits && items.iter().any(|item| item.entry.is_none());
     // Looked up now: what else led to the commits of an entry when it came may have gone since.
     let reach = LazyCell::new(|| Reach::of(repo, |_| true, None));
-    let mut total = repo.trash().bytes()?;
+    let mut total = total_bytes(&items);
     let mut gone = 0;
     for item in items {
         let Some(Entry { what, time_us, bytes, .. }) = item.entry else { continue };

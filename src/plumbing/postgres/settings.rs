@@ -66,7 +66,8 @@ impl Settings {
         values.extend(self.own.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())));
         let own = self.own.iter().map(|(name, value)| setting(name, value));
         let rules = RULES.iter().filter(|rule| rule.is_known_to(major));
-        let ruled = rules.filter_map(|rule| Some(setting(rule.name, &self.value(rule, &values, data_dir, major)?)));
+        let least = self.least(data_dir, major);
+        let ruled = rules.filter_map(|rule| Some(setting(rule.name, &self.value(rule, &values, data_dir, least)?)));
         own.chain(ruled).flat_map(|setting| [OsString::from("-c"), setting]).collect()
     }
 
@@ -76,14 +77,14 @@ impl Settings {
         let rules = RULES.iter().filter(|rule| matches!(rule.class, Class::Dropped(_)) && rule.is_known_to(major));
         let is_lost = |rule: &&Rule| {
             let was = values.get(rule.name).map(String::as_str).unwrap_or_default();
-            self.value(rule, &values, data_dir, major).is_some_and(|now| !was.is_empty() && *was != *now)
+            self.value(rule, &values, data_dir, None).is_some_and(|now| !was.is_empty() && *was != *now)
         };
         rules.filter(is_lost).map(|rule| rule.name).collect()
     }
 
     /// Returns the value that a rule gives to its setting in this server, if it gives one. `values` are those of
-    /// the cluster's files and of the branch.
-    fn value(&self, rule: &Rule, values: &Values, data_dir: &Path, major: u32) -> Option<OsString> {
+    /// the cluster's files and of the branch; `least` are those of [`Settings::least`].
+    fn value(&self, rule: &Rule, values: &Values, data_dir: &Path, least: Option<Sizes>) -> Option<OsString> {
         let is_own = self.own.iter().any(|(name, _)| name.eq_ignore_ascii_case(rule.name));
         let configured = values.get(rule.name).map(String::as_str);
         match rule.class {
@@ -99,7 +100,7 @@ impl Settings {
                 gives_way.then(|| with.into())
             }
             Class::AtLeast => {
-                let least = self.least(data_dir, major)?.more_than(rule.name, configured)?;
+                let least = least?.more_than(rule.name, configured)?;
                 Some(least.to_string().into())
             }
             Class::Dropped(_) if is_own || self.is_live => None,

@@ -94,7 +94,7 @@ impl Reach {
 
     /// Returns whether commits may go with an entry that no ref leads to. A timeline without WAL of its own has none; any
     /// other changed something, or it would have been dropped when its epoch ended. What cannot be read may have some.
-    fn lacks_commits_of(&self, repo: &Repo, item: &Item) -> bool {
+    fn may_lose(&self, repo: &Repo, item: &Item) -> bool {
         let Some(entry) = &item.entry else { return true };
         if entry.what.folder().is_some() {
             return entry.commits;
@@ -284,7 +284,7 @@ pub struct Row {
 /// Returns all entries, those that are damaged first, then the oldest.
 pub fn list(repo: &Repo) -> Result<Vec<Row>, CommandError> {
     let reach = Reach::of(repo, |_| true, None);
-    let row = |item| Row { commits: reach.lacks_commits_of(repo, &item), item };
+    let row = |item| Row { commits: reach.may_lose(repo, &item), item };
     Ok(repo.trash().list()?.into_iter().map(row).collect())
 }
 
@@ -317,7 +317,7 @@ fn sweep(repo: &Repo, now_us: i64, with_commits: bool) -> Result<usize, CommandE
         }
         let is_old = now_us.saturating_sub(time_us) > keep_us;
         let is_too_much = total > gc.trash_limit && time_us != now_us;
-        if is_old && with_commits || (is_old || is_too_much) && !reach.lacks_commits_of(repo, &item) {
+        if is_old && with_commits || (is_old || is_too_much) && !reach.may_lose(repo, &item) {
             remove(repo, std::slice::from_ref(&item))?;
             total = total.saturating_sub(bytes);
             gone += 1;

@@ -1,5 +1,7 @@
 //! `zenith start`: runs PostgreSQL on a branch.
 
+use std::path::PathBuf;
+
 use super::{branch_or_head, config, size};
 use crate::cli::Cx;
 use crate::error::{CmdResult, CommandError};
@@ -46,6 +48,9 @@ pub struct Args {
     /// Fetch all blocks in the background; status shows how far it is
     #[arg(long)]
     hydrate: bool,
+    /// Make FILE the branch's postgresql.conf from now on, where the server does not start with the one that it has
+    #[arg(long, value_name = "FILE", conflicts_with = "read_only", value_hint = clap::ValueHint::FilePath)]
+    config_file: Option<PathBuf>,
     /// Print one line of JSON: instance, branch, port, socket_dir, timeline, url, started and lazy
     #[arg(long)]
     json: bool,
@@ -130,7 +135,8 @@ pub fn report(cx: &mut Cx, repo: &Repo, outcome: &Outcome) -> CmdResult {
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let mut repo = cx.take_repo()?;
     let Args { port, eager, hydrate, .. } = args;
-    let wish = Wish { port, tcp: args.tcp.then_some(LOOPBACK), eager, hydrate, on_demand: false };
+    let config_file = args.config_file.as_deref();
+    let wish = Wish { port, tcp: args.tcp.then_some(LOOPBACK), eager, hydrate, on_demand: false, config_file };
     let outcome = if args.read_only {
         start_read_only(cx, &repo, args.revision.as_deref().unwrap_or("HEAD"), wish)?
     } else {

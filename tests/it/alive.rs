@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -400,4 +400,21 @@ fn a_server_that_does_not_come_to_the_end_of_its_shutdown_is_ended_by_a_start() 
     env.run(["start"]).ok();
     assert_ne!(env.postmaster("main"), first);
     assert_eq!(env.sql("main", "insert into t values (2) returning (select count(*) from t)"), "1");
+}
+
+#[test]
+fn a_start_in_another_container_is_refused_and_changes_nothing() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("SKIPPED: only root can have processes of its own");
+        return;
+    }
+    let env = Env::init();
+    env.run(["start"]).ok();
+    let inner = env.command(["start"]);
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--pid", "--fork", "--mount-proc"]).arg(inner.get_program()).args(inner.get_args());
+    let ran = command.current_dir(env.path()).env("HOME", env.path()).output().unwrap();
+    let told = String::from_utf8_lossy(&ran.stderr).into_owned();
+    assert!(!ran.status.success() && told.contains("another container"), "{told}");
+    assert_eq!(env.sql("main", "select 1"), "1");
 }

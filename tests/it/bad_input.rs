@@ -141,6 +141,26 @@ fn a_server_that_does_not_start_shows_its_log_and_leaves_the_branch_alone() {
 }
 
 #[test]
+fn a_branch_whose_configuration_is_wrong_starts_with_another() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    let file = PathBuf::from(env.sql("main", "show config_file"));
+    env.sql("main", "create table kept ()");
+    let good = env.path().join("good.conf");
+    fs::copy(&file, &good).unwrap();
+    fs::write(&file, "work_mem = lots\n").unwrap();
+    env.run(["start", "--config-file", good.to_str().unwrap()]).fails(1, &["is running", "zenith stop main"]);
+    env.run(["stop"]).ok();
+    env.run(["start"]).fails(1, &["work_mem", "contains errors", "--config-file", "zenith restore"]);
+    fs::write(&good, format!("{}work_mem = 7MB\n", fs::read_to_string(&good).unwrap())).unwrap();
+    env.run(["start", "--config-file", good.to_str().unwrap()]).ok();
+    // From now on.
+    env.run(["restart"]).ok();
+    assert_eq!(env.sql("main", "show work_mem"), "7MB");
+    env.sql("main", "select from kept");
+}
+
+#[test]
 fn a_running_branch_is_not_pulled_away() {
     let env = Env::init();
     env.run(["branch", "x"]).ok();

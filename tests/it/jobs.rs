@@ -199,6 +199,10 @@ fn a_server_that_is_suspended_is_asked_in_vain_not_waited_for() {
     env.run(["branch", "late"]).ok();
     env.run(["snapshot"]).ok();
     assert_eq!(env.sql("main", "select i from t"), "1");
+    kill(postmaster, Signal::SIGSTOP).unwrap();
+    let stopped = env.run(["stop", "--timeout", "1"]);
+    kill(postmaster, Signal::SIGCONT).unwrap();
+    stopped.fails(1, &["did not stop within 1 seconds", &format!("kill -CONT {postmaster}")]);
 }
 
 #[test]

@@ -44,7 +44,7 @@ pub struct Context<'a> {
 
 /// How it is to be started.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Wish {
+pub struct Wish<'a> {
     /// The port, rather than the instance's last one.
     pub port: Option<u16>,
     /// The loopback address to listen on too.
@@ -55,6 +55,8 @@ pub struct Wish {
     pub hydrate: bool,
     /// It may be stopped when nobody uses it.
     pub on_demand: bool,
+    /// What its `postgresql.conf` is to be from now on: the server does not start with the one that it has.
+    pub config_file: Option<&'a Path>,
 }
 
 /// A server that runs.
@@ -90,6 +92,10 @@ pub fn start(cx: &Context, branch: &str, wish: Wish) -> Result<Outcome, CommandE
     let (held, mut instance) = hold_or_create(repo, branch, cx.progress)?;
     let branch = RefName::branch(branch)?;
     if let (Some(timeline), true) = (instance.timeline(), runs_already(cx, &instance)?) {
+        if wish.config_file.is_some() {
+            let refused = format!("{} is running, with the configuration that it has", branch.short());
+            return Err(CommandError::refused(refused).hint(format!("stop it first: zenith stop {}", branch.short())));
+        }
         instance.claim(repo, wish)?;
         let from = repo.timelines().read(timeline)?.tip();
         let (snapshot, replayed, resumed, refused) = (None, 0, false, None);
@@ -105,8 +111,8 @@ pub fn start(cx: &Context, branch: &str, wish: Wish) -> Result<Outcome, CommandE
     let last_port = instance.config.port;
     instance.choose_port(repo, wish.port, cx.progress)?;
     let started = start_stopped(cx, &mut instance, &branch, wish);
-    if started.is_err() && wish.port.is_some() {
-        // What was refused is not kept.
+    if started.is_err() && !matches!(instance.status(repo), Status::Running(_)) {
+        // What was refused is not kept: a server that cannot be seen, in another container, may listen on the last one.
         instance.config.port = last_port;
         instance.write(repo)?;
     }
@@ -218,11 +224,21 @@ pub(super) fn run_server(
         let mode = fs::Permissions::from_mode(0o750);
         fs::set_permissions(&data, mode).map_err(postgres::Error::io("change the mode of", &data))?;
     }
+    if let Some(file) = wish.config_file {
+        configure(&data, file)?;
+    }
     if let Account::Postgres = account {
         account.own(repo.dir())?;
     }
     server::start(binaries, account, &data, &log, &settings, held, *progress)?.keep();
     Ok(())
+}
+
+/// Makes what `file` says the configuration of the cluster in `data`, durably.
+fn configure(data: &Path, file: &Path) -> Result<(), postgres::Error> {
+    let (text, target) = (fs::read(file).map_err(postgres::Error::io("read", file))?, data.join("postgresql.conf"));
+    let written = fs::write(&target, text).and_then(|()| durable::sync_file(&target));
+    written.map_err(postgres::Error::io("write", &target))
 }
 
 /// Returns what zenith sets for the server of an instance.

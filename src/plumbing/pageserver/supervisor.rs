@@ -584,7 +584,7 @@ fn is_taken(error: &CommandError) -> bool {
 /// Returns what a client is told of a start that failed: the server's last words, if it has spoken.
 fn refusal(error: CommandError) -> Refusal {
     let sqlstate = match error.source.downcast_ref() {
-        Some(postgres::Error::DidNotStart { .. } | postgres::Error::Timeout { .. }) => CANNOT_CONNECT_NOW,
+        Some(postgres::Error::DidNotStart { .. } | postgres::Error::DidNotStop { .. }) => CANNOT_CONNECT_NOW,
         _ if matches!(error.source.downcast_ref(), Some(instance::Error::Busy { .. })) => CANNOT_CONNECT_NOW,
         _ => SYSTEM_ERROR,
     };

@@ -41,8 +41,8 @@ pub enum Error {
     /// The server ended before it was ready.
     #[error("PostgreSQL did not start; the last lines of '{}':\n{tail}", log.display())]
     DidNotStart { log: PathBuf, tail: String },
-    #[error("PostgreSQL did not {what} within {seconds} seconds; its log is '{}'", log.display())]
-    Timeout { what: &'static str, seconds: u64, log: PathBuf },
+    #[error("PostgreSQL did not stop within {seconds} seconds; its log is '{}'", log.display())]
+    DidNotStop { postmaster: process::Process, seconds: u64, log: PathBuf },
     /// A server runs there, or what it left behind, or another command is about to start it.
     #[error("{} holds the lock '{}' of a server", holder(process), lock.display())]
     StillAlive { lock: PathBuf, process: Option<process::Process> },
@@ -84,6 +84,13 @@ fn start_hint(said: &str) -> Option<String> {
     }
     if said.contains("invalid value for parameter \"lc_") {
         return Some("this machine lacks the locale: make it with locale-gen, see locale -a".to_owned());
+    }
+    if said.contains("contains errors") {
+        return Some(
+            "correct that file, and start with it: zenith start NAME --config-file FILE; the one that the branch has is in \
+             what 'zenith restore NAME FOLDER' writes"
+                .to_owned(),
+        );
     }
     let memory =
         said.contains("could not map anonymous shared memory") || said.contains("could not create shared memory");
@@ -136,7 +143,9 @@ impl Error {
                 "use another account, or allow user namespaces: sysctl kernel.unprivileged_userns_clone=1".to_owned()
             }
             Error::StillAlive { process: Some(process), .. } => format!("see what it is: ps -fp {}", process.pid),
-            Error::StillAlive { process: None, .. } => "wait for it, then look: zenith status".to_owned(),
+            Error::StillAlive { process: None, .. } => {
+                "wait for it, then look: zenith status; processes of another container are not seen here".to_owned()
+            }
             Error::PortTaken { .. } => "choose another with --port".to_owned(),
             Error::Superuser { .. } => {
                 "name a superuser of the cluster: zenith config postgres.superuser NAME".to_owned()
@@ -147,6 +156,12 @@ impl Error {
             }
             Error::NoSuperuser => "make one in the original: CREATE ROLE postgres SUPERUSER LOGIN".to_owned(),
             Error::DidNotStart { tail, .. } => return start_hint(tail),
+            Error::DidNotStop { postmaster, .. } if postmaster.is_suspended() => {
+                format!("it is suspended: kill -CONT {} lets it go on", postmaster.pid)
+            }
+            Error::DidNotStop { .. } => {
+                "end it at once, without a loss of what was committed: zenith stop NAME --mode immediate".to_owned()
+            }
             Error::SocketDir(dir) => format!("remove it: rm -r '{}'", dir.display()),
             _ => return None,
         })

@@ -93,6 +93,11 @@ impl Process {
         stat(self.pid).is_some_and(|stat| stat.began == self.began && !matches!(stat.state, 'Z' | 'X'))
     }
 
+    /// Returns whether a signal has suspended it, where the system tells: it reacts to SIGKILL and SIGCONT only.
+    pub fn is_suspended(&self) -> bool {
+        stat(self.pid).is_some_and(|stat| stat.began == self.began && stat.state == 'T')
+    }
+
     /// Sends it a signal; one that has ended is success.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
         match self.send(signal) {

@@ -454,7 +454,7 @@ pub fn stop(alive: &Alive, mode: Mode, timeout: Duration, log: &Path, progress: 
         let signalled = postmaster.signal(mode.signal());
         signalled.map_err(Error::io("stop the server that holds", alive.path()))?;
         if !has_ended(postmaster, timeout, progress)? {
-            return Err(Error::Timeout { what: "stop", seconds: timeout.as_secs(), log: log.to_owned() });
+            return Err(Error::DidNotStop { postmaster, seconds: timeout.as_secs(), log: log.to_owned() });
         }
     }
     match alive.status()? {

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::trash::say_kept;
-use super::{Failed, branch_or_head, config};
+use super::{branch_or_head, config, delete_each};
 use crate::cli::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
@@ -77,7 +77,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         if args.names.is_empty() {
             return Err(CommandError::usage("the name of a branch is missing"));
         }
-        return delete_all(cx, &repo, &args);
+        return delete_each(cx, ("branch", "branches"), &args.names, args.json, |cx, name| delete(cx, &repo, name));
     }
     match (args.rename, args.names.as_slice()) {
         (true, [new]) => rename(cx, &repo, None, new, args.json),
@@ -123,28 +123,8 @@ fn create(cx: &mut Cx, repo: &Repo, name: &str, start: &str, args: &Args) -> Cmd
     cx.say(format_args!("branching at {}{lsn}", if at_end { "end of WAL: " } else { "" }))
 }
 
-/// Deletes all of the branches that can be.
-fn delete_all(cx: &mut Cx, repo: &Repo, args: &Args) -> CmdResult {
-    let (mut deleted, mut failed) = (Vec::new(), Failed::default());
-    for name in &args.names {
-        let outcome = delete(cx, repo, name).and_then(|tip| {
-            deleted.push(Changed::new(name, tip));
-            if args.json { Ok(()) } else { cx.say(format_args!("deleted branch {name} (was {tip})")) }
-        });
-        match outcome {
-            // Of one there is no more to say.
-            Err(error) if args.names.len() == 1 => return Err(error),
-            outcome => failed.note(outcome)?,
-        }
-    }
-    if args.json {
-        cx.json(&deleted)?;
-    }
-    failed.end(|count| format!("{count} of {} branches were not deleted", args.names.len()))
-}
-
-/// Deletes a branch. Returns where it was.
-fn delete(cx: &Cx, repo: &Repo, name: &str) -> Result<Position, CommandError> {
+/// Deletes a branch. Returns what to say of it, and where it was.
+fn delete(cx: &Cx, repo: &Repo, name: &str) -> Result<(Changed, Position), CommandError> {
     let branch = branch_or_head(repo, Some(name))?;
     if repo.refs().head()? == branch {
         return Err(CommandError::refused(format!("cannot delete '{name}': HEAD names it"))
@@ -162,7 +142,7 @@ fn delete(cx: &Cx, repo: &Repo, name: &str) -> Result<Position, CommandError> {
     config::move_branch(repo, branch.short(), None)?;
     // What cannot be removed now goes the next time.
     let _ = trash::tidy(repo, cx.now.timestamp().as_microsecond());
-    Ok(tip)
+    Ok((Changed::new(name, tip), tip))
 }
 
 fn rename(cx: &mut Cx, repo: &Repo, old: Option<&str>, new: &str, json: bool) -> CmdResult {

@@ -23,9 +23,11 @@ pub mod trash;
 pub mod url;
 pub mod version;
 
+use crate::cli::Cx;
 use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::refs::{RefName, Value, revision};
+use crate::objects::timeline::Position;
 use crate::plumbing::instance::{self, Instance, read_only};
 use crate::plumbing::pageserver as daemon;
 use crate::plumbing::postgres::server::{Endpoint, Status};
@@ -55,6 +57,33 @@ impl Failed {
     fn end(self, text: impl FnOnce(usize) -> String) -> CmdResult {
         if self.count == 0 { Ok(()) } else { Err(CommandError::refused(text(self.count))) }
     }
+}
+
+/// Deletes all of the refs that can be, and tells of each, or with `json` of all at the end. `kinds` are what one and several of them are
+/// called; `delete` returns the row of one and where it was.
+fn delete_each<T: serde::Serialize>(
+    cx: &mut Cx,
+    (kind, kinds): (&str, &str),
+    names: &[String],
+    json: bool,
+    delete: impl Fn(&Cx, &str) -> Result<(T, Position), CommandError>,
+) -> CmdResult {
+    let (mut deleted, mut failed) = (Vec::new(), Failed::default());
+    for name in names {
+        let outcome = delete(cx, name).and_then(|(row, was)| {
+            deleted.push(row);
+            if json { Ok(()) } else { cx.say(format_args!("deleted {kind} {name} (was {was})")) }
+        });
+        match outcome {
+            // Of one there is no more to say.
+            Err(error) if names.len() == 1 => return Err(error),
+            outcome => failed.note(outcome)?,
+        }
+    }
+    if json {
+        cx.json(&deleted)?;
+    }
+    failed.end(|count| format!("{count} of {} {kinds} were not deleted", names.len()))
 }
 
 /// Returns the branch that the user named, or HEAD; it must exist.

@@ -3,11 +3,12 @@
 use std::io::Write;
 
 use super::trash::say_kept;
-use super::{Failed, date};
+use super::{date, delete_each};
 use crate::cli::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::refs::{self, Expect, RefKind, RefName, Tag, Value};
+use crate::objects::timeline::Position;
 use crate::plumbing::rev_parse::with_position;
 use crate::plumbing::update_ref::update_ref;
 use crate::ui::{ID, paint};
@@ -68,7 +69,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         if args.names.is_empty() {
             return Err(CommandError::usage("the name of a tag is missing"));
         }
-        return delete_all(cx, &repo, &args);
+        return delete_each(cx, ("tag", "tags"), &args.names, args.json, |cx, name| delete(cx, &repo, name));
     }
     match args.names.as_slice() {
         [] => list(cx, &repo, &args),
@@ -96,36 +97,18 @@ fn create(cx: &mut Cx, repo: &Repo, name: &str, revision: &str, args: &Args) -> 
     if args.json { cx.json(&Row::new(&tag, value)) } else { Ok(()) }
 }
 
-/// Deletes all of the tags that can be.
-fn delete_all(cx: &mut Cx, repo: &Repo, args: &Args) -> CmdResult {
-    let (mut deleted, mut failed) = (Vec::new(), Failed::default());
-    for name in &args.names {
-        let outcome = delete(cx, repo, name).and_then(|(tag, was)| {
-            let position = was.position;
-            deleted.push(Row::new(&tag, was));
-            if args.json { Ok(()) } else { cx.say(format_args!("deleted tag {name} (was {position})")) }
-        });
-        match outcome {
-            // Of one there is no more to say.
-            Err(error) if args.names.len() == 1 => return Err(error),
-            outcome => failed.note(outcome)?,
-        }
-    }
-    if args.json {
-        cx.json(&deleted)?;
-    }
-    failed.end(|count| format!("{count} of {} tags were not deleted", args.names.len()))
-}
-
-/// Deletes a tag. Returns what it was.
-fn delete(cx: &Cx, repo: &Repo, name: &str) -> Result<(RefName, Tag), CommandError> {
+/// Deletes a tag. Returns what to say of it, and where it was.
+fn delete(cx: &Cx, repo: &Repo, name: &str) -> Result<(Row, Position), CommandError> {
     let tag = RefName::tag(name)?;
     let changed = update_ref(repo, &tag, &Expect::Present, None, &cx.sign("tag: deleted"))?;
     if let Some(item) = changed.kept {
         say_kept(cx, &tag, &item, false);
     }
     match changed.old {
-        Some(Value::Tag(was)) => Ok((tag, was)),
+        Some(Value::Tag(was)) => {
+            let position = was.position;
+            Ok((Row::new(&tag, was), position))
+        }
         _ => Err(refs::Error::Unknown(tag).into()),
     }
 }

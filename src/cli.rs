@@ -6,17 +6,20 @@
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command as Clap, FromArgMatches};
 use nix::sys::stat::{Mode, umask};
+use nix::unistd::User;
 
 use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::format::Shared;
 use crate::plumbing::postgres::alive::close_inherited;
 use crate::plumbing::postgres::find::{self, Binaries, Search};
+use crate::plumbing::postgres::settings::is_ours;
 use crate::ui::{self, Ui};
 use crate::{plumbing, porcelain};
 
@@ -127,6 +130,20 @@ pub static COMMANDS: [Command; 42] = [
     command!(Interrogate, "show-wal", plumbing::show_wal),
 ];
 
+/// Opens the repository that the user named, or the one that `folder` lies in. One that belongs to somebody else has to be named:
+/// whoever made it in a folder that others work below, such as `/tmp`, would have his programs run as them.
+fn find_repo(named: Option<&Path>, folder: &Path) -> Result<Repo, CommandError> {
+    let dir = Repo::locate(named.unwrap_or(folder))?;
+    let owner = std::fs::metadata(&dir)?.uid();
+    if named.is_none() && !is_ours(owner) {
+        let user = User::from_uid(owner.into()).ok().flatten().map_or_else(|| owner.to_string(), |user| user.name);
+        let refused = format!("the repository '{}' belongs to another user: {user}", dir.display());
+        let hint = format!("if you trust that user, name it: zenith --repo '{}'", dir.display());
+        return Err(CommandError::refused(refused).hint(hint));
+    }
+    Ok(Repo::open(&dir)?)
+}
+
 /// What a command works with.
 pub struct Cx {
     /// Standard output: the answer, and nothing else.
@@ -152,7 +169,7 @@ impl Cx {
     /// Returns the repository, found and opened at the first call.
     pub fn repo(&mut self) -> Result<&Repo, CommandError> {
         if self.repo.is_none() {
-            let repo = Repo::find(self.repo_dir.as_ref().unwrap_or(&self.folder))?;
+            let repo = find_repo(self.repo_dir.as_deref(), &self.folder)?;
             self.share(repo.config().core.shared);
             self.repo = Some(repo);
         }
@@ -220,7 +237,7 @@ impl Cx {
 
 /// Returns the name of the OS user.
 pub fn os_user() -> String {
-    let user = nix::unistd::User::from_uid(nix::unistd::geteuid()).ok().flatten();
+    let user = User::from_uid(nix::unistd::geteuid()).ok().flatten();
     user.map(|user| user.name).or_else(|| std::env::var("USER").ok()).unwrap_or_else(|| "postgres".to_owned())
 }
 
@@ -363,12 +380,11 @@ fn unknown(name: &str) -> CommandError {
 pub mod complete {
     use clap_complete::engine::CompletionCandidate;
 
-    use crate::objects::Repo;
     use crate::objects::refs::RefKind;
 
     fn names(kinds: &[RefKind]) -> Vec<CompletionCandidate> {
-        let dir = std::env::var_os("ZENITH_DIR").map_or_else(|| ".".into(), std::path::PathBuf::from);
-        let Ok(repo) = Repo::find(&dir) else { return Vec::new() };
+        let named = std::env::var_os("ZENITH_DIR").map(std::path::PathBuf::from);
+        let Ok(repo) = super::find_repo(named.as_deref(), ".".as_ref()) else { return Vec::new() };
         let refs = kinds.iter().flat_map(|kind| repo.refs().list(*kind).unwrap_or_default());
         refs.map(|(name, _)| CompletionCandidate::new(name.short())).collect()
     }

@@ -88,17 +88,17 @@ impl Tmp {
 }
 
 impl Repo {
-    /// Finds the repository that `start` lies in, or is.
-    pub fn find(start: &Path) -> Result<Repo, Error> {
+    /// Returns the folder of the repository that `start` lies in, or is.
+    pub fn locate(start: &Path) -> Result<PathBuf, Error> {
         let start = std::path::absolute(start).map_err(io_error("find", start))?;
         let is_repository = |dir: &Path| dir.join("config").is_file() && dir.join("HEAD").is_file();
         for folder in start.ancestors() {
             let inside = folder.join(FOLDER);
             if is_repository(&inside) {
-                return Repo::open(&inside);
+                return Ok(inside);
             }
             if is_repository(folder) && folder.join("timelines").is_dir() {
-                return Repo::open(folder);
+                return Ok(folder.to_owned());
             }
         }
         Err(Error::NotFound(start))

@@ -40,7 +40,7 @@ fn a_table_that_is_dropped_before_a_snapshot_copies_it_does_not_keep_the_branch_
         env.run(["start"]).ok();
         env.sql("main", "create table kept as select generate_series(1, 100) i");
         env.sql("main", "create table t as select generate_series(1, 10000) i");
-        let repo = Repo::find(env.path()).unwrap();
+        let repo = Repo::open(&env.repo()).unwrap();
         let server = instance::of_branch(&repo, "main").unwrap().unwrap();
         let timeline = server.timeline().unwrap();
         let mut backup = Some(Backup::begin(&server.endpoint(&repo).unwrap()).unwrap());

@@ -19,6 +19,12 @@ fn a_branch_is_a_whole_timeline_and_head_a_branch() {
     env.run(["update-ref", "refs/tags/v1", &amid]).ok();
     env.run(["symbolic-ref", "refs/tags/v1"]).fails(1, &["HEAD names a branch", "refs/tags/v1"]);
     assert_eq!(env.run(["symbolic-ref"]).ok(), "refs/branches/main");
+    // Some commands would take the name for the one, and some for the other.
+    env.run(["tag", "main", "v1"]).fails(1, &["a branch named 'main' already exists"]);
+    env.run(["tag", "-f", "try", &amid]).fails(1, &["a branch named 'try'"]);
+    env.run(["branch", "v1"]).fails(1, &["a tag named 'v1' already exists"]);
+    env.run(["branch", "-m", "try", "v1"]).fails(1, &["a tag named 'v1'"]);
+    env.run(["update-ref", "refs/branches/v1", "main"]).fails(1, &["a tag named 'v1'"]);
 }
 
 #[test]

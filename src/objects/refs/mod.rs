@@ -329,8 +329,19 @@ impl Refs {
         Ok(())
     }
 
-    /// Refuses a name that is a folder of others, or below one that is a file.
+    /// Refuses a name that is a folder of others, or below one that is a file; and one that a branch and a tag would share, since
+    /// some commands would take it for the one, and some for the other.
     fn refuse_conflict(&self, name: &RefName) -> Result<(), Error> {
+        let twin = match name.kind() {
+            RefKind::Branch => Some(RefKind::Tag),
+            RefKind::Tag => Some(RefKind::Branch),
+            RefKind::Remote => None,
+        };
+        if let Some(twin) = twin.map(|kind| RefName::new(kind, name.short())).transpose()?
+            && self.path(&twin).is_file()
+        {
+            return Err(Error::Exists(twin));
+        }
         let conflict = |other: String| Err(Error::Conflict { name: name.clone(), other });
         let folder = name.as_str().len() - name.short().len();
         for (slash, _) in name.short().match_indices('/') {

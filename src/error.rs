@@ -140,8 +140,16 @@ impl From<store::Error> for CommandError {
 
 impl From<timeline::Error> for CommandError {
     fn from(error: timeline::Error) -> CommandError {
-        let class = if matches!(error, timeline::Error::Corrupt { .. }) { Class::Corrupt } else { Class::Refused };
-        disk_hint(CommandError::new(class, error))
+        let is_damaged = match &error {
+            timeline::Error::Corrupt { .. } => true,
+            // A timeline has all of its files.
+            timeline::Error::Io { verb, source, .. } => *verb == "read" && source.kind() == io::ErrorKind::NotFound,
+            _ => false,
+        };
+        if is_damaged {
+            return CommandError::new(Class::Corrupt, error).hint("see what else is damaged: zenith fsck");
+        }
+        disk_hint(CommandError::new(Class::Refused, error))
     }
 }
 

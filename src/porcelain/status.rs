@@ -5,9 +5,10 @@ use std::io::Write;
 use super::pg::{Row, print_table, rows};
 use super::size;
 use crate::cli::Cx;
-use crate::error::CmdResult;
+use crate::error::{CmdResult, CommandError};
 use crate::objects::refs::revision;
 use crate::plumbing::health::{Health, health};
+use crate::ui;
 
 /// Show HEAD and the instances
 #[derive(Debug, clap::Args)]
@@ -32,7 +33,13 @@ struct Status {
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let repo = cx.take_repo()?;
     let head = repo.refs().head()?;
-    let tip = revision::tip(&repo, &head)?;
+    let tip = revision::tip(&repo, &head).map_err(CommandError::from);
+    // What runs is told all the same.
+    let tip = tip.unwrap_or_else(|error| {
+        cx.ui.warning(format!("cannot tell where {} is: {}", head.short(), error.text()));
+        error.hints.iter().for_each(|hint| ui::hint(hint));
+        None
+    });
     let status = Status {
         repository: repo.dir().display().to_string(),
         postgres: repo.config().postgres_major,

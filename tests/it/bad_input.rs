@@ -161,6 +161,23 @@ fn a_branch_whose_configuration_is_wrong_starts_with_another() {
 }
 
 #[test]
+fn status_shows_what_runs_although_the_history_of_head_is_gone() {
+    let env = Env::init();
+    env.run(["branch", "x"]).ok();
+    env.run(["start", "x"]).ok();
+    let timeline = env.run(["rev-parse", "main"]).ok()[..32].to_owned();
+    let (history, aside) = (env.repo().join("timelines").join(timeline).join("history"), env.path().join("aside"));
+    fs::rename(&history, &aside).unwrap();
+    env.run(["log", "main"]).fails(3, &["history", "zenith fsck"]);
+    let status = env.run(["status"]);
+    assert!(status.err.contains("cannot tell where main is") && status.err.contains("zenith fsck"), "{}", status.err);
+    assert!(status.ok().contains("running"));
+    fs::rename(&aside, &history).unwrap();
+    env.run(["stop", "x"]).ok();
+    assert_eq!(env.run(["fsck"]).ok(), "");
+}
+
+#[test]
 fn a_running_branch_is_not_pulled_away() {
     let env = Env::init();
     env.run(["branch", "x"]).ok();

@@ -260,6 +260,8 @@ pub fn store_files(
                 configuration = conf_files::gather(Some(dir), cluster.major, options.config.as_deref(), etc);
             }
             add_files(&mut writer, dir, false, known(dir)?.as_ref(), &configuration, progress)?;
+            // A file system that ended meanwhile leaves an empty folder.
+            inspect(dir)?;
             (cluster, label, dir.join("pg_wal"))
         }
         Source::Live(dir, end_backup) => {

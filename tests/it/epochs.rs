@@ -1,6 +1,6 @@
 //! What becomes of an epoch: one that changed anything is kept, whoever stops it and however its start ends.
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use zenith::objects::Repo;
 use zenith::objects::pg::wal::WalReader;
 use zenith::objects::pg::{Lsn, segment};
 
-use crate::support::{Env, checked, majors, pg_program};
+use crate::support::{Env, checked, majors, pg_program, wait_until};
 
 #[test]
 fn branches_and_tags_made_beside_stop_name_timelines_that_are_there() {
@@ -373,7 +373,7 @@ fn what_was_put_away_outlives_a_server_of_whose_files_nothing_is_seen() {
         let dir = cut_power(&env, "main");
         let _ = std::fs::remove_file(dir.join("prepared"));
         if are_removed {
-            zenith::plumbing::instance::mount::remove(&dir).unwrap();
+            zenith::plumbing::instance::mount::remove(&env.repo().join("tmp"), &dir).unwrap();
         }
         env.run(["start"]).ok();
         assert_eq!(env.sql("main", "show work_mem"), "77MB", "{are_removed}");
@@ -473,4 +473,80 @@ fn a_file_in_the_place_of_a_folder_and_an_empty_folder_are_put_away_too() {
     env.run(["restart"]).ok();
     assert_eq!(std::fs::read_to_string(data().join("swapped")).unwrap(), "a file");
     assert_eq!(env.sql("main", "select i from t"), "1");
+}
+
+/// Runs a command of the program under strace with `options`; returns its exit code, if it was not killed, and the trace.
+fn traced(env: &Env, options: &[&str], args: &[&str], meanwhile: impl FnOnce(u32)) -> (Option<i32>, String) {
+    let (trace, zenith) = (env.path().join("trace"), env.command(args));
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-y", "-o"]).arg(&trace).args(options).arg(zenith.get_program()).args(zenith.get_args());
+    let mut running = strace.current_dir(env.path()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    meanwhile(running.id());
+    (running.wait().unwrap().code(), std::fs::read_to_string(&trace).unwrap())
+}
+
+/// Waits until strace holds its child back for a while.
+fn wait_until_delayed(strace: u32) {
+    let is_held = || {
+        let children = std::fs::read_to_string(format!("/proc/{strace}/task/{strace}/children")).unwrap_or_default();
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", children.trim())).unwrap_or_default();
+        stat.contains(") t ")
+    };
+    let mut times = 0;
+    wait_until("it is delayed", || {
+        times = if is_held() { times + 1 } else { 0 };
+        times > 20
+    });
+}
+
+fn has_strace() -> bool {
+    let has = Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_ok();
+    if !has {
+        println!("SKIPPED: there is no strace");
+    }
+    has
+}
+
+#[test]
+fn a_stop_that_is_killed_while_it_removes_the_files_leaves_all_or_nothing() {
+    if !has_strace() {
+        return;
+    }
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select generate_series(1, 1000) i");
+    let inject = ["-e", "trace=unlinkat", "-e", "inject=unlinkat:signal=SIGKILL:when=3"];
+    let (code, trace) = traced(&env, &inject, &["stop"], |_| {});
+    assert_eq!(code, None, "it was not killed: {trace}");
+    // A server goes on with what is left of a layer.
+    assert!(!trace.contains("/datadirs/"), "{trace}");
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "select count(*) from t"), "1000");
+}
+
+#[test]
+fn what_was_seen_of_files_that_went_out_of_sight_counts_for_nothing() {
+    if !has_strace() {
+        return;
+    }
+    let env = Env::init();
+    for _ in 0..2 {
+        // From then on no hint bits are written.
+        env.run(["start"]).ok();
+        env.run(["stop"]).ok();
+    }
+    env.run(["start"]).ok();
+    env.sql("main", "alter system set work_mem = '77MB'");
+    let files = env.file_system("main");
+    let listed = env.datadir("main").join("data/");
+    // The list of all files is read twice: for what changed, and for the snapshot.
+    let looks =
+        ["-P", listed.to_str().unwrap(), "-e", "trace=openat", "-e", "inject=openat:delay_enter=3000000:when=1"];
+    let (code, trace) = traced(&env, &looks, &["stop"], |strace| {
+        wait_until_delayed(strace);
+        kill(Pid::from_raw(files), Signal::SIGKILL).unwrap();
+    });
+    assert_eq!(code, Some(1), "{trace}");
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "show work_mem"), "77MB");
 }

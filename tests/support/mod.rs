@@ -194,7 +194,7 @@ impl Env {
     /// Unmounts and removes all data directories; their servers must be gone.
     pub fn discard_datadirs(&self) {
         for entry in std::fs::read_dir(self.repo().join("datadirs")).unwrap() {
-            zenith::plumbing::instance::mount::remove(&entry.unwrap().path()).unwrap();
+            zenith::plumbing::instance::mount::remove(&self.repo().join("tmp"), &entry.unwrap().path()).unwrap();
         }
     }
 }

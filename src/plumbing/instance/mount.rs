@@ -46,6 +46,9 @@ pub enum Error {
     Failed(String),
     #[error("'{}' is mounted already", .0.display())]
     Busy(PathBuf),
+    /// What was seen of it counts for nothing.
+    #[error("the file system at '{}' ended while its files were looked at; nothing was removed", .0.display())]
+    Ended(PathBuf),
     #[error("cannot unmount '{}'", dir.display())]
     Stays { dir: PathBuf, source: io::Error },
     #[error("cannot {verb} '{}'", path.display())]
@@ -57,6 +60,7 @@ impl From<Error> for CommandError {
         let hint = match &error {
             Error::Refused { .. } => "it needs /dev/fuse, and the program fusermount3 where you are not root",
             Error::Stays { .. } => "see who uses it: fuser -vm",
+            Error::Ended(_) => "repeat the command: it is mounted again",
             Error::Busy(_) => "unmount it first: fusermount3 -u",
             _ => return CommandError::new(Class::Refused, error),
         };
@@ -105,6 +109,19 @@ pub fn is_mounted(data: &Path) -> bool {
 /// Returns whether the data directory in `dir` is mounted, and the process that serves it is there.
 pub fn is_served(dir: &Path) -> bool {
     is_mounted(&dir.join("data")) && matches!(PidLock::is_held(&dir.join(LOCK)), Ok(Some(true)))
+}
+
+/// Returns whether the files of the data directory in `dir` are to be seen: its mount point is empty without the process that
+/// serves it. Nothing brings that back unasked: what is in sight after a look was so during it.
+pub fn is_in_sight(dir: &Path) -> io::Result<bool> {
+    let data = dir.join("data");
+    Ok(is_served(dir) || !is_mounted(&data) && data.join("PG_VERSION").try_exists()?)
+}
+
+/// Refuses to go by what was seen of the files in `dir` if they are not in sight any more.
+pub fn check_in_sight(dir: &Path) -> Result<(), Error> {
+    let is_seen = is_in_sight(dir).map_err(Error::io("look at", dir))?;
+    if is_seen { Ok(()) } else { Err(Error::Ended(dir.join("data"))) }
 }
 
 /// Returns whether a server on the data directory in `dir` has lost its files for good: the process that served them has
@@ -268,11 +285,9 @@ pub fn reader(data: &Path) -> io::Result<Child> {
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
 }
 
-/// Unmounts and removes a data directory with all that it holds.
-pub fn remove(dir: &Path) -> Result<(), Error> {
+/// Unmounts and removes a data directory with all that it holds: a crash leaves all of it or nothing, since a server would go on
+/// with what is left of a layer. `tmp` is the repository's folder for unfinished files.
+pub fn remove(tmp: &Path, dir: &Path) -> Result<(), Error> {
     unmount(dir)?;
-    match fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io("remove", dir)(error)),
-        _ => Ok(()),
-    }
+    durable::discard_dir(tmp, dir).map_err(Error::io("remove", dir))
 }

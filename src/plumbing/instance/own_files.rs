@@ -17,6 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
+use super::mount;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::frame::BLOCK_SIZE;
 use crate::objects::snapshot::paths::{PERMISSIONS, is_own_folder};
@@ -170,6 +171,8 @@ fn changes(repo: &Repo, snapshot: &Snapshot, data: &Path) -> Result<Changes, Com
             changes.written.push(path);
         }
     }
+    // Out of sight, it looks as if all had been removed.
+    mount::check_in_sight(data.parent().unwrap_or(data))?;
     Ok(changes)
 }
 

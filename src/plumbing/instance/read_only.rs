@@ -129,7 +129,7 @@ fn discard_files(repo: &Repo, instance: &mut Instance) -> Result<(), CommandErro
     let Some(id) = instance.timeline() else { return Ok(()) };
     let dir = repo.datadir(id);
     let _held = instance.alive(repo).take_from_the_dead()?;
-    mount::remove(&dir)?;
+    mount::remove(repo.tmp()?, &dir)?;
     instance.config.timeline = None;
     instance.write(repo)
 }

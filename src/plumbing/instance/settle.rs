@@ -91,20 +91,24 @@ pub fn settle_at(
         close(repo, instance)?;
         return Ok(Settled::Sealed { timeline: id, snapshot: None });
     }
-    // What cannot be looked at may have changed.
-    let is_seen = show(repo, instance, id)?;
-    if !is_seen && drop_if_unnamed(repo, id, || set_aside(false, "start: it was cut off"))? {
+    let dir = repo.datadir(id);
+    let files = show(repo, instance, id)?;
+    let clear = || match files {
+        Files::Absent => Ok(mount::remove(repo.tmp()?, &dir)?),
+        Files::InSight | Files::Hidden => set_aside(false, "start: it was cut off"),
+    };
+    if files != Files::InSight && drop_if_unnamed(repo, id, clear)? {
         close(repo, instance)?;
         return Ok(Settled::Dropped);
     }
-    if !is_seen {
+    if files == Files::Hidden {
         progress.warn(&format!(
             "the files of the last server of '{branch}' cannot be shown, and go to the trash: what was committed is there, \
              but not its replication slots, nor what was set with ALTER SYSTEM or changed by hand; see zenith trash"
         ));
     }
-    if is_seen && drop_if_unchanged(repo, instance, id, &data, signature)? {
-        mount::remove(&repo.datadir(id))?;
+    if files == Files::InSight && drop_if_unchanged(repo, instance, id, &data, signature)? {
+        mount::remove(repo.tmp()?, &dir)?;
         close(repo, instance)?;
         return Ok(Settled::Dropped);
     }
@@ -114,10 +118,11 @@ pub fn settle_at(
     match snapshot {
         Some(_) => {
             own_files::forget(repo, id)?;
-            mount::remove(&repo.datadir(id))?;
+            mount::remove(repo.tmp()?, &dir)?;
         }
-        None if is_seen => {
+        None if files == Files::InSight => {
             put_away_files(repo, &timeline, &data, progress)?;
+            mount::check_in_sight(&dir)?;
             set_aside(false, "stop: its server was not shut down")?;
         }
         None => {
@@ -155,35 +160,42 @@ pub(super) fn secure_end(
     Ok(())
 }
 
-/// Mounts the data directory of an epoch again, if it is a lazy one whose process has ended. Returns whether all that a
-/// server may have written can be seen. Where it cannot, the epoch is settled without its files, and they are kept: the
-/// WAL has what was committed, but not what else changed, such as settings and slots.
-fn show(repo: &Repo, instance: &Instance, id: TimelineId) -> Result<bool, CommandError> {
-    let dir = repo.datadir(id);
-    let layer = local::dir(&dir);
-    if mount::is_served(&dir) || !layer.try_exists()? {
-        return Ok(true);
-    }
-    mount::unmount(&dir)?;
-    // Restored beside the layer of a mount that was refused.
-    if dir.join("data/PG_VERSION").try_exists()? {
-        return Ok(true);
-    }
-    if !mount::is_prepared(&dir) {
-        return Ok(false);
-    }
-    let Ok(Some(snapshot)) = local::snapshot_below(&layer) else { return Ok(false) };
-    let (log, alive) = (instance.log(repo), instance.alive(repo));
-    let wanted = mount::Wanted { snapshot: &snapshot, hydrate: false, log: &log, alive: alive.path() };
-    Ok(mount::mount(repo, &dir, &wanted).is_ok())
+/// What is to be seen of the files of an epoch. Only of those in sight can be said that nothing changed. Without the others
+/// the epoch is settled all the same: the WAL has what was committed, but not what else changed, such as settings and slots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Files {
+    InSight,
+    /// They are there, and cannot be shown: they are kept.
+    Hidden,
+    /// No server has run on any, or they were removed: by a stop that ended before it was done, or by hand.
+    Absent,
 }
 
-/// Puts away what the user changed in the files of an epoch; if they are not there, what it began with. What of it
-/// cannot be read goes to the trash with them. Where there is no room for it nothing goes: the user makes some.
-fn put_away_files(repo: &Repo, timeline: &Timeline, data: &Path, progress: &dyn Progress) -> CmdResult {
-    if !data.join("PG_VERSION").try_exists()? {
-        return own_files::pass_on(repo, timeline);
+/// Mounts the data directory of an epoch again, if it is a lazy one whose process has ended.
+fn show(repo: &Repo, instance: &Instance, id: TimelineId) -> Result<Files, CommandError> {
+    let dir = repo.datadir(id);
+    let layer = local::dir(&dir);
+    if !mount::is_served(&dir) {
+        mount::unmount(&dir)?;
     }
+    // Those that were restored lie beside the layer of a mount that was refused.
+    if mount::is_in_sight(&dir)? {
+        return Ok(Files::InSight);
+    }
+    if !layer.try_exists()? {
+        return Ok(Files::Absent);
+    }
+    if !mount::is_prepared(&dir) {
+        return Ok(Files::Hidden);
+    }
+    let Ok(Some(snapshot)) = local::snapshot_below(&layer) else { return Ok(Files::Hidden) };
+    let (log, alive) = (instance.log(repo), instance.alive(repo));
+    let wanted = mount::Wanted { snapshot: &snapshot, hydrate: false, log: &log, alive: alive.path() };
+    Ok(if mount::mount(repo, &dir, &wanted).is_ok() { Files::InSight } else { Files::Hidden })
+}
+
+/// Puts away what the user changed in the files of an epoch. What of it cannot be read goes to the trash with them. Where there is no room for it nothing goes: the user makes some.
+fn put_away_files(repo: &Repo, timeline: &Timeline, data: &Path, progress: &dyn Progress) -> CmdResult {
     let (_, line) = repo.timelines().snapshot_before(timeline.tip())?;
     match own_files::put_away(repo, timeline.id, &repo.store().snapshot(&line.object)?, data) {
         Err(error) if lacks_room(&error) => Err(error),
@@ -226,6 +238,7 @@ fn drop_if_unchanged(
         if trash::is_referenced(repo, id, &|name| *name == branch)? {
             return Ok(false);
         }
+        mount::check_in_sight(&repo.datadir(id))?;
         let (old, new) = (Value::Branch(id), Value::Branch(parent));
         let signature = Signature { why: "stop: nothing was committed".to_owned(), ..signature.clone() };
         if repo.refs().read(&branch)? == Some(old.clone()) {

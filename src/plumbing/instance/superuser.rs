@@ -34,7 +34,7 @@ pub fn find(cx: &Context, position: Position) -> Result<Vec<String>, CommandErro
         Ok::<_, CommandError>(superusers(binaries, account, &data)?)
     };
     let found = look();
-    mount::remove(&dir)?;
+    mount::remove(repo.tmp()?, &dir)?;
     instance.remove(repo, held)?;
     found
 }

@@ -17,7 +17,7 @@ use crate::plumbing::datadir::wal::WalFilesError;
 const REPLAY: u64 = 16 << 20;
 
 /// Returns the parent to go back to, if the epoch changed nothing: all of its records are of those that every server
-/// writes, and its files, if it has any, differ in nothing else. They have to be in sight.
+/// writes, and its files, which have to be in sight, differ in nothing else.
 pub(super) fn unchanged(repo: &Repo, timeline: &Timeline, data: &Path) -> Result<Option<TimelineId>, CommandError> {
     let Some(parent) = timeline.history.ancestors.last() else { return Ok(None) };
     if !only_noise(repo, timeline, parent.fork)? {
@@ -26,9 +26,8 @@ pub(super) fn unchanged(repo: &Repo, timeline: &Timeline, data: &Path) -> Result
     let (_, line) = repo.timelines().snapshot_before(timeline.tip())?;
     let replayed = parent.fork.since(line.lsn);
     if replayed > REPLAY
-        || data.join("PG_VERSION").try_exists()?
-            && (own_files::changed(repo, parent.timeline, &repo.store().snapshot(&line.object)?, data)?
-                || replayed == 0 && relations_changed(data)?)
+        || own_files::changed(repo, parent.timeline, &repo.store().snapshot(&line.object)?, data)?
+        || replayed == 0 && relations_changed(data)?
     {
         return Ok(None);
     }

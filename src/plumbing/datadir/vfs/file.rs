@@ -140,7 +140,7 @@ impl LazyFile {
             (Some(file), _) => file,
             (None, Some(_)) => cx.layer.create_file(self.ino).map_err(broken)?,
             // A new file without data.
-            (None, None) if made_here => return Ok(()),
+            (None, None) if made_here && !noted.any => return Ok(()),
             (None, None) => return Err("local blocks are missing"),
         };
         if let Some(length) = noted.cut.filter(|_| !made_here) {

@@ -138,13 +138,19 @@ fn a_guardian_that_is_killed_is_replaced() {
 #[test]
 fn a_backend_that_outlives_its_postmaster_is_ended_before_the_next_start() {
     let env = with_row();
-    // One that only notices at the end of its statement.
+    env.sql("main", "alter system set work_mem = '1MB'");
+    // One that only notices at the end of its statement, and then leaves a temporary file.
     let mut client = busy(&env, "select count(*) from generate_series(1, 1000000000)");
+    wait_until("it has one", || env.sql("main", "select count(*) > 0 from pg_ls_tmpdir()") == "t");
+    wait_until("its files are ready for a crash", || env.datadir("main").join("prepared").exists());
     let server = env.postmaster("main");
     let backends: Vec<i32> = children(server, "postgres");
     send(server, Signal::SIGKILL);
     assert!(backends.iter().any(|pid| is_alive(*pid)), "it does not outlive it, so this shows nothing");
-    env.run(["start"]).ok();
+    let started = env.run(["start"]);
+    assert!(started.err.contains("went on after a crash"), "{started:?}");
+    started.ok();
+    assert_eq!(env.sql("main", "show work_mem"), "1MB");
     assert!(backends.iter().all(|pid| !is_alive(*pid)), "the old server's process is there beside the new server");
     assert_eq!(env.sql("main", "select sum(i) from t"), "1");
     let _ = client.wait();

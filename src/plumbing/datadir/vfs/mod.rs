@@ -103,6 +103,10 @@ impl Vfs {
         let mut noted: HashMap<u64, Noted> = HashMap::new();
         let impossible = |_| "its journal says what cannot have happened";
         for record in records {
+            // Somebody may sync a file that has lost its name. What became of its blocks is of no use any more.
+            if matches!(record, Record::Cut { ino, .. } | Record::Local { ino, .. } if tree.node(*ino).is_err()) {
+                continue;
+            }
             tree.check(record).map_err(impossible)?;
             tree.apply(record, SystemTime::now()).map_err(impossible)?;
             match record {
@@ -324,8 +328,11 @@ impl Vfs {
         self.file(ino)?.allocate(self.cx(), offset, length, keep_size)
     }
 
-    /// Makes a file durable: data, length, names.
+    /// Makes a file durable: data, length, names. A temporary one is gone after a crash, and the journal knows of none.
     pub fn sync(&self, ino: u64) -> Result<(), Errno> {
+        if self.tree().node(ino).is_ok_and(|node| node.temporary) {
+            return Ok(());
+        }
         match self.file(ino) {
             Ok(file) => file.sync(self.cx()),
             Err(_) => self.sync_names(),
@@ -337,9 +344,9 @@ impl Vfs {
         self.layer.sync().map_err(os)
     }
 
-    /// Makes everything durable.
+    /// Makes everything durable that has a name which lasts.
     pub fn flush(&self) -> Result<(), Errno> {
-        self.files().iter().try_for_each(|(_, file)| file.sync(self.cx()))?;
+        self.files_that(|node| node.links > 0).iter().try_for_each(|(ino, _)| self.sync(*ino))?;
         self.sync_names()
     }
 
@@ -349,8 +356,12 @@ impl Vfs {
     }
 
     fn files(&self) -> Vec<(u64, Arc<LazyFile>)> {
+        self.files_that(|_| true)
+    }
+
+    fn files_that(&self, is_wanted: impl Fn(&Node) -> bool) -> Vec<(u64, Arc<LazyFile>)> {
         let file = |(ino, node): (u64, &Node)| match &node.kind {
-            Kind::File(file) => Some((ino, file.clone())),
+            Kind::File(file) if is_wanted(node) => Some((ino, file.clone())),
             _ => None,
         };
         self.tree().iter().filter_map(file).collect()
@@ -392,14 +403,14 @@ impl Vfs {
 
     /// Makes blocks local that nobody changed, up to 32 at a time, until `stop` says so.
     pub fn hydrate(&self, stop: &dyn Fn() -> bool) -> Result<(), Errno> {
-        for (_, file) in self.files() {
+        for (ino, file) in self.files() {
             for (first, count) in file.remote_runs(32) {
                 if stop() {
                     return Ok(());
                 }
                 file.hydrate(self.cx(), first, count)?;
             }
-            file.sync(self.cx())?;
+            self.sync(ino)?;
         }
         Ok(())
     }

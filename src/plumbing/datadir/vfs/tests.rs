@@ -228,6 +228,38 @@ fn behaves_as_files_do_and_notes_what_changes() {
     }
 }
 
+#[test]
+fn a_layer_can_be_opened_again_whatever_was_synced_of_files_without_a_lasting_name() {
+    let home = tempfile::tempdir().unwrap();
+    let given = [("a", stamps(1, 3)), ("b", stamps(10, 3)), ("c", stamps(20, 3))];
+    let (repo, id) = repo_with(home.path(), &given.clone());
+    let layer = home.path().join("local");
+    let vfs = open(&repo, &id, &layer);
+    // A query's own, which nobody removes if its backend is killed.
+    let folder = vfs.make(ROOT, OsStr::new("pgsql_tmp"), 0o700, &Make::Folder).unwrap().ino;
+    let temporary = vfs.make(folder, OsStr::new("pgsql_tmp1.0"), 0o600, &Make::File).unwrap().ino;
+    vfs.write(temporary, 0, &stamps(7, 2)).unwrap();
+    vfs.sync(temporary).unwrap();
+    // Removed, but open.
+    let (a, b) = (ino(&vfs, "a"), ino(&vfs, "b"));
+    vfs.open_inode(a).unwrap();
+    vfs.remove(ROOT, OsStr::new("a"), false).unwrap();
+    vfs.write(a, 0, &stamps(8, 1)).unwrap();
+    vfs.sync(a).unwrap();
+    vfs.resize(a, 100).unwrap();
+    vfs.sync(a).unwrap();
+    // Removed while somebody syncs it.
+    let file = vfs.file(b).unwrap();
+    vfs.write(b, 0, &stamps(9, 1)).unwrap();
+    vfs.remove(ROOT, OsStr::new("b"), false).unwrap();
+    file.sync(vfs.cx()).unwrap();
+    vfs.write(ino(&vfs, "c"), 0, &stamps(30, 1)).unwrap();
+    vfs.flush().unwrap();
+    drop(vfs);
+    let found = files(&open(&repo, &id, &layer));
+    assert_eq!(found, BTreeMap::from([("c".to_owned(), [stamps(30, 1), stamps(21, 2)].concat())]));
+}
+
 /// What a disk has after a power cut: of every file what was synced, and of the rest any part.
 struct Cut<'a> {
     events: &'a [Event],

@@ -207,8 +207,9 @@ fn debians_layout_starts_with_the_configuration_from_etc() {
     env.run(["init", "--from", "var/15/main", "bare"]).ok();
     env.run(["--repo", "bare/.zenith", "start"]).ok();
     env.run(["--repo", "bare/.zenith", "stop"]).ok();
-    fs::create_dir(env.path().join("named")).unwrap();
-    fs::write(env.path().join("named/postgresql.conf"), "work_mem = 9MB\n").unwrap();
+    // As Debian makes it, the folder for one's own files is empty.
+    fs::create_dir_all(env.path().join("named/conf.d")).unwrap();
+    fs::write(env.path().join("named/postgresql.conf"), "include_dir = 'conf.d'\nwork_mem = 9MB\n").unwrap();
     env.run(["init", "--from", "var/15/main", "--config", "named", "third"]).ok();
     env.run(["--repo", "third/.zenith", "start"]).ok();
     let shown = env.run(["--repo", "third/.zenith", "psql", "main", "--", "-XqAtc", "show work_mem"]).ok();

@@ -25,12 +25,15 @@ pub struct Configuration {
     pub folder: Option<PathBuf>,
     /// Files to put into the data directory, or to replace there: path below it, and content.
     pub files: Vec<(PathBuf, Vec<u8>)>,
+    /// Folders that are included, below the data directory. One in which there is nothing has to be there too.
+    included: BTreeSet<PathBuf>,
 }
 
 impl Configuration {
-    /// Returns the folders in which its files lie, below the data directory.
+    /// Returns the folders in which its files lie, or which it includes, below the data directory.
     pub fn folders(&self) -> BTreeSet<Vec<u8>> {
-        let all = self.files.iter().flat_map(|(path, _)| path.ancestors().skip(1));
+        let of_files = self.files.iter().flat_map(|(path, _)| path.ancestors().skip(1));
+        let all = of_files.chain(self.included.iter().flat_map(|path| path.ancestors()));
         all.map(|folder| folder.as_os_str().as_bytes().to_vec()).filter(|folder| !folder.is_empty()).collect()
     }
 }
@@ -44,22 +47,22 @@ const NOTHING: &str = "# This cluster came without a postgresql.conf: PostgreSQL
 pub fn gather(data_dir: Option<&Path>, major: u32, folder: Option<&Path>, etc: &Path) -> Configuration {
     let inside = data_dir.filter(|dir| folder.is_none() && dir.join("postgresql.conf").is_file());
     if let Some(dir) = inside {
-        return Configuration { folder: None, files: Files::take(dir, Some(dir)) };
+        return Files::take(dir, Some(dir)).into_configuration(None);
     }
     let found = || data_dir.and_then(|dir| folder_of(dir, major, etc));
     let Some(folder) = folder.map(Path::to_owned).or_else(found) else {
         let nothing = ("postgresql.conf".into(), NOTHING.as_bytes().to_vec());
-        return Configuration { folder: None, files: vec![nothing] };
+        return Configuration { files: vec![nothing], ..Configuration::default() };
     };
     let mut files = Files::take(&folder, None);
     let values = conf::read_one(&folder.join("postgresql.conf"));
     for (setting, name) in [("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf")] {
         let path = values.get(setting).map_or_else(|| folder.join(name), |path| folder.join(path));
         if let Some(text) = conf::text(&path) {
-            files.push((name.into(), text.into_bytes()));
+            files.taken.push((name.into(), text.into_bytes()));
         }
     }
-    Configuration { folder: Some(folder), files }
+    files.into_configuration(Some(folder))
 }
 
 /// Returns the folder with the `postgresql.conf` of a data directory that has none: the one that its server was last
@@ -93,16 +96,22 @@ struct Files<'a> {
     /// Where they are now, if that is the data directory.
     data_dir: Option<&'a Path>,
     taken: Vec<(PathBuf, Vec<u8>)>,
+    /// The folders that were included, other than those of the data directory as it is.
+    folders: BTreeSet<PathBuf>,
     /// Of files from elsewhere.
     count: u32,
 }
 
-impl Files<'_> {
+impl<'a> Files<'a> {
     /// Takes `postgresql.conf` in `folder` and what it includes.
-    fn take(folder: &Path, data_dir: Option<&Path>) -> Vec<(PathBuf, Vec<u8>)> {
-        let mut files = Files { data_dir, taken: Vec::new(), count: 0 };
+    fn take(folder: &Path, data_dir: Option<&'a Path>) -> Files<'a> {
+        let mut files = Files { data_dir, taken: Vec::new(), folders: BTreeSet::new(), count: 0 };
         files.add(&folder.join("postgresql.conf"), PathBuf::from("postgresql.conf"), 0);
-        files.taken
+        files
+    }
+
+    fn into_configuration(self, folder: Option<PathBuf>) -> Configuration {
+        Configuration { folder, files: self.taken, included: self.folders }
     }
 
     /// Takes the file at `path`, as `name` in the data directory, and what it includes.
@@ -116,10 +125,13 @@ impl Files<'_> {
                 continue;
             };
             let sources = conf::included(path, kind, &target);
-            if stays_below(&folder.join(&target)) {
+            if let Some(inner) = below(&folder.join(&target)) {
+                let is_folder = kind == Include::Dir && path.parent().is_some_and(|from| from.join(&target).is_dir());
+                if is_folder && self.data_dir.is_none() {
+                    self.folders.insert(inner.clone());
+                }
                 for source in sources {
                     let file = if kind == Include::Dir { source.file_name() } else { None };
-                    let inner = folder.join(&target);
                     self.add(&source, file.map_or(inner.clone(), |file| inner.join(file)), depth + 1);
                 }
                 lines.push(line.to_owned());
@@ -147,9 +159,10 @@ impl Files<'_> {
     }
 }
 
-/// Returns whether a path below a folder does not lead out of it.
-fn stays_below(path: &Path) -> bool {
-    path.components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+/// Returns a path below a folder by its parts alone, if it does not lead out of that.
+fn below(path: &Path) -> Option<PathBuf> {
+    let parts = path.components().filter(|part| *part != Component::CurDir);
+    parts.map(|part| if let Component::Normal(name) = part { Some(name) } else { None }).collect()
 }
 
 #[cfg(test)]
@@ -186,16 +199,18 @@ mod tests {
         write(&other.join("postgresql.conf"), "data_directory = '/nowhere'\n");
         let folder = etc.join("15/main");
         let conf = format!(
-            "data_directory = '{}'\ninclude_dir 'conf.d'\nhba_file = '{}'\n",
+            "data_directory = '{}'\ninclude_dir 'conf.d'\ninclude_dir = './empty.d/'\nhba_file = '{}'\n",
             data.display(),
             folder.join("pg_hba.conf").display()
         );
         write(&folder.join("postgresql.conf"), &conf);
         write(&folder.join("conf.d/x.conf"), "work_mem = 7MB\n");
+        fs::create_dir(folder.join("empty.d")).unwrap();
         write(&folder.join("pg_hba.conf"), "local all all peer\n");
         let found = gather(Some(&data), 15, None, &etc);
         assert_eq!(found.folder.as_deref(), Some(folder.as_path()));
         assert_eq!(names(&found), ["conf.d/x.conf", "pg_hba.conf", "postgresql.conf"]);
+        assert_eq!(found.folders(), [b"conf.d".to_vec(), b"empty.d".to_vec()].into());
         assert_eq!(values(&found)["work_mem"], "7MB");
         assert_eq!(names(&gather(Some(&data), 16, None, &etc)), ["postgresql.conf"]);
         let opts = format!(

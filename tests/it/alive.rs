@@ -112,6 +112,28 @@ fn a_file_system_that_does_not_move_is_ended_with_its_server() {
 }
 
 #[test]
+fn a_repository_is_not_made_where_locks_do_not_work() {
+    if std::process::Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
+        println!("SKIPPED: there is no strace");
+        return;
+    }
+    let env = Env::new();
+    // There are none, as on NFS without a lock daemon; or they are everybody's.
+    for answer in ["error=ENOLCK", "error=EOPNOTSUPP", "retval=0"] {
+        let init = env.command(["init"]);
+        let mut strace = std::process::Command::new("strace");
+        strace.args(["-f", "-o", "/dev/null", "-e", "trace=flock", "-e", &format!("inject=flock:{answer}")]);
+        strace.arg(init.get_program()).args(init.get_args()).current_dir(env.path());
+        let refused = strace.output().unwrap();
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(1), "{answer}: {said}");
+        assert!(said.contains("does not keep locks") && said.contains("use a local file system"), "{answer}: {said}");
+        let mut left = fs::read_dir(env.path()).unwrap().flatten().map(|entry| entry.file_name());
+        assert!(!left.any(|name| name.to_string_lossy().starts_with(".zenith")), "{answer}");
+    }
+}
+
+#[test]
 fn a_file_system_that_pauses_for_a_moment_goes_on() {
     let env = with_row();
     let files = env.file_system("main");

@@ -1,6 +1,7 @@
 //! What will stop the servers if nobody acts: WAL that cannot be sealed or recycled, and a disk that is nearly full.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::statvfs;
@@ -40,6 +41,8 @@ pub struct Health {
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Unsealed {
     pub branch: String,
+    /// Where its server says why.
+    pub log: PathBuf,
     pub segments: u64,
     /// How long the oldest one has waited.
     pub seconds: u64,
@@ -79,7 +82,8 @@ pub fn health(repo: &Repo) -> Result<Health, CommandError> {
         let since: Vec<SystemTime> = ready.filter_map(|entry| entry.metadata().ok()?.modified().ok()).collect();
         let Some(oldest) = since.iter().min() else { continue };
         let seconds = oldest.elapsed().unwrap_or_default().as_secs();
-        health.unsealed.push(Unsealed { branch: instance.config.branch, segments: since.len() as u64, seconds });
+        let (log, segments) = (instance.log(repo), since.len() as u64);
+        health.unsealed.push(Unsealed { branch: instance.config.branch, log, segments, seconds });
     }
     health.warnings = warnings(&health, repo.config().gc.trash_limit);
     for Damaged { name, error } in lost::damaged(repo)? {
@@ -120,10 +124,11 @@ fn keeping(repo: &Repo, instance: &Instance) -> Result<Vec<Keeping>, CommandErro
 fn warnings(health: &Health, trash_limit: u64) -> Vec<String> {
     let mut warnings = Vec::new();
     for late in health.unsealed.iter().filter(|unsealed| unsealed.is_late()) {
-        let Unsealed { branch, segments, seconds } = late;
+        let Unsealed { branch, log, segments, seconds } = late;
         warnings.push(format!(
             "the WAL of '{branch}' cannot be sealed: {segments} segments wait, the oldest for {seconds} s, and take more and \
-             more of the disk; its log says why: zenith pg list"
+             more of the disk; '{}' says why",
+            log.display()
         ));
     }
     let megabytes = |bytes: u64| bytes >> 20;
@@ -137,7 +142,13 @@ fn warnings(health: &Health, trash_limit: u64) -> Vec<String> {
     }
     if health.free_bytes < ROOM.min(health.disk_bytes / 20) {
         let (free, total) = (megabytes(health.free_bytes), megabytes(health.disk_bytes));
-        warnings.push(format!("the disk is nearly full: {free} MiB of {total} MiB are free; servers stop when it is"));
+        let trash = match megabytes(health.trash_bytes) {
+            0 => String::new(),
+            held => format!("; the trash holds {held} MiB: zenith trash empty"),
+        };
+        warnings.push(format!(
+            "the disk is nearly full: {free} MiB of {total} MiB are free, and servers stop when none are{trash}"
+        ));
     }
     if health.trash_bytes > trash_limit {
         let (bytes, limit) = (megabytes(health.trash_bytes), megabytes(trash_limit));
@@ -164,9 +175,21 @@ mod tests {
     }
 
     #[test]
+    fn a_trash_that_holds_more_than_it_may_is_told_of() {
+        let told = |trash_bytes| warnings(&Health { trash_bytes, ..Health::default() }, 1 << 30);
+        assert_eq!(told(1 << 30), Vec::<String>::new());
+        assert!(
+            told(3 << 30)[0]
+                .ends_with("holds 3072 MiB, more than its 1024 MiB, and commits in all of it: zenith trash")
+        );
+        let full = Health { trash_bytes: 5 << 20, free_bytes: 1, disk_bytes: 1 << 40, ..Health::default() };
+        assert!(warnings(&full, u64::MAX)[0].ends_with("the trash holds 5 MiB: zenith trash empty"));
+    }
+
+    #[test]
     fn a_segment_that_was_just_completed_is_not_late() {
         let told = |seconds| {
-            let unsealed = vec![Unsealed { branch: "main".into(), segments: 1, seconds }];
+            let unsealed = vec![Unsealed { branch: "main".into(), log: "log".into(), segments: 1, seconds }];
             !warnings(&Health { unsealed, ..Health::default() }, u64::MAX).is_empty()
         };
         assert!(!told(5));

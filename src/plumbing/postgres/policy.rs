@@ -171,7 +171,7 @@ pub const RULES: &[Rule] = &[
     until(15, forced("promote_trigger_file", "", "as above")),
     since(17, forced("sync_replication_slots", "off", "as above")),
     // The log.
-    forced("logging_collector", "off", "the log is the instance's: zenith pg log"),
+    forced("logging_collector", "off", "the log is the instance's: instances/NAME/log in the repository"),
     forced("log_destination", "stderr", "as above"),
     // What the machine may not have.
     instead("huge_pages", "on", "try", "where there are none the server would not start"),

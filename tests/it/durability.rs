@@ -35,6 +35,12 @@ fn syncs(env: &Env, args: &[&str]) -> BTreeMap<String, usize> {
     counts
 }
 
+/// Makes the folders of all objects: which one an object would make is a matter of its hash.
+fn have_all_fans(env: &Env) {
+    let fans = (0..256).map(|fan| env.repo().join(format!("objects/{fan:02x}")));
+    fans.for_each(|fan| fs::create_dir_all(fan).unwrap());
+}
+
 /// Checks what a command syncs: names and how often, in any order.
 #[track_caller]
 fn assert_syncs(env: &Env, args: &[&str], expected: &[(&str, usize)]) {
@@ -76,6 +82,11 @@ fn each_command_syncs_what_it_says_and_what_it_relies_on() {
     check(&["branch", "-m", "y", "z"], &[&log[..], &[("refs", 1), ("refs/branches", 2), ("tmp", 2)]].concat(), &[]);
     check(&["config", "proxy.max_instances", "3"], &[("repository", 1), ("tmp", 1)], &[]);
     check(&["rev-parse", "main"], &[], &[]);
+    // Two objects of WAL and a pack, a timeline, and its log with the begin, the WAL and the snapshot.
+    env.run(["restore", "main", "out"]).ok();
+    have_all_fans(&env);
+    let stored = [("objects", 3), ("objects/fan", 2), ("objects/pack", 2), ("tmp", 5), ("timelines/ID/log", 5)];
+    check(&["write-snapshot", "out"], &stored, &[("repository", 1), ("timelines", 1), ("tmp/timeline", 5)]);
 }
 
 #[test]
@@ -86,9 +97,7 @@ fn wal_that_is_stored_already_is_made_durable() {
     let wal = env.repo().join("timelines").join(&env.run(["rev-parse", "main"]).ok()[..32]).join("wal");
     let name = fs::read_dir(&wal).unwrap().flatten().find(|entry| entry.file_name().len() == 24).unwrap();
     fs::copy(name.path(), env.path().join("segment")).unwrap();
-    // Which of its folders an object makes is a matter of its hash.
-    let fans = (0..256).map(|fan| env.repo().join(format!("objects/{fan:02x}")));
-    fans.for_each(|fan| fs::create_dir_all(fan).unwrap());
+    have_all_fans(&env);
     let object = [("objects", 1), ("objects/fan", 1)];
     assert_syncs(&env, &["hash-wal", "-w", "segment"], &[&object[..], &[("tmp", 1)]].concat());
     assert_syncs(&env, &["hash-wal", "-w", "segment"], &object);

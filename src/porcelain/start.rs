@@ -23,6 +23,8 @@ use crate::plumbing::rev_parse::with_position;
 /// PostgreSQL first reads them, and keeps those that it writes. Where the system refuses to mount it,
 /// all files are restored, and the reason is told.
 ///
+/// Unlogged tables are empty after every start, as after a crash: the WAL does not have what was in them.
+///
 /// With --read-only, REVISION may be any: a tag, an LSN, a moment. Its server shows that, beside all
 /// others, until it is stopped, and leaves nothing behind.
 #[derive(Debug, clap::Args)]

@@ -103,8 +103,12 @@ impl Vfs {
         let mut noted: HashMap<u64, Noted> = HashMap::new();
         let impossible = |_| "its journal says what cannot have happened";
         for record in records {
-            // Somebody may sync a file that has lost its name. What became of its blocks is of no use any more.
-            if matches!(record, Record::Cut { ino, .. } | Record::Local { ino, .. } if tree.node(*ino).is_err()) {
+            // Somebody may write to a file that has lost its name. What became of that is of no use any more.
+            let of_node = match record {
+                Record::Cut { ino, .. } | Record::Local { ino, .. } | Record::Mode { ino, .. } => Some(*ino),
+                _ => None,
+            };
+            if of_node.is_some_and(|ino| tree.node(ino).is_err()) {
                 continue;
             }
             tree.check(record).map_err(impossible)?;

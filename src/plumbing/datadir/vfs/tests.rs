@@ -247,6 +247,7 @@ fn a_layer_can_be_opened_again_whatever_was_synced_of_files_without_a_lasting_na
     vfs.write(a, 0, &stamps(8, 1)).unwrap();
     vfs.sync(a).unwrap();
     vfs.resize(a, 100).unwrap();
+    vfs.set_mode(a, 0o640).unwrap();
     vfs.sync(a).unwrap();
     // Removed while somebody syncs it.
     let file = vfs.file(b).unwrap();

@@ -37,7 +37,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     // What runs is told all the same.
     let tip = tip.unwrap_or_else(|error| {
         cx.ui.warning(format!("cannot tell where {} is: {}", head.short(), error.text()));
-        error.hints.iter().for_each(|hint| ui::hint(hint));
+        error.hints.iter().for_each(ui::hint);
         None
     });
     let status = Status {

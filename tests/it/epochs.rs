@@ -550,3 +550,65 @@ fn what_was_seen_of_files_that_went_out_of_sight_counts_for_nothing() {
     env.run(["start"]).ok();
     assert_eq!(env.sql("main", "show work_mem"), "77MB");
 }
+
+#[test]
+fn what_a_killed_stop_did_not_come_to_is_done_later() {
+    if !has_strace() {
+        return;
+    }
+    let env = Env::init();
+    for _ in 0..2 {
+        // From then on no hint bits are written.
+        env.run(["start"]).ok();
+        env.run(["stop"]).ok();
+    }
+    env.run(["start"]).ok();
+    env.sql("main", "alter system set work_mem = '77MB'");
+    // It has its snapshot by then.
+    let (code, trace) =
+        traced(&env, &["-e", "trace=umount2", "-e", "inject=umount2:signal=SIGKILL"], &["stop"], |_| {});
+    assert_eq!(code, None, "{trace}");
+    env.run(["start"]).ok();
+    let timeline = env.datadir("main").file_name().unwrap().to_owned();
+    env.run(["stop"]).ok();
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "show work_mem"), "77MB");
+    assert_eq!(segments(&env, &timeline), 0);
+
+    // And amid the last step.
+    env.sql("main", "create table t ()");
+    let timeline = env.datadir("main").file_name().unwrap().to_owned();
+    let wal = env.repo().join("timelines").join(&timeline).join("wal");
+    let options = ["-P", wal.to_str().unwrap(), "-e", "trace=rename", "-e", "inject=rename:signal=SIGKILL"];
+    let (code, trace) = traced(&env, &options, &["stop"], |_| {});
+    assert_eq!(code, None, "{trace}");
+    assert!(segments(&env, &timeline) > 0);
+    env.run(["start"]).ok();
+    assert_eq!(segments(&env, &timeline), 0);
+}
+
+/// Returns how many segments of WAL a timeline has.
+fn segments(env: &Env, timeline: &std::ffi::OsStr) -> usize {
+    let wal = env.repo().join("timelines").join(timeline).join("wal");
+    let names = std::fs::read_dir(wal).unwrap().flatten().map(|entry| entry.file_name());
+    names.filter(|name| name.len() == 24).count()
+}
+
+#[test]
+fn a_start_that_cannot_note_where_its_server_listens_starts_none() {
+    if !has_strace() {
+        return;
+    }
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t ()");
+    kill(Pid::from_raw(env.postmaster("main")), Signal::SIGKILL).unwrap();
+    let config = env.repo().join("instances/pg1/config");
+    let inject = "inject=rename,renameat,renameat2:error=ENOSPC";
+    let options = ["-P", config.to_str().unwrap(), "-e", "trace=rename,renameat,renameat2", "-e", inject];
+    let (code, trace) = traced(&env, &options, &["start", "--port", "7001"], |_| {});
+    assert_eq!(code, Some(1), "{trace}");
+    assert!(env.run(["status"]).ok().contains("crashed"));
+    env.run(["start"]).ok();
+    env.sql("main", "select from t");
+}

@@ -104,6 +104,7 @@ fn instance_of(repo: &Repo, name: String, id: TimelineId) -> Result<Instance, Co
         tcp: listens.and_then(|(_, tcp)| tcp),
         on_demand: false,
         timeline: Some(id.to_string()),
+        closed: None,
         at,
     };
     Ok(Instance { name, config })

@@ -44,6 +44,7 @@ use serde::{Deserialize, Serialize};
 
 use self::hold::hold_all;
 pub use self::hold::{Held, hold_of_branch, hold_or_create};
+use self::start::Wish;
 use crate::error::{Class, CommandError};
 use crate::objects::timeline::TimelineId;
 use crate::objects::{Repo, durable};
@@ -70,6 +71,9 @@ pub struct Config {
     /// The timeline of the epoch that is open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeline: Option<String>,
+    /// That of the last one, which is closed: its WAL is sealed, and goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub closed: Option<String>,
     /// What a read-only instance shows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub at: Option<String>,
@@ -334,7 +338,8 @@ pub fn socket_dir(repo: &Repo) -> Result<PathBuf, postgres::Error> {
 /// Makes an instance with the next name and a free port. To be called with the lock of all in hand.
 fn create(repo: &Repo, branch: &str, at: Option<String>) -> Result<Instance, CommandError> {
     let port = free_port(repo, &list(repo)?)?;
-    let config = Config { branch: branch.to_owned(), port, tcp: None, on_demand: false, timeline: None, at };
+    let branch = branch.to_owned();
+    let config = Config { branch, port, tcp: None, on_demand: false, timeline: None, closed: None, at };
     let instance = Instance { name: free_name(repo)?, config };
     instance.write(repo)?;
     Ok(instance)
@@ -355,16 +360,23 @@ fn free_port(repo: &Repo, all: &[Instance]) -> Result<u16, postgres::Error> {
 }
 
 impl Instance {
-    /// Gives an instance that does not run the port that was asked for; else its last one, or another one where a server
-    /// of this repository has that. The config keeps the last one until the server runs, unless that is taken.
-    fn choose_port(&mut self, repo: &Repo, wanted: Option<u16>, progress: &dyn Progress) -> Result<(), CommandError> {
-        if let Some(port) = wanted {
+    /// Notes where the server of an instance, which does not run, is about to listen: on the port that was asked for, else on
+    /// its last one, or on another one where a server of this repository has that. Before it does so: whoever looks for a
+    /// server where it is not may find that of another branch.
+    fn choose_port(&mut self, repo: &Repo, wish: Wish, progress: &dyn Progress) -> Result<(), CommandError> {
+        let last = self.config.clone();
+        (self.config.tcp, self.config.on_demand) = (wish.tcp, wish.on_demand);
+        let mut held = None;
+        if let Some(port) = wish.port {
             self.config.port = port;
         } else if !settings::is_free(self.config.port, &socket_dir(repo)?, None) {
-            let _held = hold_all(repo, progress)?;
+            held = Some(hold_all(repo, progress)?);
             self.config.port = free_port(repo, &list(repo)?)?;
+        }
+        if self.config != last {
             self.write(repo)?;
         }
+        drop(held);
         Ok(())
     }
 }

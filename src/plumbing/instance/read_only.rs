@@ -62,7 +62,7 @@ pub fn start(cx: &Context, text: &str, position: Position, wish: Wish) -> Result
         return Ok(Outcome { instance, already: true, from, snapshot, replayed, resumed, refused });
     }
     discard_files(repo, &mut instance)?;
-    instance.choose_port(repo, wish.port, cx.progress)?;
+    instance.choose_port(repo, wish, cx.progress)?;
     let started = prepare_and_run(cx, &mut instance, position, wish);
     if started.is_err() {
         if instance.timeline().is_some() {
@@ -101,7 +101,6 @@ fn prepare_and_run(
     }
     recovery::make_standby(&data, inspect(&data)?.version)?;
     run_server(cx, instance, id, &held, wish, Sizes::default())?;
-    instance.write(repo)?;
     Ok(laid_out)
 }
 

@@ -63,7 +63,9 @@ pub fn settle_at(
     signature: &Signature,
     progress: &dyn Progress,
 ) -> Result<Settled, CommandError> {
-    let Some(id) = instance.timeline() else { return Ok(Settled::Nothing) };
+    let Some(id) = instance.timeline() else {
+        return remove_wal(repo, instance).map(|()| Settled::Nothing);
+    };
     let branch = instance.config.branch.clone();
     let set_aside = |commits: bool, why: &str| {
         mount::unmount(&repo.datadir(id))?;
@@ -131,7 +133,7 @@ pub fn settle_at(
         }
     }
     close(repo, instance)?;
-    repo.timelines().empty_wal(repo.tmp()?, id)?;
+    remove_wal(repo, instance)?;
     // What cannot be removed now goes the next time.
     let _ = trash::tidy(repo, signature.time_us);
     Ok(Settled::Sealed { timeline: id, snapshot })
@@ -218,8 +220,18 @@ fn lacks_room(error: &CommandError) -> bool {
 
 /// Forgets the epoch. The branch and the log have all of it.
 fn close(repo: &Repo, instance: &mut Instance) -> CmdResult {
-    instance.config.timeline = None;
+    instance.config.closed = instance.config.timeline.take();
     instance.write(repo)
+}
+
+/// Removes the WAL of the epoch that was closed last: all of it is sealed. Only then does it go, since an open epoch without the
+/// segment that it writes to is in doubt.
+fn remove_wal(repo: &Repo, instance: &Instance) -> CmdResult {
+    let closed = instance.config.closed.as_ref().and_then(|id| id.parse().ok());
+    match closed.filter(|id| repo.timelines().exists(*id)) {
+        Some(id) if !super::is_open(repo, id)? => Ok(repo.timelines().empty_wal(repo.tmp()?, id)?),
+        _ => Ok(()),
+    }
 }
 
 /// Moves the branch back and removes the timeline, if the epoch changed nothing and nothing refers to it. Nobody can

@@ -109,7 +109,7 @@ pub fn start(cx: &Context, branch: &str, wish: Wish) -> Result<Outcome, CommandE
     // What cannot be put away grows on.
     let _ = logs::put_away_if_large(&instance.log(repo));
     let last_port = instance.config.port;
-    instance.choose_port(repo, wish.port, cx.progress)?;
+    instance.choose_port(repo, wish, cx.progress)?;
     let started = start_stopped(cx, &mut instance, &branch, wish);
     if started.is_err() && !matches!(instance.status(repo), Status::Running(_)) {
         // What was refused is not kept: a server that cannot be seen, in another container, may listen on the last one.
@@ -195,7 +195,6 @@ fn resume(
         Err(postgres::Error::DidNotStart { .. }) => return Ok(None),
         Err(error) => return Err(error.into()),
     }
-    instance.write(repo)?;
     let instance = instance.clone();
     let (snapshot, refused) = (Some(snapshot), None);
     Ok(Some(Outcome { instance, already: false, from, snapshot, replayed: 0, resumed: true, refused }))
@@ -205,14 +204,13 @@ fn resume(
 /// replays was written with the sizes `replayed`, where its `pg_control` does not know of them.
 pub(super) fn run_server(
     cx: &Context,
-    instance: &mut Instance,
+    instance: &Instance,
     timeline: TimelineId,
     held: &Held,
     wish: Wish,
     replayed: Sizes,
 ) -> Result<(), postgres::Error> {
     let Context { repo, binaries, account, progress, .. } = cx;
-    (instance.config.tcp, instance.config.on_demand) = (wish.tcp, wish.on_demand);
     let role = match instance.is_read_only() {
         true => Role::Standby,
         false => Role::Primary { archive_command: archive_command(repo, timeline)? },
@@ -413,7 +411,7 @@ impl Epoch<'_> {
         run_server(self.cx, self.instance, self.timeline, held, wish, replayed)?;
         // Clients may have come already.
         self.kept = true;
-        self.instance.write(repo)
+        Ok(())
     }
 }
 

@@ -20,7 +20,8 @@ const REPLAY: u64 = 16 << 20;
 /// writes, and its files, which have to be in sight, differ in nothing else.
 pub(super) fn unchanged(repo: &Repo, timeline: &Timeline, data: &Path) -> Result<Option<TimelineId>, CommandError> {
     let Some(parent) = timeline.history.ancestors.last() else { return Ok(None) };
-    if !only_noise(repo, timeline, parent.fork)? {
+    // With a snapshot of its own, by a stop that did not come to its end, there is nothing that tells what it began with.
+    if !timeline.log.snapshots.is_empty() || !only_noise(repo, timeline, parent.fork)? {
         return Ok(None);
     }
     let (_, line) = repo.timelines().snapshot_before(timeline.tip())?;

@@ -153,7 +153,9 @@ impl Repo {
             return Err(Error::Exists(dir));
         }
         let create = || {
-            fs::create_dir_all(parent)?;
+            if !parent.is_dir() {
+                durable::create_dir_all(parent)?;
+            }
             let prepared = tempfile::Builder::new().prefix(".zenith-").tempdir_in(parent)?;
             let path = prepared.path();
             mode::close(path, config.core.shared)?;

@@ -99,7 +99,7 @@ fn create(cx: &mut Cx, repo: &Repo, name: &str, start: &str, args: &Args) -> Cmd
     let _held = hold_stopped(cx, repo, name, "moved")?;
     if old.is_none() {
         // Left by one that was deleted as a ref, and may have been live.
-        config::move_branch(repo, branch.short(), None)?;
+        config::take_settings(repo, branch.short(), None)?;
     }
     let (resolved, timeline) = with_position(repo, start, &cx.now, |resolved| {
         Ok((resolved.clone(), fork_timeline(repo, resolved.position)?))
@@ -139,7 +139,7 @@ fn delete(cx: &Cx, repo: &Repo, name: &str) -> Result<(Changed, Position), Comma
     if let Some((held, instance)) = held {
         instance.remove(repo, held)?;
     }
-    config::move_branch(repo, branch.short(), None)?;
+    config::take_settings(repo, branch.short(), None)?;
     // What cannot be removed now goes the next time.
     let _ = trash::tidy(repo, cx.now.timestamp().as_microsecond());
     Ok((Changed::new(name, tip), tip))
@@ -150,8 +150,13 @@ fn rename(cx: &mut Cx, repo: &Repo, old: Option<&str>, new: &str, json: bool) ->
     let to = RefName::branch(new)?;
     let held = hold_stopped(cx, repo, from.short(), "renamed")?;
     let signature = cx.sign(format!("branch: renamed {} to {new}", from.short()));
+    if repo.refs().read(&to)?.is_some() {
+        return Err(refs::Error::Exists(to).into());
+    }
+    // First, so that a crash leaves them with both names rather than with the old one.
+    config::take_settings(repo, new, Some(from.short()))?;
     repo.refs().rename(repo.tmp()?, &from, &to, &signature)?;
-    config::move_branch(repo, from.short(), Some(new))?;
+    config::take_settings(repo, from.short(), None)?;
     if let Some((_held, mut instance)) = held {
         new.clone_into(&mut instance.config.branch);
         instance.write(repo)?;

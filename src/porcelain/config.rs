@@ -134,20 +134,19 @@ fn change(repo: &Repo, key: &str, path: &[&str], new: Option<Value>) -> CmdResul
     })
 }
 
-/// Has the settings of the branch `old` be those of `new`, which replaces any that were there, or forgets them.
-pub(super) fn move_branch(repo: &Repo, old: &str, new: Option<&str>) -> CmdResult {
+/// Has the branch `name` have the settings of `other`, in place of any that it has, or none.
+pub(super) fn take_settings(repo: &Repo, name: &str, other: Option<&str>) -> CmdResult {
     let has_any = |name: &str| repo.config().branch.contains_key(name);
-    if !has_any(old) && !new.is_some_and(has_any) {
+    if !has_any(name) && !other.is_some_and(has_any) {
         return Ok(());
     }
     repo.change_config(|text| {
         let mut document: DocumentMut = text.parse().map_err(invalid)?;
         let branches = document.get_mut("branch").and_then(Item::as_table_mut);
         let Some(branches) = branches else { return Ok(text.to_owned()) };
-        let settings = branches.remove(old);
-        if let Some(new) = new {
-            branches.remove(new);
-            settings.and_then(|settings| branches.insert(new, settings));
+        branches.remove(name);
+        if let Some(settings) = other.and_then(|other| branches.get(other)).cloned() {
+            branches.insert(name, settings);
         }
         Ok(document.to_string())
     })

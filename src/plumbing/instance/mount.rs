@@ -16,6 +16,7 @@ use std::io::{self, BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,7 @@ use super::pid_lock::PidLock;
 use crate::error::{Class, CommandError};
 use crate::objects::{ObjectId, Repo, durable};
 use crate::plumbing::datadir::mounts;
+use crate::plumbing::postgres::process::Process;
 use crate::plumbing::postgres::server;
 
 /// How long a file system's process may take to end once it is unmounted: it writes what is not durable. After that it is
@@ -185,15 +187,36 @@ pub fn mount(repo: &Repo, dir: &Path, wanted: &Wanted) -> Result<(), Error> {
     // Those of its threads' buffers that it takes from memory used before are cleared, and then they are there as a whole.
     command.env("MALLOC_MMAP_THRESHOLD_", "4194304");
     let mut child = command.spawn().map_err(Error::io("run", program))?;
-    let mut answer = String::new();
-    let output = child.stdout.take().expect("invariant: it is piped");
-    BufReader::new(output).read_line(&mut answer).map_err(Error::io("read from", program))?;
+    let answer = answer_of(&mut child).map_err(Error::io("read from", program))?;
     if answer.trim() == "ready" {
         server::let_run(child);
         return Ok(());
     }
     let _ = child.wait();
     Err(Error::Failed(server::tail(wanted.log, log_start).trim_start_matches("error: ").replace('\n', "; ")))
+}
+
+/// Returns the line that the process of a file system answers with, however long it takes: it may have much to read. One that
+/// is suspended, and has no guardian yet that would see it, is killed.
+fn answer_of(child: &mut Child) -> io::Result<String> {
+    let output = child.stdout.take().expect("invariant: it is piped");
+    let (answer, answered) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let read = BufReader::new(output).read_line(&mut line);
+        // Nobody waits any more once it was killed.
+        let _ = answer.send(read.map(|_| line));
+    });
+    let process = Process::of(child.id() as i32); // pids are i32
+    let mut suspended = None;
+    loop {
+        match answered.recv_timeout(PAUSE * 50) {
+            Ok(line) => return line,
+            Err(_) if !process.is_suspended() => suspended = None,
+            Err(_) if suspended.get_or_insert_with(Instant::now).elapsed() > PATIENCE => child.kill()?,
+            Err(_) => {}
+        }
+    }
 }
 
 /// Detaches what is mounted at `data`: no new access finds it, and it ends with the last one.

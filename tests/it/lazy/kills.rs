@@ -148,3 +148,20 @@ fn a_stop_leaves_no_temporary_folder() {
     env.run(["stop"]).ok();
     assert_eq!(std::fs::read_dir(env.repo().join("tmp")).unwrap().count(), 0);
 }
+
+#[test]
+fn a_file_system_that_is_suspended_before_it_mounts_does_not_hold_up_its_start() {
+    let env = Env::init();
+    let mut start = env.command(["start"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let files = loop {
+        if let Some(files) = begun_by(start.id()) {
+            break files;
+        }
+        assert!(start.try_wait().unwrap().is_none(), "it began none");
+    };
+    kill(files, Signal::SIGSTOP).unwrap();
+    crate::support::wait_until("the start ends", || start.try_wait().unwrap().is_some());
+    assert!(!is_alive(files.as_raw()));
+    env.run(["start"]).ok();
+    env.sql("main", "select 1");
+}

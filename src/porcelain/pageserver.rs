@@ -186,7 +186,7 @@ impl Moved {
     fn remember(&self, repo: &Repo, ui: &Ui) -> CmdResult {
         for (key, taken, address) in &self.0 {
             super::config::set(repo, key, Some(&address.to_string()))?;
-            ui.status(format!("{taken} is taken by another program; {key} is {address} from now on"));
+            ui.status(format!("{taken} is taken; {key} is {address} from now on"));
         }
         Ok(())
     }
@@ -352,7 +352,11 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         },
         Action::Restart(args) => {
             // What would be refused must not cost the one that runs.
-            args.options(&repo).check()?;
+            let options = args.options(&repo);
+            options.check()?;
+            if let Some((_, own)) = pageserver::running(&repo)? {
+                pageserver::check_places(&repo, &options, &own)?;
+            }
             stop(cx, &repo)?;
             start(cx, repo, &args)
         }

@@ -8,7 +8,7 @@
 //! socket      the client's connection          relay     bytes both ways
 //! http        status, metrics, a page          visitors  who asks for them
 //! lineage     which branch a timeline is of    message   errors, the end of a login
-//! log         its lines
+//! log         its lines                        places    where it listens
 //! ```
 //!
 //! # Format
@@ -24,6 +24,7 @@ mod log;
 pub mod message;
 pub mod metrics;
 mod peer;
+mod places;
 mod relay;
 mod session;
 mod socket;
@@ -60,6 +61,8 @@ use crate::plumbing::postgres::find::Binaries;
 use crate::plumbing::postgres::initdb::SUPERUSER;
 use crate::plumbing::postgres::settings::socket_path;
 use metrics::Metrics;
+pub use places::{Place, check_places};
+use places::{listen, listen_unix, servers};
 use session::Proxy;
 use socket::Socket;
 use supervisor::Supervisor;
@@ -71,8 +74,6 @@ const WARN: Duration = Duration::from_secs(60);
 /// How long a daemon may take to end.
 const STOP_WAIT: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(5);
-/// So many ports are tried where one is taken.
-const MOST_TRIED: usize = 1000;
 /// After a failed accept, such as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -85,8 +86,8 @@ pub enum Error {
     Stopped,
     #[error("cannot listen on {address}")]
     Listen { address: String, source: io::Error },
-    #[error("cannot listen on {address}, since another program does")]
-    Taken { address: SocketAddr, option: &'static str, next: Option<SocketAddr> },
+    #[error("cannot listen on {address}, since {by} does")]
+    Taken { address: SocketAddr, by: String, option: &'static str, next: Option<SocketAddr> },
     #[error("'{address}' can be reached from other machines; without TLS passwords can be read on the way")]
     Remote { address: SocketAddr },
     #[error("cannot use the certificate '{}'", path.display())]
@@ -138,14 +139,6 @@ pub struct Addresses {
     /// Who has this may see the status over HTTP, as the owner may.
     #[serde(default)]
     pub token: String,
-}
-
-/// Where to listen.
-#[derive(Debug, Clone, Copy)]
-pub struct Place {
-    pub address: SocketAddr,
-    /// Nobody chose the address: the next free port does as well.
-    pub or_next: bool,
 }
 
 /// How it is to run.
@@ -320,12 +313,10 @@ impl PageServer {
         let config = repo.config().proxy.clone();
         let own = config.tls_certificate.zip(config.tls_key).map(|(certificate, key)| tls::Files { certificate, key });
         let tls = tls::acceptor(own, &dir(&repo))?;
-        // The port is that of a unix socket too, which the repository's servers have as well.
-        let taken: Vec<u16> = instance::list(&repo)?.iter().map(|instance| instance.config.port).collect();
-        let tcp = listen("listen", options.listen, &taken).await?;
+        let socket_dir = instance::socket_dir(&repo)?;
+        let tcp = listen("listen", options.listen, &servers(&repo, &socket_dir)?).await?;
         let http = listen("http", options.http, &[]).await?;
         let local = |listener: &TcpListener| listener.local_addr().map_err(Error::Failed);
-        let socket_dir = instance::socket_dir(&repo)?;
         let addresses = Addresses { listen: local(&tcp)?, http: local(&http)?, socket_dir, token: token(&repo)? };
         let unix = listen_unix(&addresses.socket_dir, addresses.listen.port())?;
 
@@ -401,40 +392,6 @@ fn raise_limit() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard); // then there are fewer
     }
-}
-
-/// Listens at a place that the setting `proxy.{option}` names.
-async fn listen(option: &'static str, place: Place, taken: &[u16]) -> Result<TcpListener, Error> {
-    let address = place.address;
-    match TcpListener::bind(address).await {
-        Ok(listener) => Ok(listener),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => match next_free(address, taken).await {
-            Some(next) if place.or_next => Ok(next),
-            next => Err(Error::Taken { address, option, next: next.and_then(|next| next.local_addr().ok()) }),
-        },
-        Err(source) => Err(Error::Listen { address: address.to_string(), source }),
-    }
-}
-
-/// Listens on the next free port behind that of `address` that is not among `taken`.
-async fn next_free(address: SocketAddr, taken: &[u16]) -> Option<TcpListener> {
-    let ports = address.port().checked_add(1)?..=u16::MAX;
-    for port in ports.filter(|port| !taken.contains(port)).take(MOST_TRIED) {
-        if let Ok(listener) = TcpListener::bind((address.ip(), port)).await {
-            return Some(listener);
-        }
-    }
-    None
-}
-
-fn listen_unix(dir: &Path, port: u16) -> Result<UnixListener, Error> {
-    let path = socket_path(dir, port);
-    // Left by a daemon that was killed: this one holds the lock.
-    if std::os::unix::net::UnixStream::connect(&path).is_err() {
-        let _ = fs::remove_file(&path);
-    }
-    let failed = |source| Error::Listen { address: path.display().to_string(), source };
-    UnixListener::bind(&path).map_err(failed)
 }
 
 /// Serves whoever comes over TCP.

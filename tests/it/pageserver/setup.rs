@@ -28,10 +28,14 @@ fn ports_that_are_taken_are_no_obstacle() {
     let port = env.json(["pg", "list", "--json"])[0]["port"].as_u64().unwrap();
     assert_ne!(port, u64::from(found.port()));
 
+    // A server of the repository has it: its socket lies in the same folder.
+    let server = port.to_string();
+    let words = ["pageserver", "start", "--http", "127.0.0.1:0", "--listen"];
+    env.run(words.iter().chain([&&*server])).fails(1, &["the server of 'main' does", "--listen 127.0.0.1:"]);
+
     // Who chose a port is asked.
     let own = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = own.local_addr().unwrap().to_string();
-    let words = ["pageserver", "start", "--http", "127.0.0.1:0", "--listen"];
     env.run(words.iter().chain([&&*address])).fails(1, &[&address, "another program", "--listen 127.0.0.1:"]);
     env.run(["config", "proxy.listen", &address]).ok();
     env.run(["pageserver", "start", "--http", "0"]).fails(1, &[&address, "zenith config proxy.listen 127.0.0.1:"]);
@@ -50,6 +54,13 @@ fn addresses_are_what_people_type_and_a_second_start_is_no_error() {
     env.run(["pageserver", "start", "--listen", &found.port().to_string()]).ok();
     env.run(["pageserver", "start", "--listen", "1"]).fails(1, &["runs already", "restart"]);
     assert_eq!(listen(&env), found);
+    // What a restart cannot have does not cost the one that runs.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    for option in ["--listen", "--http"] {
+        env.run(["pageserver", "restart", option, &address]).fails(1, &[&address, "another program"]);
+        assert_eq!(listen(&env), found);
+    }
     env.run(["config", "proxy.listen", "localhost:5499"]).ok();
     env.run(["config", "proxy.http", "64999"]).ok();
     env.run(["pageserver", "status"]).ok();

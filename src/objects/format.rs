@@ -105,6 +105,12 @@ fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::
     setting::parse_address(&text).ok_or_else(|| D::Error::custom(format!("'{text}' is not {}", setting::ADDRESS)))
 }
 
+/// Reads a size as people write it.
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let text = Setting::deserialize(deserializer)?.to_string();
+    setting::parse_size(&text).ok_or_else(|| D::Error::custom(format!("'{text}' is not {}", setting::SIZE)))
+}
+
 /// What becomes of clients that are not the owner's.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -177,6 +183,7 @@ impl From<Timeout> for String {
 #[serde(default)]
 pub struct Snapshot {
     /// A running branch gets a snapshot when so much WAL has gone by, bytes; 0 for never.
+    #[serde(deserialize_with = "size")]
     pub wal_threshold: u64,
 }
 
@@ -193,6 +200,7 @@ pub struct Gc {
     /// What is in the trash for so long goes for good.
     pub trash: Timeout,
     /// Where the trash is larger, what holds no commit goes earlier, bytes.
+    #[serde(deserialize_with = "size")]
     pub trash_limit: u64,
 }
 

@@ -17,7 +17,11 @@ pub struct Setting {
 pub enum Takes {
     Number(RangeInclusive<i64>),
     Address,
+    /// With a number of bytes for what has no unit.
+    Size,
     Time,
+    /// A time that has its unit: a plain number might mean days as well as seconds.
+    Age,
     Path,
     Name,
     OneOf(&'static [&'static str]),
@@ -27,9 +31,9 @@ pub enum Takes {
 pub static SETTINGS: [Setting; 17] = [
     Setting { key: "core.compression_level", takes: Takes::Number(1..=22) },
     Setting { key: "core.shared", takes: Takes::OneOf(&["no", "group"]) },
-    Setting { key: "snapshot.wal_threshold", takes: Takes::Number(0..=i64::MAX) },
-    Setting { key: "gc.trash", takes: Takes::Time },
-    Setting { key: "gc.trash_limit", takes: Takes::Number(0..=i64::MAX) },
+    Setting { key: "snapshot.wal_threshold", takes: Takes::Size },
+    Setting { key: "gc.trash", takes: Takes::Age },
+    Setting { key: "gc.trash_limit", takes: Takes::Size },
     Setting { key: "postgres.bin", takes: Takes::Path },
     Setting { key: "postgres.superuser", takes: Takes::Name },
     Setting { key: "proxy.default", takes: Takes::OneOf(&["head", "none"]) },
@@ -59,7 +63,9 @@ impl Takes {
         match self {
             Takes::Number(range) => value.as_integer().is_some_and(|number| range.contains(&number)),
             Takes::Address => parse_address(&text(value)).is_some(),
+            Takes::Size => parse_size(&text(value)).is_some(),
             Takes::Time => parse_time(&text(value)).is_some(),
+            Takes::Age => text(value).parse::<f64>().is_err() && parse_time(&text(value)).is_some(),
             Takes::Path | Takes::Name => value.as_str().is_some_and(|path| !path.is_empty()),
             Takes::OneOf(words) => value.as_str().is_some_and(|word| words.contains(&word)),
         }
@@ -70,7 +76,9 @@ impl Takes {
             Takes::Number(range) if *range.end() == i64::MAX => format!("a number from {} on", range.start()),
             Takes::Number(range) => format!("a number from {} to {}", range.start(), range.end()),
             Takes::Address => ADDRESS.to_owned(),
+            Takes::Size => SIZE.to_owned(),
             Takes::Time => "a time such as 30s, 5min or 1h, or never".to_owned(),
+            Takes::Age => "a time with its unit, such as 12h or 14 days, or never".to_owned(),
             Takes::Path => "a path".to_owned(),
             Takes::Name => "a name".to_owned(),
             Takes::OneOf(words) => words.join(" or "),
@@ -90,6 +98,24 @@ pub fn parse_address(text: &str) -> Option<SocketAddr> {
         Some(_) => return text.parse().ok(),
     };
     Some((Ipv4Addr::LOCALHOST, port.parse().ok()?).into())
+}
+
+/// What a size looks like, in words.
+pub const SIZE: &str = "a size such as 64MB or 1GB, or a number of bytes";
+
+/// Reads a size in bytes: `64MB`, `1 GiB`, `512k`, `67108864`. As in PostgreSQL a unit is 1024 of the next smaller one.
+pub fn parse_size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let (number, unit) = text.split_at(text.find(|char: char| !char.is_ascii_digit()).unwrap_or(text.len()));
+    let power = match unit.trim_start().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 1,
+        "m" | "mb" | "mib" => 2,
+        "g" | "gb" | "gib" => 3,
+        "t" | "tb" | "tib" => 4,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(1024_u64.pow(power))
 }
 
 /// Reads a time to wait for: `5min`, `1h 30m`, a number of seconds; 0 and `never` are `None`, for ever.
@@ -177,6 +203,17 @@ mod tests {
     }
 
     #[test]
+    fn sizes_are_what_people_type() {
+        for text in ["67108864", "64MB", "64 MiB", "64m", "65536kB"] {
+            assert_eq!(parse_size(text), Some(64 << 20), "{text}");
+        }
+        assert_eq!((parse_size("0"), parse_size("1GB"), parse_size("2T")), (Some(0), Some(1 << 30), Some(2 << 40)));
+        for text in ["", "MB", "-1", "1.5GB", "64X", "64 M B", "99999999999TB"] {
+            assert_eq!(parse_size(text), None, "{text}");
+        }
+    }
+
+    #[test]
     fn mistakes_are_told_in_the_words_of_the_setting() {
         let said = |text: &str| {
             check(text.parse::<toml_edit::DocumentMut>().unwrap().as_table()).map_err(|error| error.to_string())
@@ -202,6 +239,14 @@ mod tests {
             (
                 "[branch.'a.b']\nidle_timeout = 'h'",
                 "'h' is no value for branch.a.b.idle_timeout, which takes a time such as 30s, 5min or 1h, or never",
+            ),
+            (
+                "[gc]\ntrash = 14",
+                "'14' is no value for gc.trash, which takes a time with its unit, such as 12h or 14 days, or never",
+            ),
+            (
+                "[snapshot]\nwal_threshold = '64X'",
+                "'64X' is no value for snapshot.wal_threshold, which takes a size such as 64MB or 1GB, or a number of bytes",
             ),
             ("[proxy]\ndefault = 'main'", "'main' is no value for proxy.default, which takes head or none"),
             ("proxy = 3", "'3' is no value for proxy, which takes settings in a table"),

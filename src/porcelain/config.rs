@@ -15,7 +15,7 @@ use crate::plumbing::postgres::policy::{self, Rule};
 /// Get and set settings of the repository
 ///
 /// core.compression_level, core.shared (no, or group to let the group use the repository),
-/// snapshot.wal_threshold (bytes), gc.trash (14 days, never), gc.trash_limit (bytes), postgres.bin,
+/// snapshot.wal_threshold (64MB), gc.trash (14 days, never), gc.trash_limit (1GB), postgres.bin,
 /// postgres.superuser (as whom zenith connects),
 /// proxy.default (head, or none: connections that name
 /// no branch are refused), proxy.listen and proxy.http (127.0.0.1:5432, localhost:5432 or 5432),

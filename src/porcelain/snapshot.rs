@@ -12,7 +12,7 @@ use crate::plumbing::instance::snapshot::snapshot;
 ///
 /// Stores the blocks that changed since the last snapshot, while PostgreSQL goes on, so that a start
 /// at a later point has less WAL to replay. Prints the id of the snapshot. A running branch gets one
-/// by itself whenever snapshot.wal_threshold bytes of WAL have gone by (64 MiB unless the config says
+/// by itself whenever snapshot.wal_threshold of WAL has gone by (64 MiB unless the config says
 /// otherwise), though not more than one a minute, and a last one when it is stopped.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:\n  zenith snapshot\n  zenith snapshot try --json\n")]

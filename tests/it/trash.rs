@@ -93,7 +93,7 @@ fn what_is_old_goes_for_good_and_what_is_too_much_only_without_commits() {
     env.run(["config", "gc.trash", "14 days"]).ok();
     env.run(["trash", "empty", "--expired"]).ok();
     assert_eq!(branches(&env), "full");
-    env.run(["config", "gc.trash", "1"]).ok();
+    env.run(["config", "gc.trash", "1s"]).ok();
     std::thread::sleep(Duration::from_millis(1100));
     env.run(["trash", "empty", "--expired"]).ok();
     assert_eq!(branches(&env), "");
@@ -134,7 +134,7 @@ fn what_a_command_sets_aside_it_does_not_remove_and_commits_never_go_by_the_way(
     let what = |env: &Env| held(env, "what");
     assert_eq!(what(&env), "timeline data-directory");
     // As after a jump of the clock: all of it is old.
-    env.run(["config", "gc.trash", "1"]).ok();
+    env.run(["config", "gc.trash", "1s"]).ok();
     std::thread::sleep(Duration::from_millis(1100));
     env.run(["start"]).ok();
     env.sql("main", "insert into t values (43)");
@@ -201,7 +201,7 @@ fn commits_are_looked_for_when_an_entry_is_about_to_go() {
     assert_eq!(held(&env, "branch"), "child try only-prepared none");
     assert_eq!(commits.collect::<Vec<_>>(), [true, true, true, false], "{rows}");
     env.run(["config", "gc.trash_limit", "0"]).ok();
-    env.run(["config", "gc.trash", "1"]).ok();
+    env.run(["config", "gc.trash", "1s"]).ok();
     std::thread::sleep(Duration::from_millis(1100));
     // Whatever tidies up takes nothing that has some.
     env.run(["branch", "another", "main"]).ok();

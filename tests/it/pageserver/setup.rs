@@ -77,6 +77,8 @@ fn mistakes_in_settings_are_told_in_their_words() {
         ("branch.main.idle_timeout", "h", "branch.main.idle_timeout"),
         ("proxy.listen", "nowhere", "an address such as 127.0.0.1:5432"),
         ("proxy.default", "main", "head or none"),
+        ("gc.trash", "14", "a time with its unit, such as 12h or 14 days, or never"),
+        ("snapshot.wal_threshold", "64X", "a size such as 64MB"),
         ("branch.nosuch.idle_timeout", "1h", "there is no branch 'nosuch'"),
         ("branch.nosuch.postgres.work_mem", "1MB", "there is no branch 'nosuch'"),
     ];
@@ -88,6 +90,9 @@ fn mistakes_in_settings_are_told_in_their_words() {
     for value in ["never", "0", "90", "5min", "1h 30m"] {
         env.run(["config", "proxy.idle_timeout", value]).ok();
         env.run(["config", "branch.main.idle_timeout", value]).ok();
+    }
+    for (key, value) in [("gc.trash", "14 days"), ("gc.trash_limit", "2GB"), ("snapshot.wal_threshold", "67108864")] {
+        env.run(["config", key, value]).ok();
     }
     // A file that somebody edited.
     let path = env.repo().join("config");

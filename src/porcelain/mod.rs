@@ -151,7 +151,7 @@ fn named_revision(repo: &Repo, name: Option<&str>) -> Result<String, CommandErro
 /// if that runs, else the page server, which starts it.
 fn reach(repo: &Repo, name: Option<&str>) -> Result<(Endpoint, String), CommandError> {
     let error = match running(repo, name) {
-        Ok((_, endpoint)) => return Ok((endpoint, String::new())),
+        Ok((instance, endpoint)) => return Ok((endpoint, daemon::option(&instance.config.branch))),
         Err(error) => error,
     };
     let Some((_, addresses)) = daemon::running(repo)? else { return Err(error) };

@@ -236,6 +236,9 @@ fn psql_and_urls_go_through_the_proxy() {
     let daemon = Daemon::new(&["try/this"]);
     let env = &daemon.env;
     assert_eq!(env.sql("try/this", "select name from whoami"), "try/this");
+    // It runs by now, and is reached without the page server.
+    let branch = "select current_setting('zenith.branch')";
+    assert_eq!(env.run(["psql", "try/this", "--", "-XqAtc", branch]).ok(), "try/this");
     let said = env.run(["psql", "dbname=postgres branch=try/this", "--", "-XqAtc", "select name from whoami"]).ok();
     assert_eq!(said, "try/this");
     let url = env.run(["url", "try/this"]).ok();

@@ -13,10 +13,11 @@ use crate::objects::timeline::{self, TimelineId};
 use crate::plumbing::datadir::wal::{Sealed, Upto, WalFilesError, hold, seal};
 use crate::plumbing::datadir::wal_end;
 use crate::plumbing::instance::{self, snapshot::snapshot_if_due};
+use crate::plumbing::postgres::alive::Status;
 use crate::plumbing::postgres::{self, server};
 
-/// How long a server may take from its start until it answers, and between two looks.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long other commands are waited for that start a server or see to what it left, and between two looks.
+const PATIENCE: Duration = Duration::from_secs(25);
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Seal the active WAL of a timeline
@@ -80,6 +81,11 @@ pub fn seal_active(repo: &Repo, timeline: TimelineId) -> Result<Option<Sealed>, 
             // Dropped by the command that had the lock.
             Err(_) if !repo.timelines().exists(timeline) => return Err(timeline::Error::Unknown(timeline).into()),
             Err(postgres::Error::StillAlive { .. }) if Instant::now() < patience => sleep(PAUSE),
+            // Not the server is in the way, but the command that sees to it.
+            Err(postgres::Error::StillAlive { process, .. }) if alive.status()? == Status::Held => {
+                let doing = format!("starting or stopping the server of timeline {timeline}");
+                return Err(instance::Error::Busy { doing, process }.into());
+            }
             Err(error) => return Err(error.into()),
         }
     }

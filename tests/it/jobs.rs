@@ -180,6 +180,14 @@ fn a_server_that_is_suspended_is_asked_in_vain_not_waited_for() {
     let env = Env::init();
     env.run(["start"]).ok();
     env.sql("main", "create table t as select 1 i");
+    // Of another one a command has the lock, which sees to what it left and takes its time.
+    env.run(["branch", "other"]).ok();
+    env.run(["start", "other"]).ok();
+    let id = env.datadir("other").file_name().unwrap().to_owned();
+    kill(Pid::from_raw(env.postmaster("other")), Signal::SIGKILL).unwrap();
+    let lock = std::fs::File::options().write(true).open(env.repo().join("timelines").join(id).join("alive")).unwrap();
+    wait_until("the server's end", || lock.try_lock().is_ok());
+    lock.set_len(0).unwrap();
     let postmaster = Pid::from_raw(env.postmaster("main"));
     kill(postmaster, Signal::SIGSTOP).unwrap();
     let (is_over, over) = mpsc::channel::<()>();
@@ -188,14 +196,18 @@ fn a_server_that_is_suspended_is_asked_in_vain_not_waited_for() {
         let _ = over.recv_timeout(PATIENCE);
         kill(postmaster, Signal::SIGCONT).unwrap();
     });
+    let wanted = ["another command is starting or stopping the server of timeline", "zenith status"];
     thread::scope(|scope| {
         for args in [&["seal-wal", "main"][..], &["branch", "late"], &["snapshot"], &["start"]] {
             let env = &env;
             scope.spawn(move || env.run(args).fails(1, &["has given no answer for 20 seconds", "kill -CONT"]));
         }
+        scope.spawn(|| env.run(["branch", "of-other", "other"]).fails(1, &wanted));
     });
     drop(is_over);
     wake.join().unwrap();
+    drop(lock);
+    env.run(["branch", "of-other", "other"]).ok();
     env.run(["branch", "late"]).ok();
     env.run(["snapshot"]).ok();
     assert_eq!(env.sql("main", "select i from t"), "1");

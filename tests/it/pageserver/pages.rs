@@ -80,7 +80,7 @@ fn the_page_shows_every_branch_on_narrow_and_wide_screens() {
         assert!(
             words(&seen["rings"])
                 .iter()
-                .any(|ring| ring.starts_with("zeta, at 0/") && ring.ends_with("runs, 1 clients"))
+                .any(|ring| ring.starts_with("zeta, at 0/") && ring.ends_with("runs, 1 client"))
         );
         assert_eq!(seen["tags"].as_array().unwrap().len(), 5, "{width}");
         for nothing in ["clipped", "upon", "hidden", "cut"] {
@@ -99,6 +99,9 @@ fn the_page_shows_every_branch_on_narrow_and_wide_screens() {
         ] {
             assert!(text.contains(word), "{width}: {word:?} is not in:\n{text}");
         }
+        // Dates beside the ages, without a pointer that hovers.
+        let year = jiff::Zoned::now().year().to_string();
+        assert!(text.matches(&year).count() >= 9, "{width}: {text}");
         // Of stopped branches too.
         assert!(text.matches("MiB").count() >= 4, "{width}: {text}");
         // A click copies what any client takes.

@@ -121,6 +121,9 @@ impl From<Error> for CommandError {
                 "stop it first, or take a base backup of it: pg_basebackup -D - -F tar -X fetch | zenith init --from -"
             }
             Error::NotShutDown(_) => "start and stop its server once",
+            Error::OtherCluster(..) => {
+                "a cluster of its own is a repository of its own: zenith init --from, in another folder"
+            }
             Error::NoBackupEnd => "make the backup with its WAL: pg_basebackup -X fetch",
             _ => return CommandError::new(Class::Refused, error),
         };
@@ -441,7 +444,10 @@ fn seal_for(
     let no_wal = || Error::NoWal(cluster.name.clone(), start);
     let mut reader = WalReader::new(segments(), expected, start);
     let consistent = match label {
-        Some(Label { end: Some(end), .. }) => *end,
+        Some(Label { end: Some(end), .. }) => {
+            reader.read().map_err(|_| Error::NoBackupEnd)?;
+            *end
+        }
         Some(label) if label.is_streamed => loop {
             let record = reader.read().map_err(|_| Error::NoBackupEnd)?;
             if record.backup_end() == Some(label.start) {

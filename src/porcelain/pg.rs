@@ -36,7 +36,7 @@ enum Action {
         #[arg(add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::branch))]
         branch: Option<String>,
         /// The port; otherwise a free one
-        #[arg(long, value_name = "PORT")]
+        #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
         port: Option<u16>,
     },
     /// Start an instance

@@ -32,7 +32,7 @@ use crate::plumbing::rev_parse::with_position;
     zenith start --read-only 'main@{10 minutes ago}'\n")]
 pub struct Args {
     /// The port; otherwise the branch's last one, or a free one
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
     /// Listen on 127.0.0.1 too, where PostgreSQL asks for a password
     #[arg(long)]

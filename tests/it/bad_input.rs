@@ -113,6 +113,7 @@ fn a_port_that_is_taken() {
     env.run(["branch", "x"]).ok();
     let port = env.json(["start", "main", "--tcp", "--json"])["port"].to_string();
     env.run(["start", "x", "--port", &port]).fails(1, &["is taken", "--port"]);
+    env.run(["start", "x", "--port", "0"]).fails(2, &["0 is not in 1..=65535"]);
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = listener.local_addr().unwrap().port().to_string();
     env.run(["start", "x", "--tcp", "--port", &taken]).fails(1, &["is taken"]);

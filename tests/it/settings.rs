@@ -253,6 +253,9 @@ fn a_base_backup_of_a_running_server_becomes_a_repository() {
     assert!(!env.path().join("copy/.zenith/config").metadata().unwrap().permissions().readonly());
     env.run(["--repo", "copy/.zenith", "fsck"]).ok();
     env.run(["--repo", "copy/.zenith", "stop"]).ok();
+    // Without its WAL it is none.
+    checked(client(&env, "main", "pg_basebackup").args(["-X", "none", "-D"]).arg(env.path().join("bare")));
+    env.run(["init", "--from", "bare", "third"]).fails(1, &["is not in its WAL", "pg_basebackup -X fetch"]);
     // A folder will do too; what is cut off will not.
     checked(client(&env, "main", "pg_basebackup").arg("-D").arg(env.path().join("folder")));
     env.run(["init", "--from", "folder", "second"]).ok();

@@ -23,7 +23,7 @@ use super::metrics::Metrics;
 use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::objects::format::{Config, DefaultBranch, Others};
-use crate::objects::refs::{RefKind, RefName, Signature, Value};
+use crate::objects::refs::{RefKind, RefName, Signature, Value, revision};
 use crate::objects::timeline::Position;
 use crate::plumbing::instance::start::{Context, Outcome, Wish, start};
 use crate::plumbing::instance::{self, Instance, mount, read_only, stop};
@@ -605,12 +605,17 @@ fn unnamed(head: &str) -> Refusal {
     Refusal::new(UNKNOWN_BRANCH, message).hint(hint)
 }
 
+/// Returns what a client is told whose revision leads nowhere: what it may have meant, if there is no such name.
 fn unknown(repo: &Repo, name: &str, error: &CommandError) -> Refusal {
+    let refusal = Refusal::new(UNKNOWN_BRANCH, error.text()).private();
+    if !matches!(error.source.downcast_ref(), Some(revision::Error::Unknown { .. })) {
+        return error.hints.first().map_or(refusal.clone(), |hint| refusal.hint(hint));
+    }
     let kinds = [RefKind::Branch, RefKind::Tag];
     let names = kinds.into_iter().flat_map(|kind| repo.refs().list(kind).unwrap_or_default());
     let mut names: Vec<String> = names.map(|(name, _)| name.short().to_owned()).collect();
     let near = |known: &String| -strsim::jaro_winkler(known, name);
     names.sort_by(|a, b| near(a).total_cmp(&near(b)));
     names.truncate(NEAR);
-    Refusal::new(UNKNOWN_BRANCH, error.text()).private().hint(format!("The nearest names are: {}.", names.join(", ")))
+    refusal.hint(format!("The nearest names are: {}.", names.join(", ")))
 }

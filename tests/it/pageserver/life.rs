@@ -93,6 +93,8 @@ fn what_cannot_be_had_is_an_error_with_its_sqlstate() {
     let daemon = Daemon::new(&["heikki", "other"]);
     let error = daemon.ask("hekki", "select 1").unwrap_err();
     assert!(error.starts_with("3D000 ") && error.contains("hekki") && error.contains("heikki"), "{error}");
+    let error = daemon.ask("main@{1000 days ago}", "select 1").unwrap_err();
+    assert!(error.starts_with("3D000 ") && error.contains("the oldest position is @"), "{error}");
     daemon.env.run(["config", "branch.heikki.postgres.shared_buffers", "nonsense"]).ok();
     let error = daemon.ask("heikki", "select 1").unwrap_err();
     assert!(error.starts_with("57P03 ") && error.contains("shared_buffers"), "{error}");

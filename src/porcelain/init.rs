@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
 use crate::cli::{Cx, os_user};
@@ -102,9 +102,9 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     if let Some(folder) = &outcome.configuration {
         cx.ui.status(format!("the configuration was copied from '{}'", folder.display()));
     }
-    writeln!(cx.out, "created {} branch", branch.short())?;
+    cx.say(format_args!("created {} branch", branch.short()))?;
     let shown = if args.dir.is_some() { target.display().to_string() } else { FOLDER.to_owned() };
-    Ok(writeln!(cx.out, "new zenith repository was created in {shown}")?)
+    cx.say(format_args!("new zenith repository was created in {shown}"))
 }
 
 /// Notes as whom to connect to a cluster that comes from elsewhere, if that is not the usual one.

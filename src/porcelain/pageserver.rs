@@ -224,7 +224,9 @@ fn start(cx: &mut Cx, repo: Repo, args: &StartArgs) -> CmdResult {
         return runs_already(cx, &repo, args, pid, &addresses);
     }
     let addresses = start_in_background(&repo, args)?;
-    introduce(&mut cx.out, &addresses, &repo.dir().display().to_string(), repo.refs().head()?.short())?;
+    if !cx.ui.is_quiet() {
+        introduce(&mut cx.out, &addresses, &repo.dir().display().to_string(), repo.refs().head()?.short())?;
+    }
     Moved::look(&args.options(&repo), &addresses).remember(&repo, &cx.ui)
 }
 
@@ -241,6 +243,9 @@ fn runs_already(cx: &mut Cx, repo: &Repo, args: &StartArgs, pid: i32, addresses:
         ));
         return Err(error.hint("have it listen there: zenith pageserver restart with the same options"));
     }
+    if cx.ui.is_quiet() {
+        return Ok(());
+    }
     cx.ui.status(format!("the page server runs already, as process {pid}"));
     print_running(cx, repo, pid, addresses)
 }
@@ -256,7 +261,7 @@ fn print_running(cx: &mut Cx, repo: &Repo, pid: i32, addresses: &Addresses) -> C
 
 fn stop(cx: &mut Cx, repo: &Repo) -> Result<bool, CommandError> {
     let Some(_) = pageserver::stop(repo)? else { return Ok(false) };
-    writeln!(cx.out, "pageserver stopped")?;
+    cx.say("pageserver stopped")?;
     let running = instance::list(repo)?.iter().filter(|instance| instance.status(repo) != Status::Stopped).count();
     if running > 0 {
         let servers = if running == 1 { "server goes" } else { "servers go" };

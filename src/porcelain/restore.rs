@@ -66,7 +66,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         Ok((resolved.position, restore(&repo, resolved.position, &dir, &cx.ui)?))
     })?;
     let replay = position.lsn.since(snapshot.start);
-    writeln!(cx.out, "restored {} to {}", position, args.dir.display())?;
+    cx.say(format_args!("restored {} to {}", position, args.dir.display()))?;
     cx.ui.status(format!(
         "PostgreSQL {} will replay {} of WAL at its first start",
         snapshot.postgres_major,

@@ -104,7 +104,7 @@ fn install(cx: &mut Cx, repo: &Repo, services: Vec<Service>) -> CmdResult {
     for name in taken {
         cx.ui.warning(format!("'{}' has a service '{name}' of its own, which stays as it is", path.display()));
     }
-    Ok(writeln!(cx.out, "{}", path.display())?)
+    cx.say(path.display())
 }
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {

@@ -108,11 +108,11 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
             let item = repo.trash().find(&id)?;
             let name = trash::restore(&repo, &item, name.as_deref(), &cx.sign("trash: restored"))?;
             let (kind, name, lsn) = (name.kind().word(), name.short(), item.entry()?.position.lsn);
-            Ok(writeln!(cx.out, "{kind} {name} is back at {lsn}")?)
+            cx.say(format_args!("{kind} {name} is back at {lsn}"))
         }
         Some(Action::Empty { expired, ids }) => {
             let gone = empty(cx, &repo, expired, &ids)?;
-            Ok(writeln!(cx.out, "removed {gone} {}", if gone == 1 { "entry" } else { "entries" })?)
+            cx.say(format_args!("removed {gone} {}", if gone == 1 { "entry" } else { "entries" }))
         }
     }
 }

@@ -151,6 +151,21 @@ fn quiet_says_nothing_and_json_is_json() {
     assert_eq!((ran.out.as_str(), ran.err.as_str()), ("", ""));
     assert_eq!(env.run(["stop", "-q", "a"]).ok(), "");
     assert_eq!(env.run(["branch", "-q", "-d", "a"]).ok(), "");
+    let entry = env.json(["trash", "--json"])[0]["id"].as_str().unwrap().to_owned();
+    for words in [
+        &["trash", "restore", "-q", &entry][..],
+        &["branch", "-q", "-d", "a"],
+        &["trash", "empty", "-q"],
+        &["init", "-q", "other"],
+        &["restore", "-q", "main", "plain"],
+        &["service-file", "-q", "--install"],
+        &["pageserver", "start", "-q", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"],
+        &["pageserver", "start", "-q"],
+        &["pageserver", "stop", "-q"],
+    ] {
+        let ran = env.run(words);
+        assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (0, "", ""), "{words:?}");
+    }
     assert_eq!(env.json(["branch", "--json", "-d", "c"])[0]["name"], "c");
     assert_eq!(env.run(["branch"]).ok(), "* main");
 }

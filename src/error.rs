@@ -111,6 +111,10 @@ impl From<repo::Error> for CommandError {
     fn from(error: repo::Error) -> CommandError {
         let hint = match &error {
             repo::Error::NotFound(_) => Some("create one: zenith init".to_owned()),
+            repo::Error::Lacks { file: "HEAD", .. } => {
+                Some("write into it: ref: refs/branches/NAME, with a branch that is in its refs/branches".to_owned())
+            }
+            repo::Error::Lacks { .. } => Some("bring that file back from a backup or another copy".to_owned()),
             repo::Error::NotUtf8(_) => Some("give the folder a name that is text: mv".to_owned()),
             repo::Error::Format { source: format::Error::Version(_), .. } => {
                 Some("use the version of zenith that made it".to_owned())
@@ -122,6 +126,7 @@ impl From<repo::Error> for CommandError {
         };
         let class = match &error {
             repo::Error::Store(error) if error.is_corruption() => Class::Corrupt,
+            repo::Error::Lacks { .. } => Class::Corrupt,
             _ => Class::Refused,
         };
         let error = disk_hint(CommandError::new(class, error));

@@ -30,6 +30,8 @@ const HIDDEN_FROM_GIT: &[u8] = b"*\n";
 pub enum Error {
     #[error("not a zenith repository (or any of the parent folders): '{}'", .0.display())]
     NotFound(PathBuf),
+    #[error("the repository '{}' is damaged: it has no {file}", dir.display())]
+    Lacks { dir: PathBuf, file: &'static str },
     #[error("there is a repository already: '{}'", .0.display())]
     Exists(PathBuf),
     /// PostgreSQL's settings, of which the command that seals WAL is one, are text.
@@ -96,6 +98,10 @@ impl Repo {
             let inside = folder.join(FOLDER);
             if is_repository(&inside) {
                 return Ok(inside);
+            }
+            if inside.join("timelines").is_dir() {
+                let gone = ["config", "HEAD"].into_iter().find(|name| !inside.join(name).is_file());
+                return Err(Error::Lacks { dir: inside, file: gone.unwrap_or("config") });
             }
             if is_repository(folder) && folder.join("timelines").is_dir() {
                 return Ok(folder.to_owned());

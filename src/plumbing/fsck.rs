@@ -11,7 +11,7 @@ use crate::cli::Cx;
 use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::codec::Malformed;
 use crate::objects::pg::Lsn;
-use crate::objects::refs::{RefKind, RefName, Value};
+use crate::objects::refs::{RefKind, RefName, Tag, Value};
 use crate::objects::snapshot::{Content, Node};
 use crate::objects::store::file::StoredFile;
 use crate::objects::timeline::{Position, Timeline, TimelineId};
@@ -136,6 +136,10 @@ fn check_names(repo: &Repo, intervals: &Intervals, faults: &mut Vec<String>) -> 
                 timeline.history.ancestors.iter().all(|ancestor| timelines.contains_key(&ancestor.timeline))
             };
             match (timeline.filter(whole), value) {
+                (Some(timeline), Value::Tag(Tag { position, .. })) if timeline.sealed() < position.lsn => {
+                    let end = timeline.sealed();
+                    fault(CommandError::refused(format!("'{name}' names {position}, but that timeline ends at {end}")));
+                }
                 (Some(_), Value::Tag(tag)) => positions.push(tag.position),
                 (Some(timeline), Value::Branch(_)) => positions.push(timeline.tip()),
                 (None, value) => {

@@ -179,6 +179,40 @@ fn status_shows_what_runs_although_the_history_of_head_is_gone() {
 }
 
 #[test]
+fn what_a_repository_has_lost_is_named() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t ()");
+    env.run(["stop"]).ok();
+    env.run(["tag", "v1"]).ok();
+    let dir = env.repo().join("timelines").join(&env.run(["rev-parse", "main"]).ok()[..32]);
+    let without = |path: &Path, what: &[u8], look: &dyn Fn()| {
+        let text = fs::read(path).unwrap();
+        fs::write(path, what).unwrap();
+        look();
+        fs::write(path, text).unwrap();
+    };
+    let fsck_names = |fault: &str| {
+        let ran = env.run(["fsck"]);
+        assert!(ran.code == 3 && ran.out.contains(fault), "{ran:?}");
+    };
+    without(&dir.join("log"), b"", &|| fsck_names("but that timeline ends at"));
+    without(&dir.join("history"), b"", &|| {
+        env.run(["start"]).fails(3, &["no ancestor, although", "zenith fsck"]);
+        fsck_names("no ancestor, although");
+    });
+    for (name, hint) in [("HEAD", "ref: refs/branches/NAME"), ("config", "bring that file back")] {
+        let (file, aside) = (env.repo().join(name), env.path().join("aside"));
+        fs::rename(&file, &aside).unwrap();
+        env.run(["status"]).fails(3, &[&format!("it has no {name}"), hint]);
+        fs::rename(&aside, &file).unwrap();
+    }
+    assert_eq!(env.run(["fsck"]).ok(), "");
+    env.run(["start"]).ok();
+    env.sql("main", "select from t");
+}
+
+#[test]
 fn a_running_branch_is_not_pulled_away() {
     let env = Env::init();
     env.run(["branch", "x"]).ok();

@@ -19,7 +19,7 @@ pub use history::{Ancestor, History, Position, merge_base};
 pub use id::TimelineId;
 use log::{Line, Log, SnapshotLine, WalInterval};
 
-use super::pg::Lsn;
+use super::pg::{Lsn, segment};
 use super::{bounded, durable};
 
 /// Digits that an abbreviated id has at least.
@@ -200,6 +200,12 @@ impl Timelines {
             _ => io_error("read", &path)(error),
         })?;
         let (log, _) = Log::parse(&text).map_err(|(line, what)| Error::Corrupt { path, line, what })?;
+        // An empty file says so, too. What is cut off at an end of lines cannot be told from what was never there, else.
+        let begins_amid = |interval: &WalInterval| interval.start.segment_start(segment::SMALLEST) != interval.start;
+        if history.ancestors.is_empty() && log.wal.first().is_some_and(begins_amid) {
+            let path = self.path(id).join("history");
+            return Err(Error::Corrupt { path, line: 1, what: "no ancestor, although the WAL begins amid a segment" });
+        }
         Ok(Timeline { id, history, log })
     }
 
@@ -375,7 +381,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (timelines, id) = (Timelines::open(&dir.path().join("timelines")), TimelineId::random());
         timelines.create(dir.path(), id, &History::default()).unwrap();
-        timelines.lock(id).unwrap().append(wal(8, 16)).unwrap();
+        timelines.lock(id).unwrap().append(wal(0, 16)).unwrap();
         let path = timelines.dir(id).join("log");
         let before = fs::read(&path).unwrap();
 

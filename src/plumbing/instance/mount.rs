@@ -13,7 +13,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -46,6 +46,9 @@ pub enum Error {
     /// The process says itself why.
     #[error("{0}")]
     Failed(String),
+    /// Somebody did: that is no reason why it could not be mounted.
+    #[error("the file system's process of '{}' was killed", .0.display())]
+    Killed(PathBuf),
     #[error("'{}' is mounted already", .0.display())]
     Busy(PathBuf),
     /// What was seen of it counts for nothing.
@@ -169,8 +172,18 @@ pub struct Wanted<'a> {
     pub log: &'a Path,
 }
 
-/// Mounts a snapshot at `dir/data`, in a process of its own that outlives this one.
+/// Mounts a snapshot at `dir/data`, in a process of its own that outlives this one; in another one if that is killed meanwhile.
 pub fn mount(repo: &Repo, dir: &Path, wanted: &Wanted) -> Result<(), Error> {
+    match mount_once(repo, dir, wanted) {
+        Err(Error::Killed(_)) => {
+            unmount(dir)?;
+            mount_once(repo, dir, wanted)
+        }
+        mounted => mounted,
+    }
+}
+
+fn mount_once(repo: &Repo, dir: &Path, wanted: &Wanted) -> Result<(), Error> {
     let log_start = fs::metadata(wanted.log).map_or(0, |metadata| metadata.len());
     let program = Path::new("zenith");
     let mut command = background(repo, wanted.log).map_err(Error::io("run", program))?;
@@ -192,7 +205,9 @@ pub fn mount(repo: &Repo, dir: &Path, wanted: &Wanted) -> Result<(), Error> {
         server::let_run(child);
         return Ok(());
     }
-    let _ = child.wait();
+    if child.wait().is_ok_and(|status| status.signal() == Some(Signal::SIGKILL as i32)) {
+        return Err(Error::Killed(dir.join("data")));
+    }
     Err(Error::Failed(server::tail(wanted.log, log_start).trim_start_matches("error: ").replace('\n', "; ")))
 }
 

@@ -17,6 +17,7 @@ use nix::unistd::User;
 use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::format::Shared;
+use crate::objects::lock::Patience;
 use crate::plumbing::postgres::alive::close_inherited;
 use crate::plumbing::postgres::find::{self, Binaries, Search};
 use crate::plumbing::postgres::settings::is_ours;
@@ -170,6 +171,7 @@ impl Cx {
     pub fn repo(&mut self) -> Result<&Repo, CommandError> {
         if self.repo.is_none() {
             let repo = find_repo(self.repo_dir.as_deref(), &self.folder)?;
+            let repo = repo.with_patience(Patience::default().heeding(self.ui.stop_flag()));
             self.share(repo.config().core.shared);
             self.repo = Some(repo);
         }

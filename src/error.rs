@@ -7,7 +7,8 @@ use std::fmt::Write as _;
 use std::io;
 
 use crate::objects::refs::{self, revision};
-use crate::objects::{format, repo, store, timeline};
+use crate::objects::{format, lock, repo, store, timeline};
+use crate::plumbing::postgres::process::{Process, lockers};
 use crate::plumbing::{datadir, postgres};
 use crate::progress::Interrupted;
 
@@ -107,8 +108,35 @@ impl From<io::Error> for CommandError {
     }
 }
 
+impl From<lock::Error> for CommandError {
+    fn from(error: lock::Error) -> CommandError {
+        match error {
+            lock::Error::Interrupted(error) => error.into(),
+            lock::Error::Busy { ref path, .. } => {
+                let lockers = lockers(path).unwrap_or_default();
+                let hint = lockers.first().map_or("wait for it, or end it".to_owned(), |locker| what_to_do(*locker));
+                CommandError::new(Class::Refused, error).hint(hint)
+            }
+            lock::Error::Io { .. } => disk_hint(CommandError::new(Class::Refused, error)),
+        }
+    }
+}
+
+/// Returns what to do about a process that has a lock.
+fn what_to_do(process: Process) -> String {
+    let pid = process.pid;
+    let command = process.command().map(|command| format!(" ({command})")).unwrap_or_default();
+    match process.is_suspended() {
+        true => format!("process {pid}{command} has it, and is suspended: kill -CONT {pid} lets it go on"),
+        false => format!("process {pid}{command} has it: wait for that, or end it"),
+    }
+}
+
 impl From<repo::Error> for CommandError {
     fn from(error: repo::Error) -> CommandError {
+        if let repo::Error::Lock(error) = error {
+            return error.into();
+        }
         let hint = match &error {
             repo::Error::NotFound(_) => Some("create one: zenith init".to_owned()),
             repo::Error::Lacks { file: "HEAD", .. } => {
@@ -145,6 +173,9 @@ impl From<store::Error> for CommandError {
 
 impl From<timeline::Error> for CommandError {
     fn from(error: timeline::Error) -> CommandError {
+        if let timeline::Error::Lock(error) = error {
+            return error.into();
+        }
         let is_damaged = match &error {
             timeline::Error::Corrupt { .. } => true,
             // A timeline has all of its files.
@@ -166,6 +197,9 @@ impl From<refs::BadName> for CommandError {
 
 impl From<refs::Error> for CommandError {
     fn from(error: refs::Error) -> CommandError {
+        if let refs::Error::Lock(error) = error {
+            return error.into();
+        }
         let hint = match &error {
             refs::Error::Exists(name) => Some(format!("choose another name, or see it: zenith show {}", name.short())),
             refs::Error::Unknown(_) => Some("see what there is: zenith show-ref".to_owned()),
@@ -175,7 +209,6 @@ impl From<refs::Error> for CommandError {
                 "its log, in the repository's folder logs/, says what it was: remove the file, then zenith update-ref"
                     .to_owned(),
             ),
-            refs::Error::Busy => Some("wait for the other command, or end it".to_owned()),
             _ => None,
         };
         let class = if matches!(error, refs::Error::Corrupt(_)) { Class::Corrupt } else { Class::Refused };

@@ -64,6 +64,11 @@ impl Ui {
         self.stop.store(false, Ordering::Relaxed);
     }
 
+    /// Returns the stop flag.
+    pub fn stop_flag(&self) -> Arc<StopFlag> {
+        self.stop.clone()
+    }
+
     /// Returns whether only what was asked for is to be said.
     pub fn is_quiet(&self) -> bool {
         self.quiet

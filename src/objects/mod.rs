@@ -18,6 +18,7 @@ pub mod format;
 pub mod frame;
 pub mod id;
 pub mod kind;
+pub mod lock;
 pub mod map;
 pub mod mode;
 pub mod pg;

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use tempfile::{NamedTempFile, TempDir};
 
 use super::format::{self, Config};
+use super::lock::{self, Mode, Patience};
 use super::pg::Lsn;
 use super::pg::version::Version;
 use super::pg::wal::{Expected, WalError, WalReader, What};
@@ -42,6 +43,8 @@ pub enum Error {
     #[error("cannot {verb} '{}'", path.display())]
     Io { verb: &'static str, path: PathBuf, source: io::Error },
     #[error(transparent)]
+    Lock(#[from] lock::Error),
+    #[error(transparent)]
     Store(#[from] store::Error),
 }
 
@@ -57,6 +60,7 @@ pub struct Repo {
     store: Store,
     refs: Refs,
     timelines: Timelines,
+    patience: Patience,
     tmp: OnceLock<Tmp>,
 }
 
@@ -78,9 +82,12 @@ impl Tmp {
                 .suffix(".lock")
                 .permissions(durable::by_umask())
                 .tempfile_in(tmp)?;
-            lock.as_file().lock()?;
-            // Before it was locked, another process may have taken it for an orphan.
-            let name = lock.path().file_stem().filter(|_| lock.path().exists());
+            // Before it is locked, another process may take it for an orphan; then that removes it.
+            let is_ours = match lock.as_file().try_lock() {
+                Err(fs::TryLockError::Error(error)) => return Err(error),
+                tried => tried.is_ok() && lock.path().exists(),
+            };
+            let name = lock.path().file_stem().filter(|_| is_ours);
             if let Some(name) = name {
                 let dir = tempfile::Builder::new().prefix(name).rand_bytes(0).tempdir_in(tmp)?;
                 return Ok(Tmp { dir, _lock: lock });
@@ -120,10 +127,9 @@ impl Repo {
     /// Writes what `change` makes of the config as it is now. Others who change it wait meanwhile, so that no change is
     /// lost.
     pub fn change_config<E: From<Error>>(&self, change: impl FnOnce(&str) -> Result<String, E>) -> Result<(), E> {
-        let (path, lock) = (self.dir.join("config"), self.dir.join("config.lock"));
+        let path = self.dir.join("config");
         // Not the config itself, which is another file after each change.
-        let held = File::options().create(true).truncate(false).write(true).open(&lock);
-        let held = held.and_then(|file| file.lock().map(|()| file)).map_err(io_error("lock", &lock))?;
+        let held = self.patience.open(&self.dir.join("config.lock"), Mode::Exclusive).map_err(Error::Lock)?;
         let text = fs::read_to_string(&path).map_err(io_error("read", &path))?;
         let text = change(&text)?;
         durable::replace(self.tmp()?, &path, text.as_bytes()).map_err(io_error("write", &path))?;
@@ -145,6 +151,7 @@ impl Repo {
             store: Store::open(&dir.join("objects"))?.with_segment_size(config.wal_segment_size),
             refs: Refs::open(dir),
             timelines: Timelines::open(&dir.join("timelines")),
+            patience: Patience::default(),
             tmp: OnceLock::new(),
             dir: dir.to_owned(),
             config,
@@ -207,6 +214,21 @@ impl Repo {
 
     pub fn timelines(&self) -> &Timelines {
         &self.timelines
+    }
+
+    /// Returns how long it waits for locks.
+    pub fn patience(&self) -> &Patience {
+        &self.patience
+    }
+
+    /// Returns it for somebody who waits for locks with `patience`.
+    pub fn with_patience(self, patience: Patience) -> Repo {
+        Repo {
+            refs: self.refs.with_patience(patience.clone()),
+            timelines: self.timelines.with_patience(patience.clone()),
+            patience,
+            ..self
+        }
     }
 
     pub fn trash(&self) -> Trash {

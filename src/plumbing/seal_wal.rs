@@ -46,6 +46,7 @@ impl From<WalFilesError> for CommandError {
             WalFilesError::Store(error) => error.into(),
             WalFilesError::Repo(error) => error.into(),
             WalFilesError::Files(error) => error.into(),
+            WalFilesError::Lock(error) => error.into(),
             WalFilesError::EndInDoubt { end, .. } => {
                 let hint = format!(
                     "nothing was removed. Put the missing files back; or, if what lay behind {end} is lost for good, \
@@ -111,7 +112,7 @@ pub fn seal_segment(repo: &Repo, timeline: TimelineId, file: &str) -> Result<Opt
     // Timeline history and backup label files hold nothing that zenith needs.
     let size = repo.config().wal_segment_size;
     let Some((postgres_timeline, start)) = segment::parse_file_name(file, size) else { return Ok(None) };
-    let _held = hold(&repo.timelines().wal_dir(timeline).join(file))?;
+    let _held = hold(repo, &repo.timelines().wal_dir(timeline).join(file))?;
     let active = repo.active_segments(timeline, postgres_timeline);
     Ok(Some(seal(repo, timeline, active, None, Upto::Segment(start))?))
 }

@@ -145,7 +145,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         let branch = branch_or_head(&repo, args.revision.as_deref())?;
         if args.live && !repo.config().is_live(branch.short()) {
             config::set(&repo, &format!("branch.{}.live", branch.short()), Some("true"))?;
-            repo = Repo::open(repo.dir())?;
+            repo = Repo::open(repo.dir())?.with_patience(repo.patience().clone());
         }
         start_branch(cx, &repo, branch.short(), wish)?
     };

@@ -101,6 +101,8 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         ModeArg::Immediate => Mode::Immediate,
     };
     let timeout = Duration::from_secs(args.timeout);
+    let patience = repo.patience().clone().within(timeout);
+    let repo = repo.with_patience(patience);
     let forgotten = lost::take_up(&repo, &cx.ui)?;
     if let Some(name) = args.branch.as_ref().filter(|name| forgotten.contains(name)) {
         return cx.say(format_args!("{name}: was damaged and is forgotten, nothing of it ran"));

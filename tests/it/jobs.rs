@@ -263,7 +263,27 @@ fn a_stop_waits_for_another_command_no_longer_than_for_the_server() {
     lock.lock().unwrap();
     env.run(["stop", "--timeout", "1"]).fails(1, &["another command is taking a snapshot of timeline"]);
     drop(lock);
+    // Nor for whoever has the timeline's log, and has it for long: it may be suspended.
+    let id = env.datadir("main").file_name().unwrap().to_owned();
+    let lock = std::fs::File::open(env.repo().join("timelines").join(id).join("log")).unwrap();
+    lock.lock().unwrap();
+    let told = format!("process {} (", std::process::id());
+    env.run(["stop", "--timeout", "1"]).fails(1, &["waited 5 seconds", "/log'", &told]);
+    drop(lock);
     env.run(["stop"]).ok();
+    // And who waits for the lock of all timelines may give up.
+    let path = env.repo().join("timelines/lock");
+    let lock = std::fs::File::open(&path).unwrap();
+    lock.lock().unwrap();
+    let mut tag = env.command(["tag", "v1"]).stderr(Stdio::null()).spawn().unwrap();
+    let is_open = |entry: std::fs::DirEntry| std::fs::read_link(entry.path()).is_ok_and(|file| file == path);
+    let files = format!("/proc/{}/fd", tag.id());
+    wait_until("it to wait", || std::fs::read_dir(&files).unwrap().flatten().any(is_open));
+    sleep(Duration::from_millis(300));
+    kill(Pid::from_raw(tag.id() as i32), Signal::SIGINT).unwrap();
+    assert_eq!(tag.wait().unwrap().code(), Some(130));
+    drop(lock);
+    env.run(["tag", "v1"]).ok();
 }
 
 #[test]

@@ -20,15 +20,12 @@ pub mod revision;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 pub use name::{BadName, RefKind, RefName};
 
+use super::lock::{self, Mode, Patience};
 use super::timeline::{Position, TimelineId};
 use super::{bounded, durable};
-
-/// How long a command waits for another one that changes refs.
-const LOCK_WAIT: Duration = Duration::from_secs(10);
 
 /// What a ref says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,8 +135,8 @@ pub enum Error {
     TooLong(RefName),
     #[error("'{}' is corrupt: it does not read like a ref", .0.display())]
     Corrupt(PathBuf),
-    #[error("another command has been changing refs for {} seconds", LOCK_WAIT.as_secs())]
-    Busy,
+    #[error(transparent)]
+    Lock(#[from] lock::Error),
     #[error("cannot {verb} '{}'", path.display())]
     Io { verb: &'static str, path: PathBuf, source: io::Error },
 }
@@ -153,12 +150,18 @@ fn io_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error 
 #[derive(Debug, Clone)]
 pub struct Refs {
     dir: PathBuf,
+    patience: Patience,
 }
 
 impl Refs {
     /// Opens the refs of the repository in `dir`.
     pub fn open(dir: &Path) -> Refs {
-        Refs { dir: dir.to_owned() }
+        Refs { dir: dir.to_owned(), patience: Patience::default() }
+    }
+
+    /// Returns them for somebody who waits for locks with `patience`.
+    pub fn with_patience(self, patience: Patience) -> Refs {
+        Refs { patience, ..self }
     }
 
     fn path(&self, name: &RefName) -> PathBuf {
@@ -380,20 +383,7 @@ impl Refs {
 
     /// Takes the lock for changing refs; it goes with the file, or with the process.
     fn lock(&self) -> Result<File, Error> {
-        let path = self.dir.join("refs.lock");
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(io_error("open", &path))?;
-        let patience = Instant::now() + LOCK_WAIT;
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(file),
-                Err(fs::TryLockError::WouldBlock) if Instant::now() < patience => {
-                    std::thread::sleep(Duration::from_millis(2));
-                }
-                Err(fs::TryLockError::WouldBlock) => return Err(Error::Busy),
-                Err(fs::TryLockError::Error(error)) => return Err(io_error("lock", &path)(error)),
-            }
-        }
+        Ok(self.patience.open(&self.dir.join("refs.lock"), Mode::Exclusive)?)
     }
 }
 

@@ -19,6 +19,7 @@ pub use history::{Ancestor, History, Position, merge_base};
 pub use id::TimelineId;
 use log::{Line, Log, SnapshotLine, WalInterval};
 
+use super::lock::{self, Mode, Patience};
 use super::pg::{Lsn, segment};
 use super::{bounded, durable};
 
@@ -42,6 +43,8 @@ pub enum Error {
     OutOfRange { timeline: TimelineId, lsn: Lsn, start: Lsn, end: Lsn },
     #[error("timeline {timeline} has no snapshot at or before {lsn}")]
     NoSnapshot { timeline: TimelineId, lsn: Lsn },
+    #[error(transparent)]
+    Lock(#[from] lock::Error),
     #[error("cannot {verb} '{}'", path.display())]
     Io { verb: &'static str, path: PathBuf, source: io::Error },
 }
@@ -85,12 +88,18 @@ impl Timeline {
 #[derive(Debug, Clone)]
 pub struct Timelines {
     dir: PathBuf,
+    patience: Patience,
 }
 
 impl Timelines {
     /// Opens `dir`, the repository's `timelines/`.
     pub fn open(dir: &Path) -> Timelines {
-        Timelines { dir: dir.to_owned() }
+        Timelines { dir: dir.to_owned(), patience: Patience::default() }
+    }
+
+    /// Returns them for somebody who waits for locks with `patience`.
+    pub fn with_patience(self, patience: Patience) -> Timelines {
+        Timelines { patience, ..self }
     }
 
     /// Returns the folder of a timeline.
@@ -120,15 +129,7 @@ impl Timelines {
     /// Keeps timelines from being removed as long as the result lives. Whoever is about to refer to one, by a ref or
     /// as a fork of it, holds this from before it looks at it until after the reference is there. Any number may.
     pub fn keep(&self) -> Result<Kept, Error> {
-        let (file, path) = self.open_lock()?;
-        file.lock_shared().map_err(io_error("lock", &path))?;
-        Ok(Kept(file))
-    }
-
-    fn open_lock(&self) -> Result<(File, PathBuf), Error> {
-        let path = self.dir.join("lock");
-        let file = File::options().create(true).truncate(false).write(true).open(&path);
-        Ok((file.map_err(io_error("open", &path))?, path))
+        Ok(Kept(self.patience.open(&self.dir.join("lock"), Mode::Shared)?))
     }
 
     /// Creates a timeline, durably; prepared in `tmp`.
@@ -154,8 +155,7 @@ impl Timelines {
         id: TimelineId,
         is_unneeded: impl FnOnce() -> Result<bool, E>,
     ) -> Result<bool, E> {
-        let (lock, path) = self.open_lock()?;
-        lock.lock().map_err(io_error("lock", &path))?;
+        let _lock = self.patience.open(&self.dir.join("lock"), Mode::Exclusive).map_err(Error::Lock)?;
         if !is_unneeded()? {
             return Ok(false);
         }
@@ -257,7 +257,7 @@ impl Timelines {
             io::ErrorKind::NotFound => Error::Unknown(id),
             _ => io_error("open", &path)(error),
         })?;
-        file.lock().map_err(io_error("lock", &path))?;
+        self.patience.lock(&file, &path, Mode::Exclusive)?;
         let text = fs::read(&path).map_err(io_error("read", &path))?;
         let (log, length) =
             Log::parse(&text).map_err(|(line, what)| Error::Corrupt { path: path.clone(), line, what })?;
@@ -374,6 +374,30 @@ mod tests {
     fn wal(start: u64, end: u64) -> Line {
         let object = ObjectId([1; 32]);
         Line::Wal(WalInterval { start: Lsn(start), end: Lsn(end), object, whole: Lsn(end), commit_us: None })
+    }
+
+    #[test]
+    fn nobody_waits_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let timelines = Timelines::open(&dir.path().join("timelines")).with_patience(Patience::of_tests());
+        let id = TimelineId::random();
+        timelines.create(dir.path(), id, &History::default()).unwrap();
+        let remove = || timelines.remove(dir.path(), id, || Ok::<_, Error>(true));
+        let is_busy = |error: &Error| matches!(error, Error::Lock(lock::Error::Busy { .. }));
+
+        let held = timelines.lock(id).unwrap();
+        assert!(timelines.lock(id).is_err_and(|error| is_busy(&error)));
+        assert!(timelines.secure(id).is_err_and(|error| is_busy(&error)));
+        drop(held);
+        let kept = timelines.keep().unwrap();
+        drop(timelines.keep().unwrap());
+        assert!(remove().is_err_and(|error| is_busy(&error)));
+        drop(kept);
+        let held = File::open(dir.path().join("timelines/lock")).unwrap();
+        held.lock().unwrap();
+        assert!(timelines.keep().is_err_and(|error| is_busy(&error)));
+        drop(held);
+        assert!(remove().unwrap());
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::Error;
 use super::wal_end::Doubt;
+use crate::objects::lock::{self, Mode};
 use crate::objects::pg::record::Record;
 use crate::objects::pg::wal::{self as pages, WalError, WalReader, WalSource, What};
 use crate::objects::pg::{Lsn, segment};
@@ -33,6 +34,8 @@ pub enum WalFilesError {
     Store(#[from] crate::objects::store::Error),
     #[error(transparent)]
     Repo(#[from] repo::Error),
+    #[error(transparent)]
+    Lock(#[from] lock::Error),
     #[error(transparent)]
     Files(#[from] Error),
 }
@@ -384,7 +387,7 @@ pub fn complete(repo: &Repo, snapshot: &Snapshot, timeline: TimelineId, dir: &Pa
 pub fn complete_below(repo: &Repo, snapshot: &Snapshot, timeline: TimelineId) -> Result<(), WalFilesError> {
     let dir = repo.timelines().wal_dir(timeline);
     let (path, first) = first_segment(repo, snapshot, &dir);
-    let _held = hold(&path)?;
+    let _held = hold(repo, &path)?;
     if repo.timelines().read(timeline)?.sealed() >= first.plus(u64::from(repo.config().wal_segment_size)) {
         return Ok(());
     }
@@ -392,8 +395,8 @@ pub fn complete_below(repo: &Repo, snapshot: &Snapshot, timeline: TimelineId) ->
 }
 
 /// Keeps a segment from being sealed, or completed, by others as long as the result lives.
-pub fn hold(segment: &Path) -> Result<File, WalFilesError> {
+pub fn hold(repo: &Repo, segment: &Path) -> Result<File, WalFilesError> {
     let file = File::open(segment).map_err(Error::io("open", segment))?;
-    file.lock().map_err(Error::io("lock", segment))?;
+    repo.patience().lock(&file, segment, Mode::Exclusive)?;
     Ok(file)
 }

@@ -12,7 +12,8 @@
 //! Any number of commands run at once. They lock in one order: an instance, then its `snapshot.lock`, then its server's, then
 //! `instances/lock`, which is held only while instances are named, numbered or taken up, then a timeline's log or the refs. Whoever
 //! found an instance without a lock finds out in [`Instance::hold`] whether it is still that one, and looks again if it is not; whoever
-//! lists puts up with what goes away meanwhile.
+//! lists puts up with what goes away meanwhile. Nobody waits for a lock
+//! for ever, since whoever has it may be suspended; but a snapshot that a user asks for waits for the one before.
 //!
 //! An epoch is open from [`start`](start::start) until [`settle`](settle::settle), which a stop runs and,
 //! after a crash, the next start.

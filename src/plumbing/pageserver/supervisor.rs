@@ -23,6 +23,7 @@ use super::metrics::Metrics;
 use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::objects::format::{Config, DefaultBranch, Others};
+use crate::objects::lock;
 use crate::objects::refs::{RefKind, RefName, Signature, Value, revision};
 use crate::objects::timeline::Position;
 use crate::plumbing::instance::start::{Context, Outcome, Wish, start};
@@ -586,6 +587,7 @@ fn refusal(error: CommandError) -> Refusal {
     let sqlstate = match error.source.downcast_ref() {
         Some(postgres::Error::DidNotStart { .. } | postgres::Error::DidNotStop { .. }) => CANNOT_CONNECT_NOW,
         _ if matches!(error.source.downcast_ref(), Some(instance::Error::Busy { .. })) => CANNOT_CONNECT_NOW,
+        _ if matches!(error.source.downcast_ref(), Some(lock::Error::Busy { .. })) => CANNOT_CONNECT_NOW,
         _ => SYSTEM_ERROR,
     };
     let refusal = Refusal::new(sqlstate, error.text()).private();

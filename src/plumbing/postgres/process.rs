@@ -152,12 +152,26 @@ pub fn lockers_in(dir: &Path, descriptor: i32) -> io::Result<Vec<Process>> {
     Ok(all()?.filter(|process| works_there(process.pid) && is_locked(process.pid)).collect())
 }
 
+/// Returns the processes that have a lock on the file `path` which keeps off others, or themselves share it. Empty where the
+/// system does not tell; it tells nothing of other users' processes.
+pub fn lockers(path: &Path) -> io::Result<Vec<Process>> {
+    let file = File::open(path)?;
+    let own = Process::own().pid;
+    let Some(wanted) = Opened::of(own, &file.as_raw_fd().to_string()) else { return Ok(Vec::new()) };
+    let has_locked = |process: &Process| {
+        let mut opened = opened_by(process.pid);
+        opened.any(|opened| opened.is_locked && opened.is_same_file(&wanted))
+    };
+    Ok(all()?.filter(has_locked).collect())
+}
+
 fn has_inherited(pid: i32, wanted: &Opened) -> bool {
+    opened_by(pid).any(|opened| opened.is_same_file(wanted) && !opened.closes_on_exec)
+}
+
+fn opened_by(pid: i32) -> impl Iterator<Item = Opened> {
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    descriptors.into_iter().any(|descriptor| {
-        let opened = Opened::of(pid, &descriptor.file_name().to_string_lossy());
-        opened.is_some_and(|opened| opened.is_same_file(wanted) && !opened.closes_on_exec)
-    })
+    descriptors.filter_map(move |descriptor| Opened::of(pid, &descriptor.file_name().to_string_lossy()))
 }
 
 /// What the kernel tells of an open file without asking its file system: `/proc/PID/fdinfo/FD`, and the text of the link
@@ -222,5 +236,17 @@ mod tests {
         assert_eq!(found, [process]);
         assert!(!process.is_alive());
         assert_eq!(inheritors(&file).unwrap(), []);
+    }
+
+    #[test]
+    fn who_has_a_lock_is_found_and_who_only_looks_at_the_file_is_not() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = || File::open(file.path()).unwrap();
+        let (locked, _opened) = (open(), open());
+        assert_eq!(lockers(file.path()).unwrap(), []);
+        for lock in [File::lock, File::lock_shared] {
+            lock(&locked).unwrap();
+            assert_eq!(lockers(file.path()).unwrap(), [Process::own()]);
+        }
     }
 }

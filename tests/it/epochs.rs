@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use zenith::objects::Repo;
 use zenith::objects::pg::wal::WalReader;
 use zenith::objects::pg::{Lsn, segment};
+use zenith::plumbing::postgres::process::Process;
 
 use crate::support::{Env, checked, majors, pg_program, wait_until};
 
@@ -221,7 +222,7 @@ fn cut_power(env: &Env, branch: &str) -> std::path::PathBuf {
     let timeline = env.run(["rev-parse", branch]).ok()[..32].to_owned();
     let dir = env.repo().join("datadirs").join(timeline);
     let postmaster = env.postmaster(branch);
-    let of_lock = |name: &str| std::fs::read_to_string(dir.join(name)).ok()?.trim().parse::<i32>().ok();
+    let of_lock = |name: &str| Some(std::fs::read_to_string(dir.join(name)).ok()?.parse::<Process>().ok()?.pid);
     for pid in [of_lock("guard.lock"), of_lock("lock"), Some(postmaster)].into_iter().flatten() {
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }

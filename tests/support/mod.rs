@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 
 use assert_cmd::cargo::cargo_bin;
 use tempfile::TempDir;
+use zenith::plumbing::postgres::process::Process;
 
 /// A folder with a repository, whose servers are stopped at the end.
 pub struct Env {
@@ -173,7 +174,8 @@ impl Env {
 
     /// Returns the pid of the process that serves a branch's data directory.
     pub fn file_system(&self, branch: &str) -> i32 {
-        std::fs::read_to_string(self.datadir(branch).join("lock")).unwrap().trim().parse().unwrap()
+        let noted = std::fs::read_to_string(self.datadir(branch).join("lock")).unwrap();
+        noted.parse::<Process>().unwrap().pid
     }
 
     /// Returns what is mounted in this folder.

@@ -10,7 +10,6 @@ use super::pid_lock::PidLock;
 use super::{Error, Instance, PATIENCE, PAUSE, create, io_error, lost, of_branch};
 use crate::error::CommandError;
 use crate::objects::{Repo, durable};
-use crate::plumbing::postgres::process::Process;
 use crate::progress::Progress;
 
 /// Holds an instance against other commands that would start, stop or forget it.
@@ -29,8 +28,7 @@ pub(super) fn take(
     while !lock.try_take() {
         progress.check()?;
         if patience.is_some_and(|patience| Instant::now() >= patience) {
-            let process = lock.pid().map(|pid| Process::of(pid.as_raw()));
-            return Err(Error::Busy { doing: doing(), process });
+            return Err(Error::Busy { doing: doing(), process: lock.noted(path) });
         }
         sleep(PAUSE);
     }

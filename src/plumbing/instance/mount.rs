@@ -2,7 +2,7 @@
 //!
 //! # Format
 //! `datadirs/<timeline>/` holds `data`, the mount point; `local/`, the layer (see `datadir::local`);
-//! `lock`, on which the file system's process holds a lock, and in which its pid stands; `guard.lock`, the same for its guardian; and
+//! `lock`, on which the file system's process holds a lock, and which names it (see [`Process`](crate::plumbing::postgres::process::Process)); `guard.lock`, the same for its guardian; and
 //! `prepared`, empty, once the directory is one that PostgreSQL can go on from by itself.
 //!
 //! # What may be asked of a mount

@@ -7,9 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Stdio;
 
-use nix::unistd::Pid;
-
-use crate::plumbing::postgres::process::{Process, inheritors};
+use crate::plumbing::postgres::process::{Process, inheritors, lockers};
 
 /// The file. Dropping it releases the lock, if this process had it.
 #[must_use = "the lock is released when this is dropped"]
@@ -51,23 +49,26 @@ impl PidLock {
         self.0.try_lock().is_ok()
     }
 
-    /// Waits until the lock is this process's.
-    pub fn wait(&self) -> io::Result<()> {
-        self.0.lock()
-    }
-
-    /// Writes this process's number into the file.
+    /// Writes this process into the file.
     pub fn note(&mut self) -> io::Result<()> {
         self.0.rewind()?;
         self.0.set_len(0)?;
-        write!(self.0, "{}", std::process::id())
+        write!(self.0, "{}", Process::own())
     }
 
-    /// Returns the process that noted itself last.
-    pub fn pid(&mut self) -> Option<Pid> {
+    /// Returns the process that noted itself last, if it lives: somebody else may have the lock by now, who has not noted
+    /// that yet. A bare number, which earlier versions wrote, is believed of a process that has the lock on the file at
+    /// `path`, which is this one.
+    pub fn noted(&mut self, path: &Path) -> Option<Process> {
         let mut text = String::new();
         self.0.rewind().and_then(|()| self.0.read_to_string(&mut text)).ok()?;
-        text.trim().parse().ok().filter(|pid| *pid > 1).map(Pid::from_raw)
+        match text.parse::<Process>() {
+            Ok(process) => Some(process).filter(Process::is_alive),
+            Err(_) => {
+                let pid: i32 = text.trim().parse().ok()?;
+                lockers(path).ok()?.into_iter().find(|process| process.pid == pid)
+            }
+        }
     }
 
     /// Returns the processes that were handed the lock when they were started, and have it.
@@ -91,12 +92,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let mut held = PidLock::open(&path).unwrap();
-        assert!(held.try_take() && held.pid().is_none());
+        assert!(held.try_take() && held.noted(&path).is_none());
         held.note().unwrap();
         held.note().unwrap();
         let mut other = PidLock::open(&path).unwrap();
         assert!(!other.try_take());
-        assert_eq!(other.pid(), Some(Pid::this()));
+        assert_eq!(other.noted(&path), Some(Process::own()));
+        // As earlier versions wrote it.
+        let parent = std::os::unix::process::parent_id();
+        for (number, noted) in [(std::process::id(), Some(Process::own())), (parent, None)] {
+            std::fs::write(&path, number.to_string()).unwrap();
+            assert_eq!(other.noted(&path), noted);
+        }
+        std::fs::write(&path, format!("{parent} 1")).unwrap();
+        assert_eq!(other.noted(&path), None);
         assert_eq!(PidLock::is_held(&path).unwrap(), Some(true));
         drop(held);
         assert_eq!(PidLock::is_held(&path).unwrap(), Some(false));

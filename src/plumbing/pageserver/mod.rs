@@ -12,7 +12,7 @@
 //! ```
 //!
 //! # Format
-//! `pageserver/lock` holds the daemon's pid, in decimal, and the daemon an exclusive `flock(2)` on it; `pageserver/log` is its
+//! `pageserver/lock` names the daemon (see [`Process`]), which has an exclusive `flock(2)` on it; `pageserver/log` is its
 //! log; `pageserver/address` is JSON, see [`Addresses`]; `pageserver/token` is 32 hex digits; `server.crt` and `server.key` are the certificate that it made.
 //!
 //! The only part of the program that is asynchronous. What blocks (starts, stops, the repository) runs on threads
@@ -43,9 +43,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
-use nix::unistd::Pid;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, UnixListener};
@@ -59,6 +58,7 @@ use crate::plumbing::instance::pid_lock::PidLock;
 use crate::plumbing::postgres::account::Account;
 use crate::plumbing::postgres::find::Binaries;
 use crate::plumbing::postgres::initdb::SUPERUSER;
+use crate::plumbing::postgres::process::Process;
 use crate::plumbing::postgres::settings::socket_path;
 use metrics::Metrics;
 pub use places::{Place, check_places};
@@ -80,8 +80,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The page server cannot do what it should.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the page server runs already, as process {0}")]
-    Runs(i32),
+    #[error("the page server runs already{}", .0.map(|Process { pid, .. }| format!(", as process {pid}")).unwrap_or_default())]
+    Runs(Option<Process>),
     #[error("the page server does not run")]
     Stopped,
     #[error("cannot listen on {address}")]
@@ -212,11 +212,15 @@ pub fn reached_at(listen: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Opens the lock that the daemon holds as long as it lives.
+/// Returns the file whose lock the daemon holds as long as it lives.
+fn lock_file(repo: &Repo) -> PathBuf {
+    dir(repo).join("lock")
+}
+
 fn open_lock(repo: &Repo) -> Result<PidLock, Error> {
     let dir = dir(repo);
     fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
-    let path = dir.join("lock");
+    let path = lock_file(repo);
     PidLock::open(&path).map_err(Error::io("open", &path))
 }
 
@@ -226,54 +230,44 @@ fn take_lock(repo: &Repo) -> Result<PidLock, Error> {
     let patience = Instant::now() + STOP_WAIT;
     while !lock.try_take() {
         if running(repo)?.is_some() || Instant::now() > patience {
-            return Err(Error::Runs(pid_of(&mut lock)));
+            return Err(Error::Runs(lock.noted(&lock_file(repo))));
         }
         std::thread::sleep(PAUSE);
     }
-    // Where one was that was killed.
+    // Where one was that was killed. First: as long as that one is noted, nobody takes its addresses for this one's.
     let _ = fs::remove_file(dir(repo).join("address"));
-    lock.note().map_err(Error::io("write", &dir(repo).join("lock")))?;
+    lock.note().map_err(Error::io("write", &lock_file(repo)))?;
     Ok(lock)
-}
-
-/// Returns the number of who holds the lock; 0 where it has not noted that yet.
-fn pid_of(lock: &mut PidLock) -> i32 {
-    lock.pid().map_or(0, Pid::as_raw)
 }
 
 /// Returns the pid of the page server and where it listens, if it runs.
 pub fn running(repo: &Repo) -> Result<Option<(i32, Addresses)>, Error> {
-    if !dir(repo).join("lock").exists() {
+    let path = lock_file(repo);
+    if PidLock::is_held(&path).map_err(Error::io("lock", &path))? != Some(true) {
         return Ok(None);
     }
-    let mut lock = open_lock(repo)?;
-    if lock.try_take() {
-        return Ok(None);
-    }
+    // It is about to note itself, and then to write where it listens.
+    let Some(Process { pid, .. }) = open_lock(repo)?.noted(&path) else { return Ok(None) };
     let text = fs::read(dir(repo).join("address")).unwrap_or_default();
-    // It is about to write that.
-    let Ok(addresses) = serde_json::from_slice(&text) else { return Ok(None) };
-    Ok(Some((pid_of(&mut lock), addresses)))
+    Ok(serde_json::from_slice(&text).ok().map(|addresses| (pid, addresses)))
 }
 
 /// Ends the page server; its servers go on. Returns its pid, or `None` where it did not run.
 pub fn stop(repo: &Repo) -> Result<Option<i32>, Error> {
-    let mut lock = open_lock(repo)?;
-    if lock.try_take() {
-        return Ok(None);
-    }
-    let pid = pid_of(&mut lock);
-    if pid > 1 {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGTERM); // it may end this instant
-    }
+    let (mut lock, path, mut told) = (open_lock(repo)?, lock_file(repo), None);
     let patience = Instant::now() + STOP_WAIT;
+    // Whoever looks at the lock has it too, for an instant, and one that has just begun has not noted itself yet.
     while !lock.try_take() {
         if Instant::now() > patience {
             return Err(Error::Stays);
         }
+        if let Some(process) = lock.noted(&path).filter(|process| told != Some(*process)) {
+            let _ = process.signal(Signal::SIGTERM); // then it stays
+            told = Some(process);
+        }
         std::thread::sleep(PAUSE);
     }
-    Ok(Some(pid))
+    Ok(told.map(|process| process.pid))
 }
 
 /// A page server that is to run.

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use zenith::plumbing::postgres::process::Process;
 
 use super::{assert_lazy, client, with_checksums};
 use crate::support::{Env, checked, is_alive, wait_until};
@@ -188,7 +189,7 @@ fn data_directories_can_be_thrown_away_after_a_stop() {
 fn cut_power(env: &Env, branch: &str) {
     let dir = env.datadir(branch);
     wait_until("the data directory is prepared", || dir.join("prepared").exists());
-    let of_lock = |name: &str| fs::read_to_string(dir.join(name)).ok()?.trim().parse::<i32>().ok();
+    let of_lock = |name: &str| Some(fs::read_to_string(dir.join(name)).ok()?.parse::<Process>().ok()?.pid);
     let pids = [of_lock("guard.lock"), of_lock("lock"), Some(env.postmaster(branch))];
     let pids: Vec<i32> = pids.into_iter().flatten().collect();
     for pid in &pids {

@@ -153,6 +153,59 @@ fn a_page_server_that_ends_is_waited_for_by_the_next_one() {
         drop(lock);
         next.join().unwrap().ok();
     });
+    // As an earlier version noted itself.
+    let (lock, pid) =
+        (env.repo().join("pageserver/lock"), || env.json(["pageserver", "status", "--json"])["pid"].take());
+    let noted = pid();
+    std::fs::write(&lock, noted.to_string()).unwrap();
+    assert_eq!(pid(), noted);
+    env.run(["pageserver", "stop"]).ok();
+    assert!(!is_alive(noted.as_i64().unwrap() as i32));
+}
+
+#[test]
+fn looks_at_a_page_server_that_was_killed_disturb_nobody() {
+    let env = Env::init();
+    let start = ["pageserver", "start", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+    let status = || env.json(["pageserver", "status", "--json"]);
+    let path = env.repo().join("pageserver/lock");
+    env.run(start).ok();
+    let pid = status()["pid"].as_i64().unwrap() as i32;
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    wait_until("the page server's end", || !is_alive(pid));
+    assert!(env.repo().join("pageserver/address").exists());
+    // Its number is another process's by now.
+    let mut innocent = Command::new("sleep").arg("100").spawn().unwrap();
+    let mut stopped = Vec::new();
+    for note in [innocent.id().to_string(), format!("{} 1", innocent.id())] {
+        for lock in [std::fs::File::lock_shared, std::fs::File::lock] {
+            std::fs::write(&path, &note).unwrap();
+            // Somebody looks, or begins and has not noted itself yet.
+            let look = std::fs::File::open(&path).unwrap();
+            lock(&look).unwrap();
+            assert_eq!(status()["running"], false);
+            std::thread::scope(|scope| {
+                let stop = scope.spawn(|| env.run(["pageserver", "stop"]));
+                std::thread::sleep(Duration::from_millis(500));
+                drop(look);
+                stopped.push(stop.join().unwrap());
+            });
+        }
+    }
+    let lives = innocent.try_wait().unwrap().is_none();
+    innocent.kill().unwrap();
+    innocent.wait().unwrap();
+    assert!(lives, "it was killed");
+    stopped.into_iter().for_each(|stopped| stopped.fails(1, &["does not run"]));
+    // A look keeps no page server from starting.
+    let look = std::fs::File::open(&path).unwrap();
+    look.lock_shared().unwrap();
+    std::thread::scope(|scope| {
+        let next = scope.spawn(|| env.run(start));
+        std::thread::sleep(Duration::from_millis(500));
+        drop(look);
+        next.join().unwrap().ok();
+    });
     env.run(["pageserver", "stop"]).ok();
 }
 

@@ -12,7 +12,7 @@ help:
 	@echo "make bench    compare with tar, pgbackrest, restic and native directories, side by side"
 	@echo "make chaos    kill anything at random for SECONDS=600, as SEED=1 has it, and look for what was lost"
 	@echo "make kills    kill servers and file systems 50 times under load, and look for what was lost"
-	@echo "make crashpoints  stop each command before each of its writes, or COMMAND only, and look at what is left"
+	@echo "make crashpoints  stop each command before each of its writes (one COMMAND only; MOST places, by SEED), and look at what is left"
 	@echo "make moments  show and start every kind of moment, on every kind of branch, of every version"
 	@echo "make races    connect just when a server is being stopped, hundreds of times"
 	@echo "make fuzz     feed each reader of foreign bytes with 10 million inputs"
@@ -50,6 +50,8 @@ kills:
 	$(CARGO) test --release --test it -- --ignored --exact it::lazy::kills::fifty_kills --show-output
 
 crashpoints: export ZENITH_CRASHPOINTS = $(COMMAND)
+crashpoints: export ZENITH_CRASHPOINTS_MOST = $(MOST)
+crashpoints: export ZENITH_CRASHPOINTS_SEED = $(SEED)
 crashpoints:
 	scripts/install-deps test
 	$(CARGO) test --release --test it -- --ignored it::crashpoints --show-output

@@ -613,3 +613,26 @@ fn a_start_that_cannot_note_where_its_server_listens_starts_none() {
     env.run(["start"]).ok();
     env.sql("main", "select from t");
 }
+
+#[test]
+fn a_tag_that_waits_for_a_timeline_that_goes_is_made_of_what_the_branch_is_then() {
+    if !has_strace() {
+        return;
+    }
+    let env = Env::init();
+    for _ in 0..2 {
+        // From then on no hint bits are written.
+        env.run(["start"]).ok();
+        env.run(["stop"]).ok();
+    }
+    env.run(["start"]).ok();
+    env.sql("main", "select pg_switch_wal()");
+    let log = env.repo().join("timelines").join(env.datadir("main").file_name().unwrap()).join("log");
+    let delay = ["-P", log.to_str().unwrap(), "-e", "trace=flock", "-e", "inject=flock:delay_enter=4000000:when=1"];
+    let (code, trace) = traced(&env, &delay, &["tag", "v1", "main"], |strace| {
+        wait_until_delayed(strace);
+        env.run(["stop"]).ok();
+    });
+    assert_eq!(code, Some(0), "{trace}");
+    assert_eq!(env.run(["rev-parse", "v1"]).ok(), env.run(["rev-parse", "main"]).ok());
+}

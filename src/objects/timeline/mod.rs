@@ -194,11 +194,7 @@ impl Timelines {
     pub fn read(&self, id: TimelineId) -> Result<Timeline, Error> {
         let history = self.history(id)?;
         let path = self.path(id).join("log");
-        let text = fs::read(&path).map_err(|error| match error.kind() {
-            // Removed since.
-            io::ErrorKind::NotFound if !self.exists(id) => Error::Unknown(id),
-            _ => io_error("read", &path)(error),
-        })?;
+        let text = self.read_log(id, &path)?;
         let (log, _) = Log::parse(&text).map_err(|(line, what)| Error::Corrupt { path, line, what })?;
         // An empty file says so, too. What is cut off at an end of lines cannot be told from what was never there, else.
         let begins_amid = |interval: &WalInterval| interval.start.segment_start(segment::SMALLEST) != interval.start;
@@ -207,6 +203,14 @@ impl Timelines {
             return Err(Error::Corrupt { path, line: 1, what: "no ancestor, although the WAL begins amid a segment" });
         }
         Ok(Timeline { id, history, log })
+    }
+
+    /// Returns the text of the log at `path`, of a timeline that may be removed this instant.
+    fn read_log(&self, id: TimelineId, path: &Path) -> Result<Vec<u8>, Error> {
+        fs::read(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound if !self.exists(id) => Error::Unknown(id),
+            _ => io_error("read", path)(error),
+        })
     }
 
     /// Reads a timeline that something is about to rely on, and makes all of it durable: whoever made it or wrote its
@@ -258,7 +262,7 @@ impl Timelines {
             _ => io_error("open", &path)(error),
         })?;
         self.patience.lock(&file, &path, Mode::Exclusive)?;
-        let text = fs::read(&path).map_err(io_error("read", &path))?;
+        let text = self.read_log(id, &path)?;
         let (log, length) =
             Log::parse(&text).map_err(|(line, what)| Error::Corrupt { path: path.clone(), line, what })?;
         if length < text.len() {

@@ -97,6 +97,11 @@ fn start_hint(said: &str) -> Option<String> {
     memory.then(|| "give the branch less: zenith config branch.NAME.postgres.shared_buffers 128MB".to_owned())
 }
 
+/// Returns whether the server could not even be reached.
+fn is_about_the_socket(error: &postgres::Error) -> bool {
+    std::error::Error::source(error).is_some_and(|cause| cause.is::<io::Error>())
+}
+
 fn not_found(major: Option<u32>, searched: &[PathBuf]) -> String {
     let version = major.map(|major| format!(" {major}")).unwrap_or_default();
     let searched: Vec<String> = searched.iter().map(|dir| format!("'{}'", dir.display())).collect();
@@ -118,9 +123,7 @@ impl Error {
                 [SqlState::CANNOT_CONNECT_NOW, SqlState::ADMIN_SHUTDOWN, SqlState::CRASH_SHUTDOWN].contains(code)
             }
             // Its socket is not there yet, or not any more.
-            None => {
-                source.is_closed() || std::error::Error::source(source).is_some_and(|cause| cause.is::<io::Error>())
-            }
+            None => source.is_closed() || is_about_the_socket(source),
         }
     }
 
@@ -153,6 +156,9 @@ impl Error {
             Error::Silent { .. } => {
                 "it is suspended, or the machine very busy: if ps shows its processes as stopped, kill -CONT lets them go on"
                     .to_owned()
+            }
+            Error::Query { source, .. } if is_about_the_socket(source) => {
+                "its socket is gone, or nobody answers there: zenith restart NAME makes it anew".to_owned()
             }
             Error::NoSuperuser => "make one in the original: CREATE ROLE postgres SUPERUSER LOGIN".to_owned(),
             Error::DidNotStart { tail, .. } => return start_hint(tail),

@@ -117,11 +117,19 @@ pub fn publish_dir(from: &Path, to: &Path) -> io::Result<()> {
     sync_dir(parent(to)?)
 }
 
-/// Removes a folder with all that it holds: a crash leaves all of it or nothing. One that is gone already is success.
+/// Removes a folder with all that it holds: a crash leaves all of it or nothing. One that is gone already is success. Where
+/// `tmp` is on another file system the folder is renamed beside where it is.
 pub fn discard_dir(tmp: &Path, path: &Path) -> io::Result<()> {
-    let away = tempfile::Builder::new().prefix("discarded-").tempdir_in(tmp)?;
-    match fs::rename(path, away.path().join("it")) {
-        Ok(()) => sync_dir(parent(path)?)?,
+    let dir = parent(path)?;
+    let away_in = |dir: &Path| tempfile::Builder::new().prefix("discarded-").tempdir_in(dir);
+    let mut away = away_in(tmp)?;
+    let mut renamed = fs::rename(path, away.path().join("it"));
+    if renamed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::CrossesDevices) {
+        away = away_in(dir)?;
+        renamed = fs::rename(path, away.path().join("it"));
+    }
+    match renamed {
+        Ok(()) => sync_dir(dir)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     }

@@ -64,8 +64,8 @@ impl Takes {
             Takes::Number(range) => value.as_integer().is_some_and(|number| range.contains(&number)),
             Takes::Address => parse_address(&text(value)).is_some(),
             Takes::Size => parse_size(&text(value)).is_some(),
-            Takes::Time => parse_time(&text(value)).is_some(),
-            Takes::Age => text(value).parse::<f64>().is_err() && parse_time(&text(value)).is_some(),
+            // A config of an earlier version may have an age without a unit, in seconds.
+            Takes::Time | Takes::Age => parse_time(&text(value)).is_some(),
             Takes::Path | Takes::Name => value.as_str().is_some_and(|path| !path.is_empty()),
             Takes::OneOf(words) => value.as_str().is_some_and(|word| words.contains(&word)),
         }
@@ -98,6 +98,15 @@ pub fn parse_address(text: &str) -> Option<SocketAddr> {
         Some(_) => return text.parse().ok(),
     };
     Some((Ipv4Addr::LOCALHOST, port.parse().ok()?).into())
+}
+
+/// Refuses a number without a unit as the new value of a setting where that might mean days as well as seconds.
+pub fn check_unit(key: &str, text: &str) -> Result<(), BadValue> {
+    let setting = SETTINGS.iter().find(|setting| setting.key == key && matches!(setting.takes, Takes::Age));
+    match setting.filter(|_| text.parse::<f64>().is_ok()) {
+        Some(setting) => Err(BadValue { key: key.to_owned(), value: text.to_owned(), takes: setting.takes.in_words() }),
+        None => Ok(()),
+    }
 }
 
 /// What a size looks like, in words.
@@ -239,10 +248,6 @@ mod tests {
             (
                 "[branch.'a.b']\nidle_timeout = 'h'",
                 "'h' is no value for branch.a.b.idle_timeout, which takes a time such as 30s, 5min or 1h, or never",
-            ),
-            (
-                "[gc]\ntrash = 14",
-                "'14' is no value for gc.trash, which takes a time with its unit, such as 12h or 14 days, or never",
             ),
             (
                 "[snapshot]\nwal_threshold = '64X'",

@@ -155,8 +155,9 @@ fn rename(cx: &mut Cx, repo: &Repo, old: Option<&str>, new: &str, json: bool) ->
     }
     // First, so that a crash leaves them with both names rather than with the old one.
     config::take_settings(repo, new, Some(from.short()))?;
-    repo.refs().rename(repo.tmp()?, &from, &to, &signature)?;
-    config::take_settings(repo, from.short(), None)?;
+    let renamed = repo.refs().rename(repo.tmp()?, &from, &to, &signature);
+    config::take_settings(repo, if renamed.is_ok() { from.short() } else { new }, None)?;
+    renamed?;
     if let Some((_held, mut instance)) = held {
         new.clone_into(&mut instance.config.branch);
         instance.write(repo)?;

@@ -9,7 +9,7 @@ use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::format::Config;
 use crate::objects::refs::RefName;
-use crate::objects::setting::SETTINGS;
+use crate::objects::setting::{self, SETTINGS};
 use crate::plumbing::postgres::policy::{self, Rule};
 
 /// Get and set settings of the repository
@@ -103,6 +103,7 @@ pub fn set(repo: &Repo, key: &str, new: Option<&str>) -> CmdResult {
     {
         return Err(CommandError::refused(format!("zenith sets '{name}' itself: {why}")));
     }
+    setting::check_unit(key, new.unwrap_or_default()).map_err(|error| CommandError::new(Class::Refused, error))?;
     change(repo, key, &path, new.map(value))
 }
 
@@ -136,7 +137,9 @@ fn change(repo: &Repo, key: &str, path: &[&str], new: Option<Value>) -> CmdResul
 
 /// Has the branch `name` have the settings of `other`, in place of any that it has, or none.
 pub(super) fn take_settings(repo: &Repo, name: &str, other: Option<&str>) -> CmdResult {
-    let has_any = |name: &str| repo.config().branch.contains_key(name);
+    // As it is now, not as it was when the command began.
+    let config = Repo::read_config(repo.dir())?;
+    let has_any = |name: &str| config.branch.contains_key(name);
     if !has_any(name) && !other.is_some_and(has_any) {
         return Ok(());
     }

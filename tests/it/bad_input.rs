@@ -213,6 +213,24 @@ fn what_a_repository_has_lost_is_named() {
 }
 
 #[test]
+fn data_directories_may_be_on_a_file_system_of_their_own() {
+    let env = Env::init();
+    let dir = env.repo().join("datadirs");
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&dir).status();
+    if !mounted.is_ok_and(|status| status.success()) {
+        println!("SKIPPED: no file system can be mounted here");
+        return;
+    }
+    env.run(["start"]).ok();
+    env.sql("main", "create table t ()");
+    env.run(["stop"]).ok();
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+    assert!(Command::new("umount").arg(&dir).status().unwrap().success());
+    env.run(["start"]).ok();
+    env.sql("main", "select from t");
+}
+
+#[test]
 fn a_running_branch_is_not_pulled_away() {
     let env = Env::init();
     env.run(["branch", "x"]).ok();

@@ -23,7 +23,9 @@ fn a_branch_is_a_whole_timeline_and_head_a_branch() {
     env.run(["tag", "main", "v1"]).fails(1, &["a branch named 'main' already exists"]);
     env.run(["tag", "-f", "try", &amid]).fails(1, &["a branch named 'try'"]);
     env.run(["branch", "v1"]).fails(1, &["a tag named 'v1' already exists"]);
+    env.run(["config", "branch.try.live", "true"]).ok();
     env.run(["branch", "-m", "try", "v1"]).fails(1, &["a tag named 'v1'"]);
+    env.run(["config", "branch.v1.live"]).fails(1, &["not set"]);
     env.run(["update-ref", "refs/branches/v1", "main"]).fails(1, &["a tag named 'v1'"]);
 }
 

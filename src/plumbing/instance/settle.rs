@@ -64,7 +64,9 @@ pub fn settle_at(
     progress: &dyn Progress,
 ) -> Result<Settled, CommandError> {
     let Some(id) = instance.timeline() else {
-        return remove_wal(repo, instance).map(|()| Settled::Nothing);
+        // What cannot be removed now goes the next time.
+        let _ = remove_wal(repo, instance);
+        return Ok(Settled::Nothing);
     };
     let branch = instance.config.branch.clone();
     let set_aside = |commits: bool, why: &str| {
@@ -229,7 +231,9 @@ fn close(repo: &Repo, instance: &mut Instance) -> CmdResult {
 fn remove_wal(repo: &Repo, instance: &Instance) -> CmdResult {
     let closed = instance.config.closed.as_ref().and_then(|id| id.parse().ok());
     match closed.filter(|id| repo.timelines().exists(*id)) {
-        Some(id) if !super::is_open(repo, id)? => Ok(repo.timelines().empty_wal(repo.tmp()?, id)?),
+        Some(id) if wal_end::is_laid_out(repo, id)? && !super::is_open(repo, id)? => {
+            Ok(repo.timelines().empty_wal(repo.tmp()?, id)?)
+        }
         _ => Ok(()),
     }
 }

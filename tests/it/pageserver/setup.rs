@@ -97,6 +97,9 @@ fn mistakes_in_settings_are_told_in_their_words() {
     // A file that somebody edited.
     let path = env.repo().join("config");
     let text = fs::read_to_string(&path).unwrap();
+    // An earlier version took it for seconds.
+    fs::write(&path, text.replace("trash = \"14 days\"", "trash = 604800")).unwrap();
+    env.run(["config", "gc.trash"]).ok();
     fs::write(&path, text.replace("max_instances = 0", "max_instances = \"many\"")).unwrap();
     env.run(["status"]).fails(1, &["'many' is no value for proxy.max_instances", "correct it in"]);
 }

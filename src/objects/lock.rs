@@ -74,9 +74,11 @@ impl Patience {
         self.stop.as_ref().is_some_and(|stop| stop.load(Ordering::Relaxed))
     }
 
-    /// Locks `file`, which is at `path`, once nobody is in the way.
+    /// Locks `file`, which is at `path`, once nobody is in the way. Who has it and writes to it makes progress, as one that
+    /// seals many segments does: then the time begins anew.
     pub fn lock(&self, file: &File, path: &Path, mode: Mode) -> Result<(), Error> {
-        let begun = Instant::now();
+        let length = || file.metadata().map_or(0, |metadata| metadata.len());
+        let (mut begun, mut seen) = (Instant::now(), length());
         // Who clears away after that must not be kept from it.
         let was_over = self.is_over();
         let mut pause = SHORTEST_PAUSE;
@@ -93,6 +95,9 @@ impl Patience {
             }
             if self.is_over() && !was_over {
                 return Err(Interrupted.into());
+            }
+            if seen != length() {
+                (begun, seen) = (Instant::now(), length());
             }
             if begun.elapsed() >= self.limit {
                 return Err(Error::Busy { path: path.to_owned(), limit: self.limit });
@@ -136,6 +141,19 @@ mod tests {
             sleep(Duration::from_millis(100));
             assert!(!waits.is_finished());
             drop((shared, also));
+            waits.join().unwrap().unwrap();
+        });
+        // Who writes to it makes progress.
+        let held = patience.open(&path, Mode::Exclusive).unwrap();
+        let patience = Patience { limit: Duration::from_millis(800), stop: None };
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| patience.open(&path, Mode::Exclusive));
+            for length in 1..20 {
+                held.set_len(length).unwrap();
+                sleep(Duration::from_millis(50));
+            }
+            assert!(!waits.is_finished());
+            drop(held);
             waits.join().unwrap().unwrap();
         });
         let limit = |seconds| Patience::default().within(Duration::from_secs(seconds)).limit;

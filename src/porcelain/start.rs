@@ -137,7 +137,8 @@ pub fn report(cx: &mut Cx, repo: &Repo, outcome: &Outcome) -> CmdResult {
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let mut repo = cx.take_repo()?;
     let Args { port, eager, hydrate, .. } = args;
-    let config_file = args.config_file.as_deref();
+    let config_file = args.config_file.map(|file| cx.folder.join(file));
+    let config_file = config_file.as_deref();
     let wish = Wish { port, tcp: args.tcp.then_some(LOOPBACK), eager, hydrate, on_demand: false, config_file };
     let outcome = if args.read_only {
         start_read_only(cx, &repo, args.revision.as_deref().unwrap_or("HEAD"), wish)?

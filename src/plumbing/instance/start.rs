@@ -9,7 +9,7 @@ use std::time::Instant;
 use super::mount::{self, Wanted};
 use super::prefetch::{self, Plan};
 use super::settle::{secure_end, settle};
-use super::{Instance, PATIENCE, hold_or_create, logs, own_files, slots, socket_dir};
+use super::{Config, Instance, PATIENCE, hold_or_create, logs, own_files, slots, socket_dir};
 use crate::error::{CmdResult, CommandError};
 use crate::objects::format::Shared;
 use crate::objects::pg::control::Sizes;
@@ -108,13 +108,14 @@ pub fn start(cx: &Context, branch: &str, wish: Wish) -> Result<Outcome, CommandE
     }
     // What cannot be put away grows on.
     let _ = logs::put_away_if_large(&instance.log(repo));
-    let last_port = instance.config.port;
+    let Config { port, tcp, on_demand, .. } = instance.config.clone();
     instance.choose_port(repo, wish, cx.progress)?;
     let started = start_stopped(cx, &mut instance, &branch, wish);
     if started.is_err() && !matches!(instance.status(repo), Status::Running(_)) {
         // What was refused is not kept: a server that cannot be seen, in another container, may listen on the last one.
-        instance.config.port = last_port;
-        instance.write(repo)?;
+        (instance.config.port, instance.config.tcp, instance.config.on_demand) = (port, tcp, on_demand);
+        // The error says more than what could go wrong here.
+        let _ = instance.write(repo);
     }
     started
 }
@@ -421,6 +422,8 @@ fn mark_laid_out(repo: &Repo, snapshot: &Snapshot, end: Position, wal_dir: &Path
     let size = repo.config().wal_segment_size;
     let last = segment::file_name(snapshot.postgres_timeline, end.lsn.segment_start(size), size);
     durable::sync_file(&wal_dir.join(last))?;
+    // Its name, too, before that of the mark.
+    durable::sync_dir(wal_dir)?;
     fs::write(wal_dir.join(LAID_OUT), "")?;
     // PostgreSQL syncs the segment that it writes to, but not its name.
     Ok(durable::sync_dir(wal_dir)?)

@@ -317,6 +317,9 @@ impl PageServer {
         let metrics = Arc::new(Metrics::default());
         let supervisor = Arc::new(Supervisor::new(&repo, binaries, account, who, metrics.clone())?);
         let proxy = Arc::new(Proxy::new(supervisor.clone(), metrics, tls));
+        // Before anybody can tell it to end.
+        let mut terminate = signal(SignalKind::terminate()).map_err(Error::Failed)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Failed)?;
         let path = dir(&repo).join("address");
         let text = serde_json::to_vec(&addresses).expect("invariant: only simple fields");
         durable::replace(repo.tmp()?, &path, &text).map_err(Error::io("write", &path))?;
@@ -335,10 +338,9 @@ impl PageServer {
             }
         });
         tokio::spawn(warn(supervisor.clone()));
-        let mut terminate = signal(SignalKind::terminate()).map_err(Error::Failed)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Failed)?;
         tracing::info!(listen = %addresses.listen, http = %addresses.http, "ready");
-        ready(&addresses)?;
+        // Whoever wanted to know may be gone. Others know where it listens by now, and rely on it.
+        let _ = ready(&addresses);
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}

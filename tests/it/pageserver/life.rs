@@ -1,6 +1,6 @@
 //! Servers that come when somebody connects and go when nobody does.
 
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -361,4 +361,17 @@ fn children(parent: &str) -> Vec<String> {
     let is_child =
         |stat: &String| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.split(' ').nth(1) == Some(parent));
     processes.filter(is_child).map(|stat| stat.split(' ').skip(1).take(2).collect::<Vec<_>>().join(" ")).collect()
+}
+
+#[test]
+fn a_page_server_stays_although_who_started_it_is_gone() {
+    let env = Env::init();
+    let mut command =
+        env.command(["pageserver", "start", "--foreground", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+    let mut daemon = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    drop(daemon.stdout.take());
+    wait_until("it runs", || env.run(["pageserver", "status"]).code == 0);
+    std::thread::sleep(Duration::from_millis(200));
+    env.run(["pageserver", "stop"]).ok();
+    assert!(daemon.wait().unwrap().success());
 }

@@ -263,12 +263,15 @@ pub fn store_files(
                 configuration = conf_files::gather(Some(dir), cluster.major, options.config.as_deref(), etc);
             }
             add_files(&mut writer, dir, false, known(dir)?.as_ref(), &configuration, progress)?;
+            writer.flush()?;
             // A file system that ended meanwhile leaves an empty folder.
             inspect(dir)?;
             (cluster, label, dir.join("pg_wal"))
         }
         Source::Live(dir, end_backup) => {
             add_files(&mut writer, dir, true, known(dir)?.as_ref(), &configuration, progress)?;
+            // What is read after the end of the backup may be newer than that, and than the branches that begin with it.
+            writer.flush()?;
             let cluster = inspect(dir)?;
             check_cluster(repo, &cluster)?;
             let (label, end) = end_backup()?;

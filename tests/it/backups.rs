@@ -2,6 +2,7 @@
 //! repository that was copied.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -47,14 +48,20 @@ fn a_table_that_is_dropped_before_a_snapshot_copies_it_does_not_keep_the_branch_
         // The vacuum writes about pages of which the WAL has no image, and the drop cuts the file before it is copied.
         env.sql("main", "vacuum t");
         env.sql("main", "drop table t");
+        let (options, data) =
+            (Options { timeline: Some(timeline), ..Options::default() }, repo.datadir(timeline).join("data"));
+        fs::write(data.join("own"), "before the end").unwrap();
         let mut end_backup = || {
             let ended = backup.take().unwrap().end()?;
+            // What is read from now on may be newer than the end.
+            fs::write(data.join("own"), "after").unwrap();
             seal_active(&repo, timeline)?;
             Ok(ended)
         };
-        let (options, data) =
-            (Options { timeline: Some(timeline), ..Options::default() }, repo.datadir(timeline).join("data"));
-        write_snapshot(&repo, Source::Live(&data, &mut end_backup), &options, 0, &Hidden).unwrap();
+        let outcome = write_snapshot(&repo, Source::Live(&data, &mut end_backup), &options, 0, &Hidden).unwrap();
+        let files = env.path().join(format!("files-{major}"));
+        env.run(["read-snapshot", &outcome.snapshot.to_string(), files.to_str().unwrap()]).ok();
+        assert_eq!(fs::read_to_string(files.join("own")).unwrap(), "before the end");
         env.sql("main", "insert into kept values (101)");
         env.run(["branch", "early"]).ok();
         env.sql("main", "insert into kept values (102)");

@@ -257,8 +257,8 @@ impl<'a> TreeWriter<'a> {
         if self.batch_bytes >= BATCH_BYTES || self.batch.len() >= BATCH_PARTS { self.flush() } else { Ok(()) }
     }
 
-    /// Works through the parts at hand, and closes the files that are complete.
-    fn flush(&mut self) -> Result<(), Error> {
+    /// Works through the parts at hand, which are read only now, and closes the files that are complete.
+    pub fn flush(&mut self) -> Result<(), Error> {
         self.progress.check()?;
         let (store, level, progress) = (self.store, self.level, self.progress);
         let parts = std::mem::take(&mut self.batch);

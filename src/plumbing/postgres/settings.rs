@@ -277,9 +277,17 @@ pub fn is_free(port: u16, socket_dir: &Path, tcp: Option<IpAddr>) -> bool {
 /// reboot.
 pub fn remove_stale_socket(port: u16, socket_dir: &Path) {
     let (socket, lock) = (socket_path(socket_dir, port), socket_dir.join(format!(".s.PGSQL.{port}.lock")));
-    let text = fs::read_to_string(&lock).unwrap_or_default();
+    let mut text = fs::read_to_string(&lock).unwrap_or_default();
+    let is_empty = |text: &str| text.trim().is_empty() && lock.exists();
+    if is_empty(&text) {
+        // Somebody writes it this instant, or the power failed before that was durable: then nobody is ever let in.
+        std::thread::sleep(WRITTEN);
+        text = fs::read_to_string(&lock).unwrap_or_default();
+    }
+    let is_lost = is_empty(&text);
     let mut lines = text.lines();
-    let Some(pid) = lines.next().and_then(|pid| pid.trim().parse::<i32>().ok()) else { return };
+    let pid = lines.next().and_then(|pid| pid.trim().parse::<i32>().ok());
+    let Some(pid) = pid.or(is_lost.then_some(0)) else { return };
     let data = lines.next().unwrap_or_default();
     // A server works in its data directory, and listens; the look does not touch that folder.
     let works_elsewhere = || fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd != Path::new(data));
@@ -288,11 +296,15 @@ pub fn remove_stale_socket(port: u16, socket_dir: &Path) {
             |error: std::io::Error| matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound);
         std::os::unix::net::UnixStream::connect(&socket).err().is_some_and(refused)
     };
-    if !Process::of(pid).is_alive() || works_elsewhere() && nobody_listens() {
+    let is_gone = || if is_lost { nobody_listens() } else { !Process::of(pid).is_alive() };
+    if is_gone() || works_elsewhere() && nobody_listens() {
         let _ = fs::remove_file(lock);
         let _ = fs::remove_file(socket);
     }
 }
+
+/// How long a server takes at most to write its number into the lock file that it made.
+const WRITTEN: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// Returns the first free port from `from` on that is not among `taken`.
 pub fn free_port(from: u16, taken: &[u16], socket_dir: &Path) -> Result<u16, Error> {
@@ -326,7 +338,13 @@ mod tests {
         assert!(!stays(Path::new("/elsewhere")));
         let listener = std::os::unix::net::UnixListener::bind(socket_path(dir.path(), 5433)).unwrap();
         assert!(stays(Path::new("/elsewhere")));
+        fs::write(&lock, "").unwrap();
+        remove_stale_socket(5433, dir.path());
+        assert!(lock.exists());
         drop(listener);
+        // A power cut left nothing in it, and PostgreSQL takes it for one that is being written.
+        remove_stale_socket(5433, dir.path());
+        assert!(!lock.exists());
         assert!(!stays(Path::new("/elsewhere")));
         assert!(!socket_path(dir.path(), 5433).exists());
     }

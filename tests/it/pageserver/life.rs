@@ -160,7 +160,7 @@ fn a_page_server_that_ends_is_waited_for_by_the_next_one() {
     std::fs::write(&lock, noted.to_string()).unwrap();
     assert_eq!(pid(), noted);
     env.run(["pageserver", "stop"]).ok();
-    assert!(!is_alive(noted.as_i64().unwrap() as i32));
+    wait_until("its end", || !is_alive(noted.as_i64().unwrap() as i32));
 }
 
 #[test]

@@ -412,6 +412,10 @@ fn a_fork_of_a_subscriber_leaves_the_originals_rows_alone() {
     env.run(["start", "main"]).ok();
     wait_for(&env, "main", "select count(*) from t", "2");
     assert_eq!(env.sql("fork", "select count(*) from t"), "1");
+    // What it has not confirmed, the publisher would send to whoever comes next.
+    let inserted = publisher.sql("main", "select pg_current_wal_lsn()");
+    let confirmed = format!("select confirmed_flush_lsn >= '{inserted}' from pg_replication_slots");
+    wait_for(&publisher, "main", &confirmed, "t");
     env.run(["stop", "main"]).ok();
     // Live is what the user says is live; a branch of the same name made later is not.
     env.run(["stop", "fork"]).ok();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{Env, checked, is_alive, pg_program, wait_until};
+use crate::support::{Env, checked, has_strace, is_alive, pg_program, wait_until};
 
 fn send(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).unwrap();
@@ -113,8 +113,7 @@ fn a_file_system_that_does_not_move_is_ended_with_its_server() {
 
 #[test]
 fn a_repository_is_not_made_where_locks_do_not_work() {
-    if std::process::Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
-        println!("SKIPPED: there is no strace");
+    if !has_strace() {
         return;
     }
     let env = Env::new();

@@ -12,7 +12,7 @@ use zenith::objects::pg::wal::WalReader;
 use zenith::objects::pg::{Lsn, segment};
 use zenith::plumbing::postgres::process::Process;
 
-use crate::support::{Env, checked, majors, pg_program, wait_until};
+use crate::support::{Env, checked, has_strace, majors, pg_program, wait_until};
 
 #[test]
 fn branches_and_tags_made_beside_stop_name_timelines_that_are_there() {
@@ -500,12 +500,16 @@ fn wait_until_delayed(strace: u32) {
     });
 }
 
-fn has_strace() -> bool {
-    let has = Command::new("strace").args(["-o", "/dev/null", "true"]).status().is_ok_and(|status| status.success());
-    if !has {
-        println!("SKIPPED: there is no strace, or it may trace nothing");
+/// A repository with a server on main that writes no hint bits, since those before it did.
+fn started_without_hint_bits() -> Env {
+    let env = Env::init();
+    for _ in 0..2 {
+        // From then on no hint bits are written.
+        env.run(["start"]).ok();
+        env.run(["stop"]).ok();
     }
-    has
+    env.run(["start"]).ok();
+    env
 }
 
 #[test]
@@ -530,13 +534,7 @@ fn what_was_seen_of_files_that_went_out_of_sight_counts_for_nothing() {
     if !has_strace() {
         return;
     }
-    let env = Env::init();
-    for _ in 0..2 {
-        // From then on no hint bits are written.
-        env.run(["start"]).ok();
-        env.run(["stop"]).ok();
-    }
-    env.run(["start"]).ok();
+    let env = started_without_hint_bits();
     env.sql("main", "alter system set work_mem = '77MB'");
     let files = env.file_system("main");
     let listed = env.datadir("main").join("data/");
@@ -557,13 +555,7 @@ fn what_a_killed_stop_did_not_come_to_is_done_later() {
     if !has_strace() {
         return;
     }
-    let env = Env::init();
-    for _ in 0..2 {
-        // From then on no hint bits are written.
-        env.run(["start"]).ok();
-        env.run(["stop"]).ok();
-    }
-    env.run(["start"]).ok();
+    let env = started_without_hint_bits();
     env.sql("main", "alter system set work_mem = '77MB'");
     // It has its snapshot by then.
     let (code, trace) =
@@ -619,13 +611,7 @@ fn a_tag_that_waits_for_a_timeline_that_goes_is_made_of_what_the_branch_is_then(
     if !has_strace() {
         return;
     }
-    let env = Env::init();
-    for _ in 0..2 {
-        // From then on no hint bits are written.
-        env.run(["start"]).ok();
-        env.run(["stop"]).ok();
-    }
-    env.run(["start"]).ok();
+    let env = started_without_hint_bits();
     env.sql("main", "select pg_switch_wal()");
     let log = env.repo().join("timelines").join(env.datadir("main").file_name().unwrap()).join("log");
     let delay = ["-P", log.to_str().unwrap(), "-e", "trace=flock", "-e", "inject=flock:delay_enter=8000000:when=1"];

@@ -12,7 +12,7 @@ use zenith::objects::timeline::{Position, TimelineId};
 use zenith::objects::trash::{Entry, What};
 use zenith::plumbing::datadir::wal_end;
 
-use crate::support::{Env, checked, pg_program};
+use crate::support::{Env, checked, has_strace, pg_program};
 
 const SEGMENT: u32 = 16 << 20;
 
@@ -159,8 +159,7 @@ fn wal_behind_a_flipped_bit_goes_to_the_trash_before_it_is_overwritten() {
 
 #[test]
 fn wal_that_nobody_flushed_is_durable_before_it_is_sealed() {
-    if std::process::Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_err() {
-        println!("SKIPPED: there is no strace");
+    if !has_strace() {
         return;
     }
     let env = Env::init();

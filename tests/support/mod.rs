@@ -225,6 +225,15 @@ pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+/// Returns whether strace may be used; says so where it may not.
+pub fn has_strace() -> bool {
+    let has = Command::new("strace").args(["-o", "/dev/null", "true"]).status().is_ok_and(|status| status.success());
+    if !has {
+        println!("SKIPPED: there is no strace, or it may trace nothing");
+    }
+    has
+}
+
 /// Returns the folder of the programs of the PostgreSQL that the machine has.
 pub fn pg_bin() -> PathBuf {
     let found = zenith::plumbing::postgres::find::find(&zenith::plumbing::postgres::find::Search {

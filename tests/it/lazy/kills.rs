@@ -1,6 +1,6 @@
 //! kill -9 of the server, of its file system, of both: nothing acknowledged is lost, nothing is damaged.
 
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -114,18 +114,24 @@ fn begun_by(pid: u32) -> Option<Pid> {
     pids.into_iter().find(is_one).map(Pid::from_raw)
 }
 
+/// Begins a start, and suspends the process of its file system as soon as that is there. Returns both.
+fn start_with_suspended_file_system(env: &Env) -> (Child, Pid) {
+    let mut start = env.command(["start"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let files = loop {
+        if let Some(files) = begun_by(start.id()) {
+            break files;
+        }
+        assert!(start.try_wait().unwrap().is_none(), "it began none");
+    };
+    kill(files, Signal::SIGSTOP).unwrap();
+    (start, files)
+}
+
 #[test]
 fn a_file_system_whose_start_is_killed_before_it_mounts_does_not_stay() {
     let env = Env::init();
     for _ in 0..5 {
-        let mut start = env.command(["start"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let files = loop {
-            if let Some(files) = begun_by(start.id()) {
-                break files;
-            }
-            assert!(start.try_wait().unwrap().is_none(), "it began none");
-        };
-        kill(files, Signal::SIGSTOP).unwrap();
+        let (mut start, files) = start_with_suspended_file_system(&env);
         start.kill().unwrap();
         start.wait().unwrap();
         let next = env.command(["start"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -152,14 +158,7 @@ fn a_stop_leaves_no_temporary_folder() {
 #[test]
 fn a_file_system_that_is_suspended_before_it_mounts_does_not_hold_up_its_start() {
     let env = Env::init();
-    let mut start = env.command(["start"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let files = loop {
-        if let Some(files) = begun_by(start.id()) {
-            break files;
-        }
-        assert!(start.try_wait().unwrap().is_none(), "it began none");
-    };
-    kill(files, Signal::SIGSTOP).unwrap();
+    let (mut start, files) = start_with_suspended_file_system(&env);
     crate::support::wait_until("the start ends", || start.try_wait().unwrap().is_some());
     // If it was mounted before the signal came, its guardian ends it.
     crate::support::wait_until("it is gone", || !is_alive(files.as_raw()));

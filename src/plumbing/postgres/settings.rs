@@ -284,22 +284,25 @@ pub fn remove_stale_socket(port: u16, socket_dir: &Path) {
         std::thread::sleep(WRITTEN);
         text = fs::read_to_string(&lock).unwrap_or_default();
     }
-    let is_lost = is_empty(&text);
-    let mut lines = text.lines();
-    let pid = lines.next().and_then(|pid| pid.trim().parse::<i32>().ok());
-    let Some(pid) = pid.or(is_lost.then_some(0)) else { return };
-    let data = lines.next().unwrap_or_default();
-    // A server works in its data directory, and listens; the look does not touch that folder.
-    let works_elsewhere = || fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd != Path::new(data));
+    let remove = || {
+        let _ = fs::remove_file(&lock);
+        let _ = fs::remove_file(&socket);
+    };
     let nobody_listens = || {
         let refused =
             |error: std::io::Error| matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound);
         std::os::unix::net::UnixStream::connect(&socket).err().is_some_and(refused)
     };
-    let is_gone = || if is_lost { nobody_listens() } else { !Process::of(pid).is_alive() };
-    if is_gone() || works_elsewhere() && nobody_listens() {
-        let _ = fs::remove_file(lock);
-        let _ = fs::remove_file(socket);
+    if is_empty(&text) && nobody_listens() {
+        return remove();
+    }
+    let mut lines = text.lines();
+    let Some(pid) = lines.next().and_then(|pid| pid.trim().parse::<i32>().ok()) else { return };
+    let data = lines.next().unwrap_or_default();
+    // A server works in its data directory, and listens; the look does not touch that folder.
+    let works_elsewhere = || fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd != Path::new(data));
+    if !Process::of(pid).is_alive() || works_elsewhere() && nobody_listens() {
+        remove();
     }
 }
 

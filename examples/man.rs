@@ -2,7 +2,8 @@
 
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, italic, roman};
-use zenith::cli::{COMMANDS, Group, clap};
+use zenith::cli::{COMMANDS, clap};
+use zenith::command::Group;
 use zenith::plumbing::postgres::policy::{Class, RULES, SCHEDULERS, Value};
 
 fn main() -> std::io::Result<()> {

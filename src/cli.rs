@@ -6,70 +6,17 @@
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command as Clap, FromArgMatches};
-use nix::sys::stat::{Mode, umask};
-use nix::unistd::User;
+use nix::sys::stat::umask;
 
-use crate::error::{Class, CmdResult, CommandError};
-use crate::objects::Repo;
-use crate::objects::format::Shared;
-use crate::objects::lock::Patience;
+use crate::command::{Command, Cx, Group, PRIVATE};
+use crate::error::{Class, CommandError};
 use crate::plumbing::postgres::alive::close_inherited;
-use crate::plumbing::postgres::find::{self, Binaries, Search};
-use crate::plumbing::postgres::settings::is_ours;
 use crate::ui::{self, Ui};
 use crate::{plumbing, porcelain};
-
-/// Whom a command is for, and where `zenith help` lists it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Group {
-    Begin,
-    Grow,
-    Run,
-    Examine,
-    Maintain,
-    /// Plumbing that changes the repository.
-    Manipulate,
-    /// Plumbing that only looks.
-    Interrogate,
-}
-
-impl Group {
-    /// All groups in the order of the help: those for people, then the plumbing.
-    pub const ALL: [Group; 7] =
-        [Group::Begin, Group::Grow, Group::Run, Group::Examine, Group::Maintain, Group::Manipulate, Group::Interrogate];
-
-    /// Returns the heading.
-    pub fn title(self) -> &'static str {
-        match self {
-            Group::Begin => "start a repository",
-            Group::Grow => "grow and mark your history",
-            Group::Run => "run PostgreSQL on any version",
-            Group::Examine => "examine the history and state",
-            Group::Maintain => "help and maintenance",
-            Group::Manipulate => "plumbing: change the repository",
-            Group::Interrogate => "plumbing: interrogate the repository",
-        }
-    }
-
-    /// Returns whether the group is for scripts.
-    pub fn is_plumbing(self) -> bool {
-        matches!(self, Group::Manipulate | Group::Interrogate)
-    }
-}
-
-/// A command.
-pub struct Command {
-    pub name: &'static str,
-    pub group: Group,
-    /// Returns its definition.
-    pub clap: fn() -> Clap,
-    run: fn(&mut Cx, &ArgMatches) -> CmdResult,
-}
 
 macro_rules! command {
     ($group:ident, $name:literal, $($module:ident)::+) => {
@@ -130,118 +77,6 @@ pub static COMMANDS: [Command; 42] = [
     command!(Interrogate, "show-ref", plumbing::show_ref),
     command!(Interrogate, "show-wal", plumbing::show_wal),
 ];
-
-/// Opens the repository that the user named, or the one that `folder` lies in. One that belongs to somebody else has to be named:
-/// whoever made it in a folder that others work below, such as `/tmp`, would have his programs run as them.
-fn find_repo(named: Option<&Path>, folder: &Path) -> Result<Repo, CommandError> {
-    let dir = Repo::locate(named.unwrap_or(folder))?;
-    let owner = std::fs::metadata(&dir)?.uid();
-    if named.is_none() && !is_ours(owner) {
-        let user = User::from_uid(owner.into()).ok().flatten().map_or_else(|| owner.to_string(), |user| user.name);
-        let refused = format!("the repository '{}' belongs to another user: {user}", dir.display());
-        let hint = format!("if you trust that user, name it: zenith --repo '{}'", dir.display());
-        return Err(CommandError::refused(refused).hint(hint));
-    }
-    Ok(Repo::open(&dir)?)
-}
-
-/// What a command works with.
-pub struct Cx {
-    /// Standard output: the answer, and nothing else.
-    pub out: Box<dyn Write>,
-    pub ui: Ui,
-    /// The folder that the command is about.
-    pub folder: PathBuf,
-    /// `--repo`
-    repo_dir: Option<PathBuf>,
-    /// `--pg-bin`
-    pub pg_bin: Option<PathBuf>,
-    /// The time at which the command began, in the user's zone.
-    pub now: jiff::Zoned,
-    /// The user's umask; see [`Cx::as_the_user`].
-    umask: Mode,
-    repo: Option<Repo>,
-}
-
-/// Until the repository says otherwise, what is written is its user's alone.
-const PRIVATE: Mode = Mode::from_bits_truncate(0o077);
-
-impl Cx {
-    /// Returns the repository, found and opened at the first call.
-    pub fn repo(&mut self) -> Result<&Repo, CommandError> {
-        if self.repo.is_none() {
-            let repo = find_repo(self.repo_dir.as_deref(), &self.folder)?;
-            let repo = repo.with_patience(Patience::default().heeding(self.ui.stop_flag()));
-            self.share(repo.config().core.shared);
-            self.repo = Some(repo);
-        }
-        Ok(self.repo.as_ref().expect("set above"))
-    }
-
-    /// Has files made with the modes that they have in a repository that is shared so.
-    pub fn share(&self, shared: Shared) {
-        umask(Mode::from_bits_truncate(shared.umask().into()));
-    }
-
-    /// Does what the user could have done without zenith: with the user's umask.
-    pub fn as_the_user<T>(&self, work: impl FnOnce() -> T) -> T {
-        let own = umask(self.umask);
-        let done = work();
-        umask(own);
-        done
-    }
-
-    /// Opens the repository, for commands that print while they use it.
-    pub fn take_repo(&mut self) -> Result<Repo, CommandError> {
-        self.repo()?;
-        Ok(self.repo.take().expect("opened above"))
-    }
-
-    /// Finds PostgreSQL's programs: those that the user or the repository's config names, else the
-    /// newest of the wanted version.
-    pub fn binaries(&self, repo: Option<&Repo>) -> Result<Binaries, CommandError> {
-        let configured = repo.and_then(|repo| repo.config().postgres.bin.clone());
-        Ok(find::find(&Search {
-            explicit: self.pg_bin.clone().or(configured),
-            path: std::env::var_os("PATH"),
-            major: repo.map(|repo| repo.config().postgres_major),
-        })?)
-    }
-
-    /// Returns who does this and when, for the reflog.
-    pub fn sign(&self, why: impl Into<String>) -> crate::objects::refs::Signature {
-        crate::objects::refs::Signature {
-            who: os_user(),
-            time_us: self.now.timestamp().as_microsecond(),
-            why: why.into(),
-        }
-    }
-
-    /// Makes standard output one for bytes that are no text.
-    pub fn print_bytes(&mut self) {
-        self.out = ui::binary_stdout();
-    }
-
-    /// Prints a line on what was done, for people; not with `--quiet`.
-    pub fn say(&mut self, text: impl std::fmt::Display) -> CmdResult {
-        if !self.ui.is_quiet() {
-            writeln!(self.out, "{text}")?;
-        }
-        Ok(())
-    }
-
-    /// Prints a value as one line of JSON.
-    pub fn json(&mut self, value: &impl serde::Serialize) -> CmdResult {
-        serde_json::to_writer(&mut self.out, value).map_err(std::io::Error::from)?;
-        Ok(writeln!(self.out)?)
-    }
-}
-
-/// Returns the name of the OS user.
-pub fn os_user() -> String {
-    let user = User::from_uid(nix::unistd::geteuid()).ok().flatten();
-    user.map(|user| user.name).or_else(|| std::env::var("USER").ok()).unwrap_or_else(|| "postgres".to_owned())
-}
 
 /// Returns the definition of the whole program.
 pub fn clap() -> Clap {
@@ -347,6 +182,8 @@ fn run(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
     }
     let mut cx = Cx {
         out: ui::stdout(),
+        commands: &COMMANDS,
+        program: clap,
         ui: Ui::new(matches.get_flag("quiet"))?,
         repo_dir: matches.get_one::<PathBuf>("repo").map(|dir| folder.join(dir)),
         folder,
@@ -374,37 +211,5 @@ fn unknown(name: &str) -> CommandError {
     match nearest.filter(|command| likeness(command) > 0.75) {
         Some(command) => error.hint(format!("the most similar command is '{}'", command.name)),
         None => error,
-    }
-}
-
-/// Completes words with names from the repository of the current folder: fast, and silent where
-/// there is none.
-pub mod complete {
-    use clap_complete::engine::CompletionCandidate;
-
-    use crate::objects::refs::RefKind;
-
-    fn names(kinds: &[RefKind]) -> Vec<CompletionCandidate> {
-        let named = std::env::var_os("ZENITH_DIR").map(std::path::PathBuf::from);
-        let Ok(repo) = super::find_repo(named.as_deref(), ".".as_ref()) else { return Vec::new() };
-        let refs = kinds.iter().flat_map(|kind| repo.refs().list(*kind).unwrap_or_default());
-        refs.map(|(name, _)| CompletionCandidate::new(name.short())).collect()
-    }
-
-    /// Completes branches.
-    pub fn branch() -> Vec<CompletionCandidate> {
-        names(&[RefKind::Branch])
-    }
-
-    /// Completes tags.
-    pub fn tag() -> Vec<CompletionCandidate> {
-        names(&[RefKind::Tag])
-    }
-
-    /// Completes whatever can begin a revision.
-    pub fn revision() -> Vec<CompletionCandidate> {
-        let mut names = names(&[RefKind::Branch, RefKind::Tag, RefKind::Remote]);
-        names.push(CompletionCandidate::new("HEAD"));
-        names
     }
 }

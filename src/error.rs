@@ -7,9 +7,10 @@ use std::fmt::Write as _;
 use std::io;
 
 use crate::objects::refs::{self, revision};
-use crate::objects::{format, lock, repo, store, timeline};
+use crate::objects::{format, lock, repo, store, timeline, trash};
+use crate::plumbing::datadir::{self, WalFilesError};
+use crate::plumbing::postgres;
 use crate::plumbing::postgres::process::{Process, lockers};
-use crate::plumbing::{datadir, postgres};
 use crate::progress::Interrupted;
 
 /// How bad; the numbers are the exit codes.
@@ -117,7 +118,7 @@ impl From<lock::Error> for CommandError {
                 let hint = lockers.first().map_or("wait for it, or end it".to_owned(), |locker| what_to_do(*locker));
                 CommandError::new(Class::Refused, error).hint(hint)
             }
-            lock::Error::Io { .. } => disk_hint(CommandError::new(Class::Refused, error)),
+            lock::Error::Io(_) => disk_hint(CommandError::new(Class::Refused, error)),
         }
     }
 }
@@ -179,13 +180,22 @@ impl From<timeline::Error> for CommandError {
         let is_damaged = match &error {
             timeline::Error::Corrupt { .. } => true,
             // A timeline has all of its files.
-            timeline::Error::Io { verb, source, .. } => *verb == "read" && source.kind() == io::ErrorKind::NotFound,
+            timeline::Error::Io(error) => error.verb == "read" && error.source.kind() == io::ErrorKind::NotFound,
             _ => false,
         };
         if is_damaged {
             return CommandError::new(Class::Corrupt, error).hint("see what else is damaged: zenith fsck");
         }
         disk_hint(CommandError::new(Class::Refused, error))
+    }
+}
+
+impl From<trash::Error> for CommandError {
+    fn from(error: trash::Error) -> CommandError {
+        let class = if matches!(error, trash::Error::Damaged(_)) { Class::Corrupt } else { Class::Refused };
+        let is_unknown = matches!(error, trash::Error::Unknown(_) | trash::Error::Ambiguous(_));
+        let error = CommandError::new(class, error);
+        if is_unknown { error.hint("see what there is: zenith trash") } else { error }
     }
 }
 
@@ -250,6 +260,26 @@ impl From<datadir::Error> for CommandError {
                 CommandError::new(Class::Refused, error).hint("stop its server first, or use pg_basebackup")
             }
             other => disk_hint(CommandError::new(Class::Refused, other)),
+        }
+    }
+}
+
+impl From<WalFilesError> for CommandError {
+    fn from(error: WalFilesError) -> CommandError {
+        match error {
+            WalFilesError::Timeline(error) => error.into(),
+            WalFilesError::Store(error) => error.into(),
+            WalFilesError::Repo(error) => error.into(),
+            WalFilesError::Files(error) => error.into(),
+            WalFilesError::Lock(error) => error.into(),
+            WalFilesError::EndInDoubt { end, .. } => {
+                let hint = format!(
+                    "nothing was removed. Put the missing files back; or, if what lay behind {end} is lost for good, \
+                     accept that end: zenith stop --accept-end {end} BRANCH"
+                );
+                CommandError::new(Class::Corrupt, error).hint(hint)
+            }
+            WalFilesError::Damaged { .. } | WalFilesError::Missing { .. } => CommandError::new(Class::Corrupt, error),
         }
     }
 }

@@ -19,6 +19,7 @@
 //! * **revision**: what a user types to name timeline@LSN.
 
 pub mod cli;
+pub mod command;
 pub mod error;
 pub mod objects;
 pub mod plumbing;

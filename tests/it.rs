@@ -8,6 +8,7 @@ mod it {
     pub mod backups;
     pub mod bad_input;
     pub mod chaos;
+    pub mod circles;
     pub mod crash;
     pub mod crashpoints;
     pub mod docs;

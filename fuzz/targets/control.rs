@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use zenith::objects::pg::control::ControlFile;
 use zenith::objects::pg::version::VERSIONS;
-use zenith::objects::pg::wal::crc32c;
+use zenith::objects::pg::crc::crc32c;
 
 fuzz_target!(|bytes: &[u8]| {
     for version in &VERSIONS {

@@ -3,7 +3,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use zenith::objects::ObjectId;
-use zenith::objects::pg::wal::crc32c;
+use zenith::objects::pg::crc::crc32c;
 use zenith::plumbing::datadir::local::journal::{BEGIN, HEADER, header, read};
 
 fuzz_target!(|bytes: &[u8]| {

@@ -3,8 +3,9 @@
 
 use libfuzzer_sys::fuzz_target;
 use zenith::objects::pg::Lsn;
+use zenith::objects::pg::crc::crc32c;
 use zenith::objects::pg::version::VERSIONS;
-use zenith::objects::pg::wal::{Expected, Memory, PAGE, WalReader, crc32c, segment_header, segment_start};
+use zenith::objects::pg::wal::{Expected, Memory, PAGE, WalReader, segment_header, segment_start};
 
 const SEGMENT: u32 = 1 << 20;
 

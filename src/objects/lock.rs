@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use crate::objects::file_error::{FileError, cannot};
 use crate::progress::{Interrupted, StopFlag};
 
 /// How long a lock is waited for: any number of commands may work at once on a busy machine.
@@ -25,8 +26,8 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(50);
 pub enum Error {
     #[error("waited {} seconds for another command that has locked '{}'", limit.as_secs(), path.display())]
     Busy { path: PathBuf, limit: Duration },
-    #[error("cannot lock '{}'", path.display())]
-    Io { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Io(#[from] FileError),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }
@@ -91,7 +92,7 @@ impl Patience {
                 Ok(()) => return Ok(()),
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(TryLockError::Error(source)) => return Err(Error::Io { path: path.to_owned(), source }),
+                Err(TryLockError::Error(error)) => return Err(cannot("lock", path)(error)),
             }
             if self.is_over() && !was_over {
                 return Err(Interrupted.into());
@@ -110,7 +111,7 @@ impl Patience {
     /// Locks the file `path`, made if it is not there, against everybody else; or shared.
     pub fn open(&self, path: &Path, mode: Mode) -> Result<File, Error> {
         let file = File::options().create(true).truncate(false).write(true).open(path);
-        let file = file.map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let file = file.map_err(cannot::<Error>("lock", path))?;
         self.lock(&file, path, mode)?;
         Ok(file)
     }

@@ -14,6 +14,7 @@
 pub mod bounded;
 pub mod codec;
 pub mod durable;
+pub mod file_error;
 pub mod format;
 pub mod frame;
 pub mod id;

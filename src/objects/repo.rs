@@ -18,6 +18,7 @@ use super::timeline::wal::{Segments, TimelineWal};
 use super::timeline::{self, Timeline, TimelineId, Timelines};
 use super::trash::Trash;
 use super::{bounded, durable, mode};
+use crate::objects::file_error::{FileError, cannot};
 
 /// The name of the folder.
 pub const FOLDER: &str = ".zenith";
@@ -40,17 +41,12 @@ pub enum Error {
     NotUtf8(PathBuf),
     #[error("cannot use the repository '{}'", path.display())]
     Format { path: PathBuf, source: format::Error },
-    #[error("cannot {verb} '{}'", path.display())]
-    Io { verb: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Io(#[from] FileError),
     #[error(transparent)]
     Lock(#[from] lock::Error),
     #[error(transparent)]
     Store(#[from] store::Error),
-}
-
-fn io_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::Io { verb, path, source }
 }
 
 /// An open repository.
@@ -99,7 +95,7 @@ impl Tmp {
 impl Repo {
     /// Returns the folder of the repository that `start` lies in, or is.
     pub fn locate(start: &Path) -> Result<PathBuf, Error> {
-        let start = std::path::absolute(start).map_err(io_error("find", start))?;
+        let start = std::path::absolute(start).map_err(cannot::<Error>("find", start))?;
         let is_repository = |dir: &Path| dir.join("config").is_file() && dir.join("HEAD").is_file();
         for folder in start.ancestors() {
             let inside = folder.join(FOLDER);
@@ -120,7 +116,7 @@ impl Repo {
     /// Reads the config of the repository in `dir`, as it is now.
     pub fn read_config(dir: &Path) -> Result<Config, Error> {
         let path = dir.join("config");
-        let text = bounded::read_to_string(&path, bounded::CONFIG).map_err(io_error("read", &path))?;
+        let text = bounded::read_to_string(&path, bounded::CONFIG).map_err(cannot::<Error>("read", &path))?;
         Config::parse(&text).map_err(|source| Error::Format { path: dir.to_owned(), source })
     }
 
@@ -130,9 +126,9 @@ impl Repo {
         let path = self.dir.join("config");
         // Not the config itself, which is another file after each change.
         let held = self.patience.open(&self.dir.join("config.lock"), Mode::Exclusive).map_err(Error::Lock)?;
-        let text = fs::read_to_string(&path).map_err(io_error("read", &path))?;
+        let text = fs::read_to_string(&path).map_err(cannot::<Error>("read", &path))?;
         let text = change(&text)?;
-        durable::replace(self.tmp()?, &path, text.as_bytes()).map_err(io_error("write", &path))?;
+        durable::replace(self.tmp()?, &path, text.as_bytes()).map_err(cannot::<Error>("write", &path))?;
         drop(held);
         Ok(())
     }
@@ -146,7 +142,7 @@ impl Repo {
     pub fn open(dir: &Path) -> Result<Repo, Error> {
         Repo::check_path(dir)?;
         let config = Repo::read_config(dir)?;
-        mode::repair(dir, config.core.shared).map_err(io_error("change the modes of", dir))?;
+        mode::repair(dir, config.core.shared).map_err(cannot::<Error>("change the modes of", dir))?;
         Ok(Repo {
             store: Store::open(&dir.join("objects"))?.with_segment_size(config.wal_segment_size),
             refs: Refs::open(dir),
@@ -183,7 +179,7 @@ impl Repo {
             let _ = prepared.keep();
             io::Result::Ok(())
         };
-        create().map_err(io_error("create", &dir))?;
+        create().map_err(cannot::<Error>("create", &dir))?;
         Repo::open(&dir)
     }
 
@@ -191,7 +187,7 @@ impl Repo {
     pub fn reopen_with(dir: &Path, config: &Config) -> Result<Repo, Error> {
         let path = dir.join("config");
         let written = durable::replace(&dir.join("tmp"), &path, config.format().as_bytes());
-        written.map_err(io_error("write", &path))?;
+        written.map_err(cannot::<Error>("write", &path))?;
         Repo::open(dir)
     }
 
@@ -257,7 +253,7 @@ impl Repo {
             }
             Tmp::make(&tmp)
         };
-        let made = make().map_err(io_error("write in", &tmp))?;
+        let made = make().map_err(cannot::<Error>("write in", &tmp))?;
         Ok(self.tmp.get_or_init(|| made).dir.path())
     }
 

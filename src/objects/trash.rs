@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::timeline::{Position, TimelineId};
 use super::{bounded, durable};
+use crate::objects::file_error::{FileError, cannot};
 
 /// What an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,13 +109,8 @@ pub enum Error {
     Ambiguous(String),
     #[error("'{}' is damaged: it does not read like an entry of the trash", .0.display())]
     Damaged(PathBuf),
-    #[error("cannot {verb} '{}'", path.display())]
-    Io { verb: &'static str, path: PathBuf, source: io::Error },
-}
-
-fn io_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::Io { verb, path, source }
+    #[error(transparent)]
+    Io(#[from] FileError),
 }
 
 /// The trash of a repository.
@@ -145,7 +141,7 @@ impl Trash {
             let prepared = dir.keep();
             durable::publish_dir(&prepared, &path).inspect_err(|_| drop(fs::remove_dir_all(&prepared)))
         };
-        put().map_err(io_error("write", &path))?;
+        put().map_err(cannot::<Error>("write", &path))?;
         Ok(Item { id, path, entry: Some(entry) })
     }
 
@@ -161,7 +157,7 @@ impl Trash {
             Some(item) => item,
             None => self.put(tmp, entry, |_| Ok(()))?,
         };
-        durable::publish_dir(files, &item.path.join(folder)).map_err(io_error("move", files))?;
+        durable::publish_dir(files, &item.path.join(folder)).map_err(cannot::<Error>("move", files))?;
         Ok(item)
     }
 
@@ -170,11 +166,11 @@ impl Trash {
         let entries = match fs::read_dir(&self.dir) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(io_error("list", &self.dir)(error)),
+            Err(error) => return Err(cannot::<Error>("list", &self.dir)(error)),
         };
         let mut items = Vec::new();
         for entry in entries {
-            let entry = entry.map_err(io_error("list", &self.dir))?;
+            let entry = entry.map_err(cannot::<Error>("list", &self.dir))?;
             let Ok(id) = entry.file_name().into_string() else { continue };
             if id.len() != 8 || !id.bytes().all(|digit| digit.is_ascii_hexdigit()) {
                 continue;
@@ -208,7 +204,7 @@ impl Trash {
 
     /// Removes an entry with its files, for good.
     pub fn remove(&self, tmp: &Path, item: &Item) -> Result<(), Error> {
-        durable::discard_dir(tmp, &item.path).map_err(io_error("remove", &item.path))
+        durable::discard_dir(tmp, &item.path).map_err(cannot::<Error>("remove", &item.path))
     }
 }
 

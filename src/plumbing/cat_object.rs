@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::io::Write;
 
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::CmdResult;
 use crate::objects::map::Map;
 use crate::objects::snapshot::{Content, Node, Snapshot};

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::CmdResult;
 use crate::objects::refs::revision;
 use crate::objects::timeline::log::Line;
@@ -14,7 +14,7 @@ use crate::objects::timeline::log::Line;
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:\n  zenith cat-timeline main\n  zenith cat-timeline 76cf99e0\n")]
 pub struct Args {
-    #[arg(value_name = "REVISION", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::revision))]
+    #[arg(value_name = "REVISION", add = clap_complete::engine::ArgValueCandidates::new(crate::command::complete::revision))]
     revision: String,
 }
 

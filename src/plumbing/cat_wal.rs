@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::pg::Lsn;
 use crate::objects::pg::wal::WalSource;
@@ -17,7 +17,7 @@ pub struct Args {
     /// The first LSN; otherwise where the history begins
     #[arg(long, value_name = "LSN")]
     start: Option<Lsn>,
-    #[arg(value_name = "REVISION", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::revision))]
+    #[arg(value_name = "REVISION", add = clap_complete::engine::ArgValueCandidates::new(crate::command::complete::revision))]
     revision: String,
 }
 

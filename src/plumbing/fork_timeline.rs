@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::refs::revision;
@@ -17,7 +17,7 @@ use crate::objects::timeline::{Position, TimelineId};
 )]
 pub struct Args {
     /// Where to fork
-    #[arg(value_name = "REVISION", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::revision))]
+    #[arg(value_name = "REVISION", add = clap_complete::engine::ArgValueCandidates::new(crate::command::complete::revision))]
     revision: String,
 }
 

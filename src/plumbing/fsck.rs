@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use rayon::prelude::*;
 
 use super::rev_list::{Reachable, rev_list, trash_positions, walk_damaged};
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::codec::Malformed;
 use crate::objects::pg::Lsn;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use nix::unistd::getppid;
 
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::CmdResult;
 use crate::plumbing::instance::mount;
 use crate::plumbing::postgres::alive::{Alive, GRACE, Status};

@@ -4,8 +4,9 @@ use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{Class, CmdResult, CommandError};
+use crate::objects::file_error::cannot;
 use crate::objects::pg::Lsn;
 use crate::objects::pg::wal::{Memory, WalError, WalReader, What, segment_start};
 use crate::objects::{Kind, ObjectId, wal};
@@ -102,9 +103,8 @@ fn is_unused(error: &WalError, segment_size: u32) -> bool {
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let path = cx.folder.join(&args.file);
-    let bytes = fs::read(&path).map_err(|error| {
-        CommandError::from(crate::plumbing::datadir::Error::Io { verb: "read", path: path.clone(), source: error })
-    })?;
+    let bytes = fs::read(&path)
+        .map_err(|error| CommandError::from(cannot::<crate::plumbing::datadir::Error>("read", &path)(error)))?;
     let system = if args.write { Some(cx.repo()?.config().system()) } else { None };
     let outcome = hash_wal(&args.file.display().to_string(), &bytes, system)?;
     let id = if args.write {

@@ -1,6 +1,6 @@
 //! `zenith ls-snapshot`: lists the files of a snapshot.
 
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::refs::revision;
 use crate::objects::snapshot::{Node, Snapshot};
@@ -16,7 +16,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     /// A snapshot's id, or a revision: its newest snapshot
-    #[arg(value_name = "SNAPSHOT", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::revision))]
+    #[arg(value_name = "SNAPSHOT", add = clap_complete::engine::ArgValueCandidates::new(crate::command::complete::revision))]
     snapshot: String,
 }
 

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::refs::revision;
@@ -14,9 +14,9 @@ use crate::objects::timeline::{self, Position};
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:\n  zenith merge-base main try\n")]
 pub struct Args {
-    #[arg(value_name = "A", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::revision))]
+    #[arg(value_name = "A", add = clap_complete::engine::ArgValueCandidates::new(crate::command::complete::revision))]
     a: String,
-    #[arg(value_name = "B", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::revision))]
+    #[arg(value_name = "B", add = clap_complete::engine::ArgValueCandidates::new(crate::command::complete::revision))]
     b: String,
     /// Print nothing; exit with 0 if A is an ancestor of B, else with 1
     #[arg(long)]

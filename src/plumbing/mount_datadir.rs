@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::{ObjectId, Repo, durable};
 use crate::plumbing::datadir::fuse::{Fuse, Mounted};

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::CmdResult;
 use crate::plumbing::datadir::restore::restore;
 
@@ -14,7 +14,7 @@ use crate::plumbing::datadir::restore::restore;
 #[command(after_long_help = "Examples:\n  zenith read-snapshot main /tmp/files\n")]
 pub struct Args {
     /// A snapshot's id, or a revision: its newest snapshot
-    #[arg(value_name = "SNAPSHOT", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::revision))]
+    #[arg(value_name = "SNAPSHOT", add = clap_complete::engine::ArgValueCandidates::new(crate::command::complete::revision))]
     snapshot: String,
     /// The folder; it must be empty or not exist
     #[arg(value_name = "DIR")]

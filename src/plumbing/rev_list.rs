@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::io::Write;
 
 use super::rev_parse::again_if_gone;
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::pg::Lsn;
 use crate::objects::refs::{RefKind, RefName, Value, revision};
@@ -25,7 +25,7 @@ pub struct Args {
     /// Begin with all branches and tags
     #[arg(long)]
     all: bool,
-    #[arg(value_name = "REVISION", required_unless_present = "all", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::revision))]
+    #[arg(value_name = "REVISION", required_unless_present = "all", add = clap_complete::engine::ArgValueCandidates::new(crate::command::complete::revision))]
     revisions: Vec<String>,
 }
 

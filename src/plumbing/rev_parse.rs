@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::refs::revision::{self, Resolved, Revision};
@@ -21,7 +21,7 @@ pub struct Args {
     #[arg(long)]
     symbolic_full_name: bool,
     /// Revisions
-    #[arg(value_name = "REVISION", required = true, add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::revision))]
+    #[arg(value_name = "REVISION", required = true, add = clap_complete::engine::ArgValueCandidates::new(crate::command::complete::revision))]
     revisions: Vec<String>,
 }
 
@@ -36,7 +36,7 @@ pub fn resolve_now(repo: &Repo, text: &str, now: &jiff::Zoned) -> Result<Resolve
 fn resolve_once(repo: &Repo, text: &str, now: &jiff::Zoned) -> Result<Resolved, CommandError> {
     let base = Revision::parse(text, now)?.base;
     let timeline = revision::resolve(repo, &base, now)?.position.timeline;
-    super::seal_wal::seal_active(repo, timeline)?;
+    super::instance::seal::seal_active(repo, timeline)?;
     Ok(revision::resolve(repo, text, now)?)
 }
 

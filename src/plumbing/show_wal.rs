@@ -2,12 +2,12 @@
 
 use std::io::Write;
 
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::pg::Lsn;
 use crate::objects::pg::wal::WalReader;
 use crate::objects::refs::revision;
-use crate::plumbing::datadir::wal::WalFilesError;
+use crate::plumbing::datadir::WalFilesError;
 
 /// List the records of a timeline's sealed WAL
 ///
@@ -22,7 +22,7 @@ pub struct Args {
     /// Only commits: LSN, the LSN after it, transaction and time
     #[arg(long)]
     commits: bool,
-    #[arg(value_name = "REVISION", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::revision))]
+    #[arg(value_name = "REVISION", add = clap_complete::engine::ArgValueCandidates::new(crate::command::complete::revision))]
     revision: String,
 }
 

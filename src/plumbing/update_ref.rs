@@ -1,11 +1,11 @@
 //! `zenith update-ref`: sets or deletes a ref, by compare-and-swap.
 
-use super::seal_wal::seal_active;
-use super::trash;
-use crate::cli::Cx;
+use super::instance::seal::seal_active;
+use super::instance::trash;
+use crate::command::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
-use crate::objects::refs::{self, Expect, RefKind, RefName, Signature, Tag, Value, revision};
+use crate::objects::refs::{Expect, RefKind, RefName, Signature, Tag, Value, revision};
 use crate::objects::timeline::{Position, TimelineId};
 use crate::objects::trash::Item;
 
@@ -94,14 +94,6 @@ fn whole_timeline(repo: &Repo, text: &str, position: Position) -> Result<Timelin
     }
     let error = format!("a branch names a whole timeline, but '{text}' is {position}, and that ends at {}", tip.lsn);
     Err(CommandError::refused(error).hint(format!("begin a timeline there: zenith fork-timeline '{text}'")))
-}
-
-/// Returns the timeline of a branch, which must exist.
-pub fn read_branch(repo: &Repo, name: &RefName) -> Result<TimelineId, CommandError> {
-    match repo.refs().read(name)? {
-        Some(value) => Ok(value.timeline()),
-        None => Err(refs::Error::Unknown(name.clone()).into()),
-    }
 }
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {

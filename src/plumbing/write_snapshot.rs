@@ -6,8 +6,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{Class, CmdResult, CommandError};
+use crate::objects::file_error::cannot;
 use crate::objects::pg::Lsn;
 use crate::objects::pg::control::{self, ControlFile, State};
 use crate::objects::pg::version::Version;
@@ -147,10 +148,7 @@ pub fn inspect(dir: &Path) -> Result<Cluster, CommandError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Err(Error::NotADataDirectory(dir.display().to_string(), name).into())
         }
-        Err(source) => {
-            let path = dir.join(name);
-            Err(CommandError::from(datadir::Error::Io { verb: "read", path, source }))
-        }
+        Err(error) => Err(CommandError::from(cannot::<datadir::Error>("read", &dir.join(name))(error))),
     };
     let (version, control) = (read("PG_VERSION")?, read("global/pg_control")?);
     Ok(cluster(dir.display().to_string(), &version, &control)?)

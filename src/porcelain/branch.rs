@@ -4,17 +4,17 @@ use std::io::Write;
 
 use super::trash::say_kept;
 use super::{branch_or_head, config, delete_each};
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::refs::{self, Expect, RefKind, RefName, Value, revision};
 use crate::objects::timeline::Position;
 use crate::plumbing::fork_timeline::fork_timeline;
+use crate::plumbing::instance::trash;
 use crate::plumbing::instance::{self, Held, Instance};
 use crate::plumbing::postgres::server::Status;
 use crate::plumbing::rev_list::{All, position};
 use crate::plumbing::rev_parse::with_position;
-use crate::plumbing::trash;
 use crate::plumbing::update_ref::update_ref;
 use crate::ui::{ID, STRONG, paint};
 
@@ -44,7 +44,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     /// The new branch and where it begins; with -m the old and the new name; with -d branches
-    #[arg(value_name = "NAME [START]", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::revision))]
+    #[arg(value_name = "NAME [START]", add = clap_complete::engine::ArgValueCandidates::new(crate::command::complete::revision))]
     names: Vec<String>,
 }
 

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use clap_complete::env::Shells;
 
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{CmdResult, CommandError};
 
 /// Print the completion script for a shell

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use toml_edit::{DocumentMut, Item, Table, Value};
 
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::format::Config;

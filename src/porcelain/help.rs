@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use crate::cli::{COMMANDS, Cx, Group, clap};
+use crate::command::{Cx, Group};
 use crate::error::{CmdResult, CommandError};
 use crate::ui::{STRONG, paint};
 
@@ -24,7 +24,7 @@ pub fn overview(cx: &mut Cx, all: bool) -> CmdResult {
     writeln!(cx.out, "git for PostgreSQL: every version of a cluster, and a server on any of them.\n")?;
     for group in Group::ALL.into_iter().filter(|group| all || !group.is_plumbing()) {
         writeln!(cx.out, "{}", paint(STRONG, group.title()))?;
-        for command in COMMANDS.iter().filter(|command| command.group == group) {
+        for command in cx.commands.iter().filter(|command| command.group == group) {
             let about = (command.clap)().get_about().map(ToString::to_string).unwrap_or_default();
             writeln!(cx.out, "   {:<15} {about}", command.name)?;
         }
@@ -36,12 +36,12 @@ pub fn overview(cx: &mut Cx, all: bool) -> CmdResult {
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let Some(name) = args.command else { return overview(cx, args.all) };
-    if !COMMANDS.iter().any(|command| command.name == name) {
+    if !cx.commands.iter().any(|command| command.name == name) {
         return Err(
             CommandError::refused(format!("there is no command '{name}'")).hint("see what there is: zenith help -a")
         );
     }
-    let mut program = clap();
+    let mut program = (cx.program)();
     program.build();
     let command = program.find_subcommand_mut(&name).expect("invariant: in the table");
     Ok(write!(cx.out, "{}", command.render_long_help().ansi())?)

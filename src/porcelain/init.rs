@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
-use crate::cli::{Cx, os_user};
+use crate::command::{Cx, os_user};
 use crate::error::{CmdResult, CommandError};
 use crate::objects::format::{Branch, Config, Core, FORMAT_VERSION, Gc, Postgres, Shared};
 use crate::objects::pg::version::VERSIONS;

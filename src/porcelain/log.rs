@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 use super::date;
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::pg::Lsn;
@@ -35,7 +35,7 @@ pub struct Args {
     /// Print one line of JSON: a list of timeline, lsn, refs, forks, snapshot, time and parent
     #[arg(long)]
     json: bool,
-    #[arg(value_name = "REVISION", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::revision))]
+    #[arg(value_name = "REVISION", add = clap_complete::engine::ArgValueCandidates::new(crate::command::complete::revision))]
     revisions: Vec<String>,
 }
 

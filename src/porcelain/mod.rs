@@ -23,7 +23,7 @@ pub mod trash;
 pub mod url;
 pub mod version;
 
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::refs::{RefName, Value, revision};

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::SocketAddr;
 use std::process::Stdio;
 
-use crate::cli::{Cx, os_user};
+use crate::command::{Cx, os_user};
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::format::{Others, Proxy};

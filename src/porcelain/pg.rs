@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::branch_or_head;
 use super::start::{report, start_branch};
 use super::stop::stop_and_report;
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::plumbing::datadir::control::{self, Control};
@@ -14,7 +14,6 @@ use crate::plumbing::instance::lost::{self, Damaged};
 use crate::plumbing::instance::start::Wish;
 use crate::plumbing::instance::{self, Instance};
 use crate::plumbing::postgres::server::{Mode, Status};
-use crate::plumbing::update_ref::read_branch;
 
 /// Work with instances by their names
 ///
@@ -33,7 +32,7 @@ enum Action {
     /// Make an instance of a branch; prints the branch's timeline, the instance and its port
     Create {
         /// The branch; otherwise HEAD
-        #[arg(add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::branch))]
+        #[arg(add = clap_complete::engine::ArgValueCandidates::new(crate::command::complete::branch))]
         branch: Option<String>,
         /// The port; otherwise a free one
         #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
@@ -125,7 +124,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     match args.action {
         Action::Create { branch, port } => {
             let branch = branch_or_head(&repo, branch.as_deref())?;
-            let timeline = read_branch(&repo, &branch)?;
+            let timeline = repo.refs().read_branch(&branch)?;
             let (_held, mut instance) = instance::hold_or_create(&repo, branch.short(), &cx.ui)?;
             if let Some(port) = port.filter(|port| *port != instance.config.port) {
                 if instance.timeline().is_some() {

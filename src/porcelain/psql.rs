@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::Write;
 
 use super::reach;
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::CmdResult;
 use crate::plumbing::postgres::conninfo::{is_conninfo, take_branch};
 use crate::plumbing::postgres::server::become_psql;
@@ -21,7 +21,7 @@ use crate::plumbing::postgres::server::become_psql;
     zenith psql 'dbname=shop branch=try'\n")]
 pub struct Args {
     /// The branch, a revision that is or can be shown, or a connection string; otherwise HEAD
-    #[arg(value_name = "BRANCH", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::branch))]
+    #[arg(value_name = "BRANCH", add = clap_complete::engine::ArgValueCandidates::new(crate::command::complete::branch))]
     branch: Option<String>,
     /// Arguments for psql
     #[arg(last = true, value_name = "ARGUMENT")]

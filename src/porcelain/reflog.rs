@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::date;
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::refs::{RefName, revision};
@@ -19,7 +19,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     /// A branch or a tag; otherwise HEAD
-    #[arg(value_name = "REF", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::revision))]
+    #[arg(value_name = "REF", add = clap_complete::engine::ArgValueCandidates::new(crate::command::complete::revision))]
     name: Option<String>,
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::branch_or_head;
 use super::start::{report, start_branch};
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::CmdResult;
 use crate::plumbing::instance;
 use crate::plumbing::instance::start::Wish;
@@ -18,7 +18,7 @@ use crate::plumbing::postgres::server::Mode;
 #[command(after_long_help = "Examples:\n  zenith restart main\n")]
 pub struct Args {
     /// The branch; otherwise HEAD
-    #[arg(value_name = "BRANCH", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::branch))]
+    #[arg(value_name = "BRANCH", add = clap_complete::engine::ArgValueCandidates::new(crate::command::complete::branch))]
     branch: Option<String>,
 }
 

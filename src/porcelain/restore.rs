@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::size;
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::snapshot::Snapshot;
 use crate::objects::timeline::Position;
@@ -26,7 +26,7 @@ use crate::progress::Progress;
 )]
 pub struct Args {
     /// What to restore
-    #[arg(value_name = "REVISION", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::revision))]
+    #[arg(value_name = "REVISION", add = clap_complete::engine::ArgValueCandidates::new(crate::command::complete::revision))]
     revision: String,
     /// The folder; it must be empty or not exist
     #[arg(value_name = "DIR")]

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::{date, size};
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::CmdResult;
 use crate::objects::refs::{RefKind, Value};
 use crate::plumbing::rev_parse::resolve_now;
@@ -17,7 +17,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     /// The revision; otherwise HEAD
-    #[arg(value_name = "REVISION", default_value = "HEAD", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::revision))]
+    #[arg(value_name = "REVISION", default_value = "HEAD", add = clap_complete::engine::ArgValueCandidates::new(crate::command::complete::revision))]
     revision: String,
 }
 

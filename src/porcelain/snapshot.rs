@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::{branch_or_head, size};
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::CmdResult;
 use crate::plumbing::instance;
 use crate::plumbing::instance::snapshot::snapshot;
@@ -21,7 +21,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     /// The branch; otherwise HEAD
-    #[arg(value_name = "BRANCH", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::branch))]
+    #[arg(value_name = "BRANCH", add = clap_complete::engine::ArgValueCandidates::new(crate::command::complete::branch))]
     branch: Option<String>,
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{branch_or_head, config, size};
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::plumbing::instance::mount::is_mounted;
@@ -57,7 +57,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     /// The branch, or with --read-only a revision; otherwise HEAD
-    #[arg(value_name = "REVISION", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::revision))]
+    #[arg(value_name = "REVISION", add = clap_complete::engine::ArgValueCandidates::new(crate::command::complete::revision))]
     revision: Option<String>,
 }
 

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use super::pg::{Row, print_table, rows};
 use super::size;
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::refs::revision;
 use crate::plumbing::health::{Health, health};

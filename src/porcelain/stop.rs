@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::{Failed, branch_or_head, find_instance};
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::plumbing::instance::settle::Settled;
@@ -36,7 +36,7 @@ pub struct Args {
     #[arg(long, conflicts_with = "branch")]
     all: bool,
     /// The branch, or the revision of a read-only server; otherwise HEAD
-    #[arg(value_name = "BRANCH", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::branch))]
+    #[arg(value_name = "BRANCH", add = clap_complete::engine::ArgValueCandidates::new(crate::command::complete::branch))]
     branch: Option<String>,
 }
 

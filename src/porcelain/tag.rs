@@ -4,7 +4,7 @@ use std::io::Write;
 
 use super::trash::say_kept;
 use super::{date, delete_each};
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::refs::{self, Expect, RefKind, RefName, Tag, Value};
@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     /// The new tag and the revision that it names, or HEAD; with -d tags
-    #[arg(value_name = "NAME [REVISION]", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::revision))]
+    #[arg(value_name = "NAME [REVISION]", add = clap_complete::engine::ArgValueCandidates::new(crate::command::complete::revision))]
     names: Vec<String>,
 }
 

@@ -3,12 +3,13 @@
 use std::io::Write;
 
 use super::{date, size};
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::refs::RefName;
 use crate::objects::trash::{Entry, Item};
-use crate::plumbing::trash::{self, Row};
+use crate::plumbing::instance::trash::{self, Row};
+use crate::plumbing::trash::restore;
 use crate::ui::{ID, paint};
 
 /// List what was dropped, bring it back, or empty the trash
@@ -106,7 +107,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         None => list(cx, &repo, args.json),
         Some(Action::Restore { id, name }) => {
             let item = repo.trash().find(&id)?;
-            let name = trash::restore(&repo, &item, name.as_deref(), &cx.sign("trash: restored"))?;
+            let name = restore(&repo, &item, name.as_deref(), &cx.sign("trash: restored"))?;
             let (kind, name, lsn) = (name.kind().word(), name.short(), item.entry()?.position.lsn);
             cx.say(format_args!("{kind} {name} is back at {lsn}"))
         }

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::{named_revision, running};
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::CmdResult;
 use crate::plumbing::pageserver;
 use crate::plumbing::postgres::server;
@@ -17,7 +17,7 @@ use crate::plumbing::postgres::server;
 #[command(after_long_help = "Examples:\n  zenith url\n  pg_dump \"$(zenith url try)\"\n")]
 pub struct Args {
     /// The branch, or the revision of a read-only server; otherwise HEAD
-    #[arg(value_name = "BRANCH", add = clap_complete::engine::ArgValueCandidates::new(crate::cli::complete::branch))]
+    #[arg(value_name = "BRANCH", add = clap_complete::engine::ArgValueCandidates::new(crate::command::complete::branch))]
     branch: Option<String>,
 }
 

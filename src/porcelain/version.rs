@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use crate::cli::Cx;
+use crate::command::Cx;
 use crate::error::CmdResult;
 use crate::objects::format::FORMAT_VERSION;
 use crate::objects::pg::version::VERSIONS;

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use zenith::objects::Repo;
+use zenith::plumbing::instance::seal::seal_active;
 use zenith::plumbing::instance::{self, mount};
 use zenith::plumbing::postgres::account::Account;
 use zenith::plumbing::postgres::server::Backup;
-use zenith::plumbing::seal_wal::seal_active;
 use zenith::plumbing::write_snapshot::{Options, Source, write_snapshot};
 use zenith::progress::Hidden;
 

@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
-use zenith::objects::pg::wal::crc32c;
+use zenith::objects::pg::crc::crc32c;
 use zenith::plumbing::postgres::account::Account;
 
 use crate::support::{Env, checked, pg_bin};

@@ -98,7 +98,7 @@ impl ControlFile {
         }
         let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
-        if super::wal::crc32c(&[&bytes[..crc_at]]) != u32_at(crc_at) {
+        if super::crc::crc32c(&[&bytes[..crc_at]]) != u32_at(crc_at) {
             return Err(Error::Checksum);
         }
         let state = match u32_at(16) {
@@ -143,7 +143,7 @@ pub fn forget_backup(bytes: &mut [u8], version: &Version) -> Result<(), Error> {
     ControlFile::parse(bytes, version)?;
     let crc_at = version.control_crc_offset;
     bytes[BACKUP].fill(0);
-    let crc = super::wal::crc32c(&[&bytes[..crc_at]]);
+    let crc = super::crc::crc32c(&[&bytes[..crc_at]]);
     bytes[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
     Ok(())
 }
@@ -183,7 +183,7 @@ mod tests {
             bytes[225] = 32;
             bytes[231] = 1; // segments of 16 MiB
             let seal = |bytes: &mut [u8]| {
-                let crc = crate::objects::pg::wal::crc32c(&[&bytes[..crc_at]]);
+                let crc = crate::objects::pg::crc::crc32c(&[&bytes[..crc_at]]);
                 bytes[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
             };
             seal(&mut bytes);

@@ -3,8 +3,8 @@
 
 use super::Lsn;
 use super::control::Sizes;
+use super::crc::crc32c;
 use super::version::Version;
-use super::wal::crc32c;
 use crate::objects::codec::{Malformed, Reader};
 
 /// Length of the header, `SizeOfXLogRecord`, bytes.

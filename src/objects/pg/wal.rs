@@ -13,9 +13,8 @@
 
 use std::io;
 
-use crc_fast::{CrcAlgorithm, Digest};
-
 use super::Lsn;
+use super::crc::crc32c;
 use super::record::{HEADER, Record};
 use super::version::Version;
 
@@ -33,25 +32,6 @@ const KNOWN_FLAGS: u16 = 15;
 const MAX_RECORD: u32 = 1020 << 20;
 /// Bytes asked of the source at a time.
 const CHUNK: usize = 32 * PAGE;
-
-/// Returns the CRC-32C of `parts`, one after the other.
-pub fn crc32c(parts: &[&[u8]]) -> u32 {
-    crc32c_begin(parts).finalize() as u32 // a 32-bit checksum
-}
-
-/// Begins a CRC-32C with `parts`, to be gone on with more than once.
-pub fn crc32c_begin(parts: &[&[u8]]) -> Digest {
-    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
-    parts.iter().for_each(|part| digest.update(part));
-    digest
-}
-
-/// Returns the CRC-32C of what was begun and `parts` behind it.
-pub fn crc32c_go_on(begun: &Digest, parts: &[&[u8]]) -> u32 {
-    let mut digest = *begun;
-    parts.iter().for_each(|part| digest.update(part));
-    digest.finalize() as u32 // a 32-bit checksum
-}
 
 /// Gives WAL bytes.
 pub trait WalSource {

@@ -26,6 +26,7 @@ pub use name::{BadName, RefKind, RefName};
 use super::lock::{self, Mode, Patience};
 use super::timeline::{Position, TimelineId};
 use super::{bounded, durable};
+use crate::objects::file_error::{FileError, cannot};
 
 /// What a ref says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,13 +138,8 @@ pub enum Error {
     Corrupt(PathBuf),
     #[error(transparent)]
     Lock(#[from] lock::Error),
-    #[error("cannot {verb} '{}'", path.display())]
-    Io { verb: &'static str, path: PathBuf, source: io::Error },
-}
-
-fn io_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::Io { verb, path, source }
+    #[error(transparent)]
+    Io(#[from] FileError),
 }
 
 /// The refs of a repository.
@@ -174,8 +170,13 @@ impl Refs {
         match bounded::read_to_string(&path, bounded::REF) {
             Ok(text) => Value::parse(name.kind(), &text).map(Some).ok_or(Error::Corrupt(path)),
             Err(error) if is_absent(&error) => Ok(None),
-            Err(error) => Err(io_error("read", &path)(error)),
+            Err(error) => Err(cannot::<Error>("read", &path)(error)),
         }
+    }
+
+    /// Returns the timeline of a branch, which must exist.
+    pub fn read_branch(&self, name: &RefName) -> Result<TimelineId, Error> {
+        self.read(name)?.map(|value| value.timeline()).ok_or_else(|| Error::Unknown(name.clone()))
     }
 
     /// Returns what is there under the names of refs of `kind`, sorted; some may be no names of refs.
@@ -199,7 +200,7 @@ impl Refs {
     /// Returns the branch that HEAD names; it need not exist.
     pub fn head(&self) -> Result<RefName, Error> {
         let path = self.dir.join("HEAD");
-        let text = bounded::read_to_string(&path, bounded::REF).map_err(io_error("read", &path))?;
+        let text = bounded::read_to_string(&path, bounded::REF).map_err(cannot::<Error>("read", &path))?;
         let name = text.strip_prefix("ref: ").map(|name| name.trim_end_matches('\n'));
         let name = name.and_then(|name| RefName::full(name).ok());
         name.filter(|name| name.kind() == RefKind::Branch).ok_or(Error::Corrupt(path))
@@ -212,7 +213,7 @@ impl Refs {
         }
         let _lock = self.lock()?;
         if self.head().is_ok_and(|head| head == *branch) {
-            return durable::sync_dir(&self.dir).map_err(io_error("sync", &self.dir));
+            return durable::sync_dir(&self.dir).map_err(cannot::<Error>("sync", &self.dir));
         }
         let old = self.head().ok().and_then(|head| self.read(&head).ok().flatten());
         let new = self.read(branch)?;
@@ -290,7 +291,7 @@ impl Refs {
             Err(error) if is_absent(&error) => Ok(()),
             Err(error) => Err(error),
         };
-        copied.map_err(io_error("write", &new_log))?;
+        copied.map_err(cannot::<Error>("write", &new_log))?;
         self.log(to.as_str(), Some(&value), Some(&value), signature)?;
         self.write(tmp, to, &value)?;
         if self.head().is_ok_and(|head| head == *from) {
@@ -305,19 +306,19 @@ impl Refs {
         let path = self.path(name);
         durable::create_dir_all(path.parent().expect("invariant: names have three parts"))
             .and_then(|()| durable::replace(tmp, &path, value.format().as_bytes()))
-            .map_err(io_error("write", &path))
+            .map_err(cannot::<Error>("write", &path))
     }
 
     fn write_head(&self, tmp: &Path, branch: &RefName) -> Result<(), Error> {
         let path = self.dir.join("HEAD");
-        durable::replace(tmp, &path, format!("ref: {branch}\n").as_bytes()).map_err(io_error("write", &path))
+        durable::replace(tmp, &path, format!("ref: {branch}\n").as_bytes()).map_err(cannot::<Error>("write", &path))
     }
 
     /// Makes durable what a ref is, or that it is not: whoever wrote it may have been killed before.
     fn secure(&self, name: &RefName) -> Result<(), Error> {
         let path = self.path(name);
         match durable::sync_dir(path.parent().expect("invariant: names have three parts")) {
-            Err(error) if !is_absent(&error) => Err(io_error("sync", &path)(error)),
+            Err(error) if !is_absent(&error) => Err(cannot::<Error>("sync", &path)(error)),
             _ => Ok(()),
         }
     }
@@ -325,7 +326,7 @@ impl Refs {
     /// Removes a file, and the folders that this leaves empty: they would stand in the way of a ref
     /// of their name.
     fn remove(&self, path: &Path) -> Result<(), Error> {
-        durable::remove(path).map_err(io_error("remove", path))?;
+        durable::remove(path).map_err(cannot::<Error>("remove", path))?;
         let kept = |folder: &Path| folder.parent().is_some_and(|above| above.ends_with("refs"));
         let mut folders = path.ancestors().skip(1);
         while folders.next().is_some_and(|folder| !kept(folder) && fs::remove_dir(folder).is_ok()) {}
@@ -392,10 +393,10 @@ fn collect(dir: &Path, prefix: &str, names: &mut Vec<String>) -> Result<(), Erro
     let entries = match fs::read_dir(dir) {
         Ok(entries) => entries,
         Err(error) if is_absent(&error) => return Ok(()),
-        Err(error) => return Err(io_error("list", dir)(error)),
+        Err(error) => return Err(cannot::<Error>("list", dir)(error)),
     };
     for entry in entries {
-        let entry = entry.map_err(io_error("list", dir))?;
+        let entry = entry.map_err(cannot::<Error>("list", dir))?;
         let Ok(name) = entry.file_name().into_string() else { continue };
         let full = if prefix.is_empty() { name } else { format!("{prefix}/{name}") };
         match entry.file_type() {

@@ -8,8 +8,9 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::{Error, io_error, is_absent};
+use super::{Error, is_absent};
 use crate::objects::durable;
+use crate::objects::file_error::cannot;
 use crate::objects::timeline::TimelineId;
 
 const ABSENT: &str = "00000000000000000000000000000000";
@@ -58,7 +59,7 @@ pub fn append(path: &Path, entry: &Entry) -> Result<(), Error> {
         durable::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
         durable::append_line(path, &entry.format())
     };
-    append().map_err(io_error("write", path))
+    append().map_err(cannot::<Error>("write", path))
 }
 
 /// Reads all changes, the newest first. Lines that do not read like one, such as what a crash left
@@ -67,7 +68,7 @@ pub fn read(path: &Path) -> Result<Vec<Entry>, Error> {
     match fs::read(path) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).lines().rev().filter_map(Entry::parse).collect()),
         Err(error) if is_absent(&error) => Ok(Vec::new()),
-        Err(error) => Err(io_error("read", path)(io::Error::from(error.kind()))),
+        Err(error) => Err(cannot::<Error>("read", path)(io::Error::from(error.kind()))),
     }
 }
 

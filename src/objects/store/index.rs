@@ -22,6 +22,7 @@ use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
 use super::Error;
+use crate::objects::file_error::cannot;
 use crate::objects::id::ObjectId;
 
 const MAGIC: &[u8; 4] = b"ZNX1";
@@ -47,10 +48,10 @@ pub struct Index {
 impl Index {
     /// Opens an index and checks its size; the checksum is left to [`Index::verify`].
     pub fn open(path: &Path) -> Result<Index, Error> {
-        let file = File::open(path).map_err(Error::io("open", path))?;
+        let file = File::open(path).map_err(cannot::<Error>("open", path))?;
         // SAFETY: a published index is never written again and never shortened (INVARIANT 2), so
         // the mapped bytes do not change while the mapping lives.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
+        let map = unsafe { Mmap::map(&file) }.map_err(cannot::<Error>("map", path))?;
         let bad = |what: &str| Error::BadPack { path: path.to_owned(), what: what.to_owned() };
         if map.get(..4) != Some(MAGIC) {
             return Err(bad("it does not begin like an index"));

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use super::Error;
 use super::encode::Encoded;
 use crate::objects::durable;
+use crate::objects::file_error::cannot;
 use crate::objects::id::ObjectId;
 
 const MAGIC: &[u8; 4] = b"ZNO1";
@@ -28,20 +29,20 @@ pub fn read(dir: &Path, id: &ObjectId) -> Result<Option<Encoded>, Error> {
     let file = match File::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::io("open", &path)(error)),
+        Err(error) => return Err(cannot::<Error>("open", &path)(error)),
     };
     let corrupt = |what: String| Error::Corrupt { id: *id, path: path.clone(), what };
-    let length = file.metadata().map_err(Error::io("read", &path))?.len();
+    let length = file.metadata().map_err(cannot::<Error>("read", &path))?.len();
     let mut magic = [0; MAGIC.len()];
     if length < magic.len() as u64 {
         return Err(corrupt("it does not begin like an object".to_owned()));
     }
-    file.read_exact_at(&mut magic, 0).map_err(Error::io("read", &path))?;
+    file.read_exact_at(&mut magic, 0).map_err(cannot::<Error>("read", &path))?;
     if magic != *MAGIC {
         return Err(corrupt("it does not begin like an object".to_owned()));
     }
     let start = magic.len() as u64;
-    let encoded = Encoded::read_at(&file, start, length - start).map_err(Error::io("read", &path))?;
+    let encoded = Encoded::read_at(&file, start, length - start).map_err(cannot::<Error>("read", &path))?;
     let encoded = encoded.map_err(|error| corrupt(error.to_string()))?;
     if encoded.id == *id { Ok(Some(encoded)) } else { Err(corrupt(format!("it says that it is {}", encoded.id))) }
 }
@@ -57,14 +58,14 @@ pub fn write(dir: &Path, tmp: &Path, object: &Encoded) -> Result<(), Error> {
         durable::create_dir_all(path.parent().expect("invariant: made by `path`"))?;
         durable::put_immutable(file, &path)
     });
-    written.map(drop).map_err(Error::io("write", &path))
+    written.map(drop).map_err(cannot::<Error>("write", &path))
 }
 
 /// Makes an object durable that is there: whoever published it may have been killed before its name was.
 pub fn secure(dir: &Path, id: &ObjectId) -> Result<(), Error> {
     let path = path(dir, id);
     let fan = path.parent().expect("invariant: made by `path`");
-    durable::sync_dir(fan).and_then(|()| durable::sync_dir(dir)).map_err(Error::io("sync", &path))
+    durable::sync_dir(fan).and_then(|()| durable::sync_dir(dir)).map_err(cannot::<Error>("sync", &path))
 }
 
 /// Returns the ids of the loose objects that begin with `prefix`, lower-case hexadecimal digits.
@@ -89,6 +90,6 @@ fn list(dir: &Path) -> Result<Vec<String>, Error> {
             .filter(|name| name.is_ascii())
             .collect()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(Error::io("list", dir)(error)),
+        Err(error) => Err(cannot::<Error>("list", dir)(error)),
     }
 }

@@ -26,6 +26,7 @@ use super::id::ObjectId;
 use super::kind::Kind;
 use super::map::Map;
 use super::snapshot::Snapshot;
+use crate::objects::file_error::{FileError, cannot};
 use encode::{Encoded, Encoding};
 use pack::{Pack, PackWriter};
 
@@ -56,17 +57,11 @@ pub enum Error {
     /// More than one object's id begins with these digits.
     #[error("object '{prefix}' is ambiguous: {}", candidates.iter().map(ObjectId::short).collect::<Vec<_>>().join(", "))]
     AmbiguousPrefix { prefix: String, candidates: Vec<ObjectId> },
-    #[error("cannot {verb} '{}'", path.display())]
-    Io { verb: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Io(#[from] FileError),
 }
 
 impl Error {
-    /// Returns a function that wraps what the operating system said about `path`.
-    pub fn io(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-        let path = path.to_owned();
-        move |source| Error::Io { verb, path, source }
-    }
-
     /// Returns whether stored data is damaged or gone, rather than out of reach.
     pub fn is_corruption(&self) -> bool {
         matches!(self, Error::Missing { .. } | Error::Corrupt { .. } | Error::WrongKind { .. } | Error::BadPack { .. })
@@ -140,14 +135,14 @@ impl Store {
         let listing = match fs::read_dir(&dir) {
             Ok(listing) => listing,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(Error::io("list", &dir)(error)),
+            Err(error) => return Err(cannot::<Error>("list", &dir)(error)),
         };
         let mut packs = self.packs.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         let mut broken = self.broken.write().unwrap_or_else(|poisoned| poisoned.into_inner());
         broken.clear();
         let before = packs.len();
         for entry in listing {
-            let path = entry.map_err(Error::io("list", &dir))?.path();
+            let path = entry.map_err(cannot::<Error>("list", &dir))?.path();
             let is_index = path.extension().is_some_and(|extension| extension == "idx");
             if !is_index || packs.iter().any(|pack| pack.index_path() == path) {
                 continue;

@@ -23,6 +23,7 @@ use super::Error;
 use super::encode::Encoded;
 use super::index::{self, Index, Position};
 use crate::objects::durable;
+use crate::objects::file_error::cannot;
 use crate::objects::id::ObjectId;
 
 const MAGIC: &[u8; 4] = b"ZNP1";
@@ -41,8 +42,8 @@ impl Pack {
     /// Opens the pack of an index.
     pub fn open(index_path: &Path) -> Result<Pack, Error> {
         let path = index_path.with_extension("pack");
-        let file = File::open(&path).map_err(Error::io("open", &path))?;
-        let length = file.metadata().map_err(Error::io("read", &path))?.len();
+        let file = File::open(&path).map_err(cannot::<Error>("open", &path))?;
+        let length = file.metadata().map_err(cannot::<Error>("read", &path))?.len();
         Ok(Pack { index: Index::open(index_path)?, index_path: index_path.to_owned(), path, file, length })
     }
 
@@ -59,7 +60,7 @@ impl Pack {
     /// Makes the pack durable: whoever published it may have been killed before its name was.
     pub fn secure(&self) -> Result<(), Error> {
         let dir = self.path.parent().unwrap_or(Path::new("."));
-        durable::sync_dir(dir).map_err(Error::io("sync", dir))
+        durable::sync_dir(dir).map_err(cannot::<Error>("sync", dir))
     }
 
     /// Returns the index.
@@ -74,7 +75,8 @@ impl Pack {
         if position.offset.checked_add(stored).is_none_or(|end| end > self.length) {
             return Err(corrupt("the index points beyond the end of the pack".to_owned()));
         }
-        let encoded = Encoded::read_at(&self.file, position.offset, stored).map_err(Error::io("read", &self.path))?;
+        let encoded =
+            Encoded::read_at(&self.file, position.offset, stored).map_err(cannot::<Error>("read", &self.path))?;
         let encoded = encoded.map_err(|error| corrupt(error.to_string()))?;
         if encoded.id == *id { Ok(encoded) } else { Err(corrupt(format!("the index points to object {}", encoded.id))) }
     }
@@ -87,7 +89,7 @@ impl Pack {
             .file
             .read_exact_at(begin, 0)
             .and_then(|()| self.file.read_exact_at(end, self.length.saturating_sub(4)));
-        read.map_err(Error::io("read", &self.path))?;
+        read.map_err(cannot::<Error>("read", &self.path))?;
         if begin != MAGIC || end != END {
             let what = "it does not begin and end like a pack".to_owned();
             return Err(Error::BadPack { path: self.path.clone(), what });
@@ -111,7 +113,7 @@ pub struct PackWriter {
 impl PackWriter {
     /// Begins a pack that will be published in `dir`.
     pub fn create(dir: &Path, tmp: &Path) -> Result<PackWriter, Error> {
-        let file = durable::temp_file(tmp).map_err(Error::io("write in", tmp))?;
+        let file = durable::temp_file(tmp).map_err(cannot::<Error>("write in", tmp))?;
         let mut writer = PackWriter {
             dir: dir.to_owned(),
             tmp: tmp.to_owned(),
@@ -127,7 +129,7 @@ impl PackWriter {
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.offset += bytes.len() as u64;
-        self.file.write_all(bytes).map_err(Error::io("write in", &self.tmp))
+        self.file.write_all(bytes).map_err(cannot::<Error>("write in", &self.tmp))
     }
 
     /// Returns whether this pack holds the object already.
@@ -155,12 +157,12 @@ impl PackWriter {
     /// whoever left out what they hold relies on. Returns the bytes that the two take, 0 for an empty one.
     pub fn finish(mut self) -> Result<u64, Error> {
         if self.entries.is_empty() {
-            durable::create_dir_all(&self.dir).map_err(Error::io("create", &self.dir))?;
-            durable::sync_dir(&self.dir).map_err(Error::io("sync", &self.dir))?;
+            durable::create_dir_all(&self.dir).map_err(cannot::<Error>("create", &self.dir))?;
+            durable::sync_dir(&self.dir).map_err(cannot::<Error>("sync", &self.dir))?;
             return Ok(0);
         }
         self.put(END)?;
-        let index = index::build(&mut self.entries).map_err(Error::io("index a pack in", &self.dir))?;
+        let index = index::build(&mut self.entries).map_err(cannot::<Error>("index a pack in", &self.dir))?;
         let mut name = Sha256::new();
         self.entries.iter().for_each(|(id, _)| name.update(id.0));
         let path = self.dir.join(format!("{}.pack", ObjectId(name.finalize().into())));
@@ -172,7 +174,7 @@ impl PackWriter {
             file.write_all(&index)?;
             durable::put_immutable(file, &path.with_extension("idx"))
         };
-        publish().map_err(Error::io("write", &path))?;
+        publish().map_err(cannot::<Error>("write", &path))?;
         Ok(self.offset + index.len() as u64)
     }
 }

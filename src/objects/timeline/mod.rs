@@ -22,6 +22,7 @@ use log::{Line, Log, SnapshotLine, WalInterval};
 use super::lock::{self, Mode, Patience};
 use super::pg::{Lsn, segment};
 use super::{bounded, durable};
+use crate::objects::file_error::{FileError, cannot};
 
 /// Digits that an abbreviated id has at least.
 pub const SHORTEST_PREFIX: usize = 4;
@@ -45,17 +46,12 @@ pub enum Error {
     NoSnapshot { timeline: TimelineId, lsn: Lsn },
     #[error(transparent)]
     Lock(#[from] lock::Error),
-    #[error("cannot {verb} '{}'", path.display())]
-    Io { verb: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Io(#[from] FileError),
 }
 
 fn list(ids: &[TimelineId]) -> String {
     ids.iter().map(TimelineId::short).collect::<Vec<_>>().join(", ")
-}
-
-fn io_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::Io { verb, path, source }
 }
 
 /// A timeline, read.
@@ -144,7 +140,7 @@ impl Timelines {
             let prepared = dir.keep();
             durable::publish_dir(&prepared, &path).inspect_err(|_| drop(fs::remove_dir_all(&prepared)))
         };
-        create().map_err(io_error("create", &path))
+        create().map_err(cannot::<Error>("create", &path))
     }
 
     /// Removes a timeline if `is_unneeded` says so, which may also take back the last reference to it: nobody begins
@@ -160,7 +156,7 @@ impl Timelines {
             return Ok(false);
         }
         let path = self.path(id);
-        durable::discard_dir(tmp, &path).map_err(io_error("remove", &path))?;
+        durable::discard_dir(tmp, &path).map_err(cannot::<Error>("remove", &path))?;
         Ok(true)
     }
 
@@ -168,8 +164,8 @@ impl Timelines {
     /// all of it or nothing, never some segments.
     pub fn empty_wal(&self, tmp: &Path, id: TimelineId) -> Result<(), Error> {
         let path = self.wal_dir(id);
-        durable::discard_dir(tmp, &path).map_err(io_error("remove", &path))?;
-        durable::create_dir_all(&path.join("archive_status")).map_err(io_error("create", &path))
+        durable::discard_dir(tmp, &path).map_err(cannot::<Error>("remove", &path))?;
+        durable::create_dir_all(&path.join("archive_status")).map_err(cannot::<Error>("create", &path))
     }
 
     /// Reads a timeline's history alone.
@@ -180,7 +176,7 @@ impl Timelines {
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.exists(id) => {
                 return Err(Error::Unknown(id));
             }
-            Err(error) => return Err(io_error("read", &path)(error)),
+            Err(error) => return Err(cannot::<Error>("read", &path)(error)),
         };
         let corrupt = |(line, what)| Error::Corrupt { path: path.clone(), line, what };
         let history = History::parse(&text).map_err(corrupt)?;
@@ -209,7 +205,7 @@ impl Timelines {
     fn read_log(&self, id: TimelineId, path: &Path) -> Result<Vec<u8>, Error> {
         fs::read(path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound if !self.exists(id) => Error::Unknown(id),
-            _ => io_error("read", path)(error),
+            _ => cannot::<Error>("read", path)(error),
         })
     }
 
@@ -217,7 +213,7 @@ impl Timelines {
     /// last line may have been killed before that was.
     pub fn secure(&self, id: TimelineId) -> Result<Timeline, Error> {
         let log = self.lock(id)?.log;
-        durable::sync_dir(&self.dir).map_err(io_error("sync", &self.dir))?;
+        durable::sync_dir(&self.dir).map_err(cannot::<Error>("sync", &self.dir))?;
         Ok(Timeline { id, history: self.history(id)?, log })
     }
 
@@ -226,7 +222,7 @@ impl Timelines {
         let names = match fs::read_dir(&self.dir) {
             Ok(names) => names,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(io_error("list", &self.dir)(error)),
+            Err(error) => return Err(cannot::<Error>("list", &self.dir)(error)),
         };
         let mut ids: Vec<TimelineId> = names.filter_map(|name| name.ok()?.file_name().to_str()?.parse().ok()).collect();
         ids.sort_unstable();
@@ -259,7 +255,7 @@ impl Timelines {
         let file = File::options().read(true).write(true).open(&path);
         let file = file.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::Unknown(id),
-            _ => io_error("open", &path)(error),
+            _ => cannot::<Error>("open", &path)(error),
         })?;
         self.patience.lock(&file, &path, Mode::Exclusive)?;
         let text = self.read_log(id, &path)?;
@@ -267,12 +263,12 @@ impl Timelines {
             Log::parse(&text).map_err(|(line, what)| Error::Corrupt { path: path.clone(), line, what })?;
         if length < text.len() {
             // What a crash left of an append that nobody was told of.
-            file.set_len(length as u64).map_err(io_error("truncate", &path))?;
+            file.set_len(length as u64).map_err(cannot::<Error>("truncate", &path))?;
         }
         // Whoever wrote the last line may have been killed before its sync, or that failed, and here it is believed.
         // Those before were made durable like this when the next one was appended.
         let last = text[..length.saturating_sub(1)].iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
-        durable::write_at(&file, last as u64, &text[last..length]).map_err(io_error("write", &path))?;
+        durable::write_at(&file, last as u64, &text[last..length]).map_err(cannot::<Error>("write", &path))?;
         Ok(LockedLog { id, start: self.history(id)?.start(), log, file, length: length as u64, path })
     }
 
@@ -361,7 +357,7 @@ impl LockedLog {
         let mut log = self.log.clone();
         log.push(line).map_err(refuse)?;
         let text = format!("{line}\n");
-        durable::append_to(&self.file, self.length, text.as_bytes()).map_err(io_error("write", &self.path))?;
+        durable::append_to(&self.file, self.length, text.as_bytes()).map_err(cannot::<Error>("write", &self.path))?;
         self.length += text.len() as u64;
         self.log = log;
         Ok(())
@@ -415,7 +411,7 @@ mod tests {
 
         let mut log = timelines.lock(id).unwrap();
         durable::faults::fail_next_sync();
-        assert!(matches!(log.append(wal(16, 24)), Err(Error::Io { .. })));
+        assert!(matches!(log.append(wal(16, 24)), Err(Error::Io(_))));
         // Else it would be found there, and a sync that succeeds would prove nothing.
         assert_eq!(fs::read(&path).unwrap(), before);
         log.append(wal(16, 20)).unwrap();

@@ -20,6 +20,7 @@ use super::vfs::Vfs;
 use super::vfs::file::Changed;
 use crate::objects::ObjectId;
 use crate::objects::codec::{Malformed, Reader, put_varint};
+use crate::objects::file_error::cannot;
 
 /// One of the names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,7 +130,7 @@ impl<'a> Control<'a> {
 
     fn read(&self, wanted: Name) -> Result<Vec<u8>, Error> {
         let path = self.path(wanted);
-        fs::read(&path).map_err(Error::io("read", &path))
+        fs::read(&path).map_err(cannot::<Error>("read", &path))
     }
 
     fn path(&self, wanted: Name) -> std::path::PathBuf {
@@ -140,7 +141,7 @@ impl<'a> Control<'a> {
     fn tell(&self, text: &str) -> Result<(), Error> {
         let path = self.path(Name::Mark);
         let told = fs::File::options().write(true).open(&path).and_then(|mut file| file.write_all(text.as_bytes()));
-        told.map_err(Error::io("write", &path))
+        told.map_err(cannot::<Error>("write", &path))
     }
 
     fn malformed(&self, name: Name, source: Malformed) -> Error {

@@ -1,16 +1,22 @@
 //! What can go wrong with a data directory.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use crate::objects::file_error::FileError;
+use crate::objects::lock;
+use crate::objects::pg::Lsn;
+use crate::objects::pg::wal::WalError;
+use crate::objects::repo;
 use crate::objects::store;
+use crate::objects::timeline::{self, TimelineId};
 use crate::progress::Interrupted;
 
 /// A data directory cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot {verb} '{}'", path.display())]
-    Io { verb: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Io(#[from] FileError),
     /// Somebody writes to it meanwhile.
     #[error("'{}' changed while it was read", path.display())]
     Changed { path: PathBuf },
@@ -35,9 +41,35 @@ pub enum Error {
     Interrupted(#[from] Interrupted),
 }
 
-impl Error {
-    pub(super) fn io(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-        let path = path.to_owned();
-        move |source| Error::Io { verb, path, source }
-    }
+/// WAL cannot be sealed or laid out.
+#[derive(Debug, thiserror::Error)]
+pub enum WalFilesError {
+    #[error("the WAL of timeline {timeline} is damaged")]
+    Damaged { timeline: TimelineId, source: WalError },
+    /// INVARIANT 6.
+    #[error("the WAL of timeline {timeline} seems to end at {end}, but {doubt}")]
+    EndInDoubt { timeline: TimelineId, end: Lsn, doubt: Doubt },
+    #[error("timeline {timeline} has no WAL from {from} to {to}")]
+    Missing { timeline: TimelineId, from: Lsn, to: Lsn },
+    #[error(transparent)]
+    Timeline(#[from] timeline::Error),
+    #[error(transparent)]
+    Store(#[from] crate::objects::store::Error),
+    #[error(transparent)]
+    Repo(#[from] repo::Error),
+    #[error(transparent)]
+    Lock(#[from] lock::Error),
+    #[error(transparent)]
+    Files(#[from] Error),
+}
+
+/// Why an end of the WAL is not believed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Doubt {
+    #[error("its segment {file} is missing or cut short")]
+    Missing { file: String },
+    #[error("pg_control says that there was WAL up to {upto} at least")]
+    Control { upto: Lsn },
+    #[error("pg_control, which could know of more, cannot be read: {why}")]
+    ControlUnreadable { why: String },
 }

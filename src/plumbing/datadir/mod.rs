@@ -23,4 +23,4 @@ pub mod wal;
 pub mod wal_end;
 pub mod write;
 
-pub use error::Error;
+pub use error::{Doubt, Error, WalFilesError};

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::Error;
 use super::restore::restore;
+use crate::objects::file_error::cannot;
 use crate::objects::snapshot::Snapshot;
 use crate::objects::store::Store;
 use crate::objects::{ObjectId, durable};
@@ -43,42 +44,43 @@ pub fn restore_or_clone(
     copies: &Path,
     progress: &dyn Progress,
 ) -> Result<bool, Error> {
-    durable::create_dir_all(copies).map_err(Error::io("create", copies))?;
-    if !is_supported(copies).map_err(Error::io("write in", copies))? {
+    durable::create_dir_all(copies).map_err(cannot::<Error>("create", copies))?;
+    if !is_supported(copies).map_err(cannot::<Error>("write in", copies))? {
         restore(store, snapshot, root, progress)?;
         return Ok(false);
     }
     let copy = copies.join(id.to_string());
     if !copy.is_dir() {
-        for other in fs::read_dir(copies).map_err(Error::io("list", copies))?.flatten() {
+        for other in fs::read_dir(copies).map_err(cannot::<Error>("list", copies))?.flatten() {
             // One that another command is about to clone makes that fail, not this.
             let _ = fs::remove_dir_all(other.path());
         }
-        let new = tempfile::Builder::new().prefix("new-").tempdir_in(copies).map_err(Error::io("write in", copies))?;
+        let new =
+            tempfile::Builder::new().prefix("new-").tempdir_in(copies).map_err(cannot::<Error>("write in", copies))?;
         let files = new.path().join("files");
         restore(store, snapshot, &files, progress)?;
         // It outlives a power cut, and so must its content.
         let publish = durable::sync_tree(&files).and_then(|()| durable::publish_dir(&files, &copy));
-        publish.or_else(|error| if copy.is_dir() { Ok(()) } else { Err(Error::io("create", &copy)(error)) })?;
+        publish.or_else(|error| if copy.is_dir() { Ok(()) } else { Err(cannot::<Error>("create", &copy)(error)) })?;
     }
     clone_tree(&copy, root)?;
     Ok(true)
 }
 
 fn clone_tree(from: &Path, to: &Path) -> Result<(), Error> {
-    let mode = fs::metadata(from).map_err(Error::io("read", from))?.permissions().mode() & 0o7777;
-    DirBuilder::new().mode(mode).create(to).map_err(Error::io("create", to))?;
+    let mode = fs::metadata(from).map_err(cannot::<Error>("read", from))?.permissions().mode() & 0o7777;
+    DirBuilder::new().mode(mode).create(to).map_err(cannot::<Error>("create", to))?;
     let entries = fs::read_dir(from).and_then(Iterator::collect::<io::Result<Vec<_>>>);
-    entries.map_err(Error::io("list", from))?.into_par_iter().try_for_each(|entry| {
+    entries.map_err(cannot::<Error>("list", from))?.into_par_iter().try_for_each(|entry| {
         let (path, target) = (entry.path(), to.join(entry.file_name()));
-        let kind = entry.file_type().map_err(Error::io("read", &path))?;
+        let kind = entry.file_type().map_err(cannot::<Error>("read", &path))?;
         if kind.is_dir() {
             clone_tree(&path, &target)
         } else if kind.is_symlink() {
             let link = |place: PathBuf| std::os::unix::fs::symlink(place, &target);
-            fs::read_link(&path).and_then(link).map_err(Error::io("create", &target))
+            fs::read_link(&path).and_then(link).map_err(cannot::<Error>("create", &target))
         } else {
-            clone_one(&path, &target).map_err(Error::io("create", &target))
+            clone_one(&path, &target).map_err(cannot::<Error>("create", &target))
         }
     })
 }

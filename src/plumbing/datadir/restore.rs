@@ -11,6 +11,7 @@ use std::sync::Arc;
 use rayon::prelude::*;
 
 use super::Error;
+use crate::objects::file_error::cannot;
 use crate::objects::frame::BLOCK_SIZE;
 use crate::objects::snapshot::{Node, Snapshot};
 use crate::objects::store::Store;
@@ -48,15 +49,14 @@ pub fn restore(store: &Store, snapshot: &Snapshot, root: &Path, progress: &dyn P
 fn make_root(root: &Path) -> Result<(), Error> {
     match fs::read_dir(root) {
         Ok(mut entries) => match entries.next() {
-            None => {
-                fs::set_permissions(root, Permissions::from_mode(0o700)).map_err(Error::io("change the mode of", root))
-            }
+            None => fs::set_permissions(root, Permissions::from_mode(0o700))
+                .map_err(cannot::<Error>("change the mode of", root)),
             Some(_) => Err(Error::NotEmpty(root.to_owned())),
         },
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(Error::io("create", root))
+            DirBuilder::new().recursive(true).mode(0o700).create(root).map_err(cannot::<Error>("create", root))
         }
-        Err(error) => Err(Error::io("list", root)(error)),
+        Err(error) => Err(cannot::<Error>("list", root)(error)),
     }
 }
 
@@ -67,18 +67,19 @@ fn write_all(store: &Store, snapshot: &Snapshot, root: &Path, progress: &dyn Pro
         let path = root.join(OsStr::from_bytes(&entry.path));
         match &entry.node {
             Node::Dir => {
-                DirBuilder::new().mode(entry.mode | 0o700).create(&path).map_err(Error::io("create", &path))?;
+                DirBuilder::new().mode(entry.mode | 0o700).create(&path).map_err(cannot::<Error>("create", &path))?;
             }
             Node::Symlink { target } => {
-                std::os::unix::fs::symlink(OsStr::from_bytes(target), &path).map_err(Error::io("create", &path))?;
+                std::os::unix::fs::symlink(OsStr::from_bytes(target), &path)
+                    .map_err(cannot::<Error>("create", &path))?;
             }
             &Node::File { length, content } => {
                 let source = StoredFile::open(store, length, content)?;
                 let handle = OpenOptions::new().write(true).create_new(true).mode(entry.mode).open(&path);
-                let handle = handle.map_err(Error::io("create", &path))?;
+                let handle = handle.map_err(cannot::<Error>("create", &path))?;
                 // The mode given at creation goes through the umask.
                 let mode = Permissions::from_mode(entry.mode);
-                handle.set_permissions(mode).map_err(Error::io("change the mode of", &path))?;
+                handle.set_permissions(mode).map_err(cannot::<Error>("change the mode of", &path))?;
                 let file = Arc::new(Target { path, handle, source });
                 let blocks = crate::objects::frame::blocks_in(length) as u32; // a map has no more
                 for block in (0..blocks).step_by(READ_BLOCKS as usize) {
@@ -101,7 +102,7 @@ fn write_batch(store: &Store, batch: Vec<Part>, progress: &dyn Progress) -> Resu
         bytes.clear();
         part.file.source.read(store, part.block, READ_BLOCKS, bytes)?;
         let offset = u64::from(part.block) * BLOCK_SIZE as u64;
-        part.file.handle.write_all_at(bytes, offset).map_err(Error::io("write", &part.file.path))?;
+        part.file.handle.write_all_at(bytes, offset).map_err(cannot::<Error>("write", &part.file.path))?;
         progress.advance(bytes.len() as u64);
         Ok(())
     })

@@ -12,6 +12,7 @@ use super::blocks::Blocks;
 use super::control::Changes;
 use super::exclude::{Unlogged, is_excluded};
 use super::write::{Bytes, Item, UNIT_BYTES};
+use crate::objects::file_error::cannot;
 use crate::objects::frame::{BLOCK_SIZE, FRAME_SIZE, blocks_in};
 use crate::objects::snapshot::paths::is_own;
 use crate::objects::snapshot::{Node, Snapshot};
@@ -54,10 +55,10 @@ impl Scan {
         let dir = self.full(&below);
         let entries = match fs::read_dir(&dir) {
             Err(error) if self.is_gone(&error) => return Ok(()),
-            entries => entries.map_err(Error::io("list", &dir))?,
+            entries => entries.map_err(cannot::<Error>("list", &dir))?,
         };
         for entry in entries {
-            let name = entry.map_err(Error::io("list", &dir))?.file_name();
+            let name = entry.map_err(cannot::<Error>("list", &dir))?.file_name();
             let mut path = below.clone();
             if !path.is_empty() {
                 path.push(b'/');
@@ -78,7 +79,7 @@ impl Scan {
             Err(error) if error.kind() == io::ErrorKind::NotFound && !is_own(&path) && full.is_symlink() => {
                 return Ok(());
             }
-            metadata => metadata.map_err(Error::io("read", &full))?,
+            metadata => metadata.map_err(cannot::<Error>("read", &full))?,
         };
         let kind = metadata.file_type();
         let is_link = full.is_symlink();
@@ -144,7 +145,7 @@ impl Scan {
             Ok(file) => Arc::new(file),
             // Dropped since it was listed: what comes after the snapshot's start drops it again.
             Err(error) if self.is_gone(&error) => return Ok(Vec::new()),
-            Err(error) => return Err(Error::io("open", &full)(error)),
+            Err(error) => return Err(cannot::<Error>("open", &full)(error)),
         };
         let mut items = vec![Ok(Item::File { path: path.to_vec(), mode, length })];
         for offset in (0..length).step_by(UNIT_BYTES) {
@@ -166,7 +167,7 @@ impl Scan {
                     read_at(&file, &mut bytes[start..end], offset + start as u64, live).map_err(|error| {
                         match error.kind() {
                             io::ErrorKind::UnexpectedEof => Error::Changed { path: full.clone() },
-                            _ => Error::Io { verb: "read", path: full.clone(), source: error },
+                            _ => cannot("read", &full)(error),
                         }
                     })
                 })

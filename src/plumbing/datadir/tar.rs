@@ -12,6 +12,7 @@ use std::rc::Rc;
 use super::Error;
 use super::exclude::is_excluded;
 use super::write::{Bytes, Item, UNIT_BYTES};
+use crate::objects::file_error::cannot;
 use crate::objects::snapshot::paths::is_own;
 
 /// Files at the top that describe the backup; kept in memory, at most this many bytes of each.
@@ -87,7 +88,7 @@ fn take(
         if let Some(name) = path.strip_prefix(b"pg_wal/").filter(|name| !name.contains(&b'/')) {
             let target: PathBuf = wal_dir.join(std::ffi::OsStr::from_bytes(name));
             let copied = File::create(&target).and_then(|mut file| io::copy(entry, &mut file));
-            return copied.map(drop).map_err(Error::io("write", &target));
+            return copied.map(drop).map_err(cannot::<Error>("write", &target));
         }
         return take_file(entry, path, mode, aside, each);
     }

@@ -5,40 +5,18 @@ use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use super::Error;
-use super::wal_end::Doubt;
-use crate::objects::lock::{self, Mode};
+use super::{Error, WalFilesError};
+use crate::objects::file_error::cannot;
+use crate::objects::lock::Mode;
 use crate::objects::pg::record::Record;
 use crate::objects::pg::wal::{self as pages, WalError, WalReader, WalSource, What};
 use crate::objects::pg::{Lsn, segment};
-use crate::objects::repo::{self, Repo};
+use crate::objects::repo::Repo;
 use crate::objects::snapshot::Snapshot;
 use crate::objects::timeline::log::{Line, WalInterval};
 use crate::objects::timeline::wal::{Segments, TimelineWal};
-use crate::objects::timeline::{self, Position, Timeline, TimelineId};
+use crate::objects::timeline::{Position, Timeline, TimelineId};
 use crate::objects::{Kind, wal};
-
-/// WAL cannot be sealed or laid out.
-#[derive(Debug, thiserror::Error)]
-pub enum WalFilesError {
-    #[error("the WAL of timeline {timeline} is damaged")]
-    Damaged { timeline: TimelineId, source: WalError },
-    /// INVARIANT 6.
-    #[error("the WAL of timeline {timeline} seems to end at {end}, but {doubt}")]
-    EndInDoubt { timeline: TimelineId, end: Lsn, doubt: Doubt },
-    #[error("timeline {timeline} has no WAL from {from} to {to}")]
-    Missing { timeline: TimelineId, from: Lsn, to: Lsn },
-    #[error(transparent)]
-    Timeline(#[from] timeline::Error),
-    #[error(transparent)]
-    Store(#[from] crate::objects::store::Error),
-    #[error(transparent)]
-    Repo(#[from] repo::Error),
-    #[error(transparent)]
-    Lock(#[from] lock::Error),
-    #[error(transparent)]
-    Files(#[from] Error),
-}
 
 /// Where a sealing ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -273,7 +251,7 @@ impl Source<'_> {
             if self.wal.read(at, part).map_err(|error| damaged(What::Io(error)))? < part.len() {
                 return Err(damaged(What::End));
             }
-            file.write_all(part).map_err(Error::io("write", path))?;
+            file.write_all(part).map_err(cannot::<Error>("write", path))?;
             at = at.plus(part.len() as u64);
         }
         Ok(())
@@ -306,12 +284,12 @@ pub fn lay_out(
     while start <= upto.lsn {
         let at = start.max(snapshot.start.page_start());
         let path = dir.join(segment::file_name(snapshot.postgres_timeline, start, size));
-        let mut file = File::create(&path).map_err(Error::io("create", &path))?;
-        file.set_len(u64::from(size)).map_err(Error::io("write", &path))?;
+        let mut file = File::create(&path).map_err(cannot::<Error>("create", &path))?;
+        file.set_len(u64::from(size)).map_err(cannot::<Error>("write", &path))?;
         if at > start {
             let header = pages::segment_header(&repo.expected_wal(), start, snapshot.postgres_timeline);
-            file.write_all(&header).map_err(Error::io("write", &path))?;
-            file.seek(SeekFrom::Start(at.since(start))).map_err(Error::io("write", &path))?;
+            file.write_all(&header).map_err(cannot::<Error>("write", &path))?;
+            file.seek(SeekFrom::Start(at.since(start))).map_err(cannot::<Error>("write", &path))?;
         }
         let next = start.plus(u64::from(size));
         source.copy(at, upto.lsn.min(next), &mut file, &path)?;
@@ -331,9 +309,9 @@ pub fn lay_out(
     // Only the copy changes: from the store the WAL comes as it was written.
     for (lsn, byte) in moved.into_iter().flat_map(|(lsn, bytes)| (lsn.0..).map(Lsn).zip(bytes)) {
         let path = dir.join(segment::file_name(snapshot.postgres_timeline, lsn, size));
-        let file = File::options().write(true).open(&path).map_err(Error::io("open", &path))?;
+        let file = File::options().write(true).open(&path).map_err(cannot::<Error>("open", &path))?;
         let offset = u64::from(lsn.segment_offset(size));
-        file.write_all_at(&[byte], offset).map_err(Error::io("write", &path))?;
+        file.write_all_at(&[byte], offset).map_err(cannot::<Error>("write", &path))?;
     }
     Ok(())
 }
@@ -355,7 +333,7 @@ pub fn lay_out_before(
         let next = at.plus(u64::from(size));
         if source.wal.start().is_some_and(|start| start <= at) {
             let path = dir.join(segment::file_name(snapshot.postgres_timeline, at, size));
-            let mut file = File::create(&path).map_err(Error::io("create", &path))?;
+            let mut file = File::create(&path).map_err(cannot::<Error>("create", &path))?;
             source.copy(at, next, &mut file, &path)?;
         }
         at = next;
@@ -378,7 +356,7 @@ pub fn complete(repo: &Repo, snapshot: &Snapshot, timeline: TimelineId, dir: &Pa
     if first == page {
         return Ok(());
     }
-    let mut file = File::options().write(true).open(&path).map_err(Error::io("open", &path))?;
+    let mut file = File::options().write(true).open(&path).map_err(cannot::<Error>("open", &path))?;
     Source::open(repo, timeline, first)?.copy(first, page, &mut file, &path)
 }
 
@@ -396,7 +374,7 @@ pub fn complete_below(repo: &Repo, snapshot: &Snapshot, timeline: TimelineId) ->
 
 /// Keeps a segment from being sealed, or completed, by others as long as the result lives.
 pub fn hold(repo: &Repo, segment: &Path) -> Result<File, WalFilesError> {
-    let file = File::open(segment).map_err(Error::io("open", segment))?;
+    let file = File::open(segment).map_err(cannot::<Error>("open", segment))?;
     repo.patience().lock(&file, segment, Mode::Exclusive)?;
     Ok(file)
 }

@@ -13,8 +13,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::vfs::number_of;
-use super::wal::WalFilesError;
-use super::{Error, local};
+use super::{Doubt, Error, WalFilesError, local};
+use crate::objects::file_error::cannot;
 use crate::objects::pg::control::ControlFile;
 use crate::objects::pg::wal::{PAGE, WalReader, is_header_of};
 use crate::objects::pg::{Lsn, segment};
@@ -26,17 +26,6 @@ use crate::objects::{Repo, durable};
 /// laid out, and some may be missing.
 pub const LAID_OUT: &str = "laid-out";
 
-/// Why an end of the WAL is not believed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Doubt {
-    #[error("its segment {file} is missing or cut short")]
-    Missing { file: String },
-    #[error("pg_control says that there was WAL up to {upto} at least")]
-    Control { upto: Lsn },
-    #[error("pg_control, which could know of more, cannot be read: {why}")]
-    ControlUnreadable { why: String },
-}
-
 /// The segment files in a folder: first LSN, PostgreSQL's timeline id, path, length in bytes.
 struct Files(BTreeMap<Lsn, (u32, PathBuf, u64)>);
 
@@ -45,17 +34,17 @@ impl Files {
         let entries = match fs::read_dir(dir) {
             Ok(entries) => entries,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Files(BTreeMap::new())),
-            Err(error) => return Err(Error::io("list", dir)(error)),
+            Err(error) => return Err(cannot::<Error>("list", dir)(error)),
         };
         let mut files = BTreeMap::new();
         for entry in entries {
-            let entry = entry.map_err(Error::io("list", dir))?;
+            let entry = entry.map_err(cannot::<Error>("list", dir))?;
             let name = entry.file_name();
             let Some((timeline, start)) = name.to_str().and_then(|name| segment::parse_file_name(name, segment_size))
             else {
                 continue;
             };
-            let length = entry.metadata().map_err(Error::io("read", &entry.path()))?.len();
+            let length = entry.metadata().map_err(cannot::<Error>("read", &entry.path()))?.len();
             files.insert(start, (timeline, entry.path(), length));
         }
         Ok(Files(files))
@@ -65,7 +54,7 @@ impl Files {
 /// Returns whether a server may have written to the folder of the active WAL of `timeline`.
 pub fn is_laid_out(repo: &Repo, timeline: TimelineId) -> Result<bool, Error> {
     let mark = repo.timelines().wal_dir(timeline).join(LAID_OUT);
-    mark.try_exists().map_err(Error::io("look for", &mark))
+    mark.try_exists().map_err(cannot::<Error>("look for", &mark))
 }
 
 /// Finds the end of the active WAL of `timeline`, of which no server is alive, which is where its last whole record
@@ -80,7 +69,7 @@ pub fn find(repo: &Repo, timeline: TimelineId, accepted: Option<Lsn>) -> Result<
         match durable::sync_tree(&dir) {
             // All of it was sealed meanwhile, and the folder emptied.
             Err(error) if error.kind() == ErrorKind::NotFound => return find(repo, timeline, accepted),
-            synced => synced.map_err(Error::io("sync", &dir))?,
+            synced => synced.map_err(cannot::<Error>("sync", &dir))?,
         }
     }
     let read = repo.timelines().read(timeline)?;
@@ -149,11 +138,11 @@ pub fn beyond(repo: &Repo, timeline: TimelineId, end: Lsn) -> Result<Vec<(PathBu
     let mut found = Vec::new();
     for (start, (_, path, length)) in files.0.range(end.segment_start(size)..) {
         let from = if end > *start { end.since(*start) } else { 0 };
-        let file = File::open(path).map_err(Error::io("open", path))?;
+        let file = File::open(path).map_err(cannot::<Error>("open", path))?;
         let mut page = vec![0; PAGE];
         let mut at = from - from % PAGE as u64;
         while at + PAGE as u64 <= *length {
-            file.read_exact_at(&mut page, at).map_err(Error::io("read", path))?;
+            file.read_exact_at(&mut page, at).map_err(cannot::<Error>("read", path))?;
             let unread = &page[from.saturating_sub(at).min(PAGE as u64) as usize..]; // at most a page
             if is_header_of(&page, &expected, start.plus(at)) && unread.iter().any(|byte| *byte != 0) {
                 found.push((path.clone(), from));
@@ -178,18 +167,18 @@ fn control(repo: &Repo, timeline: TimelineId) -> Result<Option<ControlFile>, Err
             local::content_path(&layer, number)
         }
         // A lazy one that lost its journal. Through its mount nothing is read here.
-        None if layer.try_exists().map_err(Error::io("look for", &layer))? => return Ok(None),
+        None if layer.try_exists().map_err(cannot::<Error>("look for", &layer))? => return Ok(None),
         None => dir.join("data").join(NAME),
     };
     let bytes = match fs::read(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        bytes => bytes.map_err(Error::io("read", &path))?,
+        bytes => bytes.map_err(cannot::<Error>("read", &path))?,
     };
     // The first write to it did not reach the disk.
     if bytes.iter().all(|byte| *byte == 0) {
         return Ok(None);
     }
     let parsed = ControlFile::parse(&bytes, repo.expected_wal().version);
-    let unreadable = |error| Error::io("read", &path)(std::io::Error::new(ErrorKind::InvalidData, error));
+    let unreadable = |error| cannot::<Error>("read", &path)(std::io::Error::new(ErrorKind::InvalidData, error));
     parsed.map(Some).map_err(unreadable)
 }

@@ -7,8 +7,8 @@ use std::thread::sleep;
 use std::time::Instant;
 
 use super::pid_lock::PidLock;
-use super::{Error, Instance, PATIENCE, PAUSE, create, io_error, lost, of_branch};
-use crate::error::CommandError;
+use super::{Error, Instance, PATIENCE, PAUSE};
+use crate::objects::file_error::cannot;
 use crate::objects::{Repo, durable};
 use crate::progress::Progress;
 
@@ -24,7 +24,7 @@ pub(super) fn take(
     patience: Option<Instant>,
     progress: &dyn Progress,
 ) -> Result<PidLock, Error> {
-    let mut lock = PidLock::open(path).map_err(io_error("open", path))?;
+    let mut lock = PidLock::open(path).map_err(cannot::<Error>("open", path))?;
     while !lock.try_take() {
         progress.check()?;
         if patience.is_some_and(|patience| Instant::now() >= patience) {
@@ -55,10 +55,10 @@ impl Instance {
         let path = Instance::dir(repo, &self.name).join("lock");
         let doing = || format!("starting or stopping '{}'", self.config.branch);
         let lock = match take(&path, doing, Some(patience), progress) {
-            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Err(unknown()),
+            Err(Error::Io(error)) if error.source.kind() == io::ErrorKind::NotFound => return Err(unknown()),
             lock => lock?,
         };
-        if !lock.is_at(&path).map_err(io_error("read", &path))? {
+        if !lock.is_at(&path).map_err(cannot::<Error>("read", &path))? {
             return Err(unknown());
         }
         let now = Instance::read(repo, &self.name)?;
@@ -70,43 +70,7 @@ impl Instance {
 /// Keeps others from making instances.
 pub(super) fn hold_all(repo: &Repo, progress: &dyn Progress) -> Result<Held, Error> {
     let dir = repo.dir().join("instances");
-    durable::create_dir_all(&dir).map_err(io_error("create", &dir))?;
+    durable::create_dir_all(&dir).map_err(cannot::<Error>("create", &dir))?;
     let path = dir.join("lock");
     take(&path, || "making an instance".to_owned(), Some(Instant::now() + PATIENCE), progress).map(Held)
-}
-
-/// Holds the instance of a branch; makes one with the next name and a free port if there is none.
-pub fn hold_or_create(repo: &Repo, branch: &str, progress: &dyn Progress) -> Result<(Held, Instance), CommandError> {
-    loop {
-        match find_or_create(repo, branch, progress)?.hold(repo, progress) {
-            // Somebody forgot it meanwhile.
-            Err(Error::Unknown(_)) => {}
-            held => return Ok(held?),
-        }
-    }
-}
-
-fn find_or_create(repo: &Repo, branch: &str, progress: &dyn Progress) -> Result<Instance, CommandError> {
-    let held = hold_all(repo, progress)?;
-    if let Some(instance) = of_branch(repo, branch)? {
-        return Ok(instance);
-    }
-    lost::take_up_with(repo, &held)?;
-    of_branch(repo, branch)?.map_or_else(|| create(repo, branch, None), Ok)
-}
-
-/// Holds the instance of a branch that is about to be moved, renamed or deleted, if it has one: nobody starts it then.
-pub fn hold_of_branch(
-    repo: &Repo,
-    branch: &str,
-    progress: &dyn Progress,
-) -> Result<Option<(Held, Instance)>, CommandError> {
-    lost::take_up(repo, progress)?;
-    loop {
-        let Some(instance) = of_branch(repo, branch)? else { return Ok(None) };
-        match instance.hold(repo, progress) {
-            Err(Error::Unknown(_)) => {}
-            held => return Ok(held.map(Some)?),
-        }
-    }
 }

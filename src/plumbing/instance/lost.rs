@@ -9,8 +9,9 @@ use std::path::PathBuf;
 
 use super::hold::{Held, hold_all};
 use super::pid_lock::PidLock;
-use super::{Config, Error, Instance, free_name, free_port, io_error, list, read_all};
+use super::{Config, Error, Instance, free_name, free_port, list, read_all};
 use crate::error::CommandError;
+use crate::objects::file_error::cannot;
 use crate::objects::refs::{RefKind, Value};
 use crate::objects::timeline::TimelineId;
 use crate::objects::{Repo, durable};
@@ -76,13 +77,13 @@ pub(super) fn take_up_with(repo: &Repo, _held: &Held) -> Result<Vec<String>, Com
 
 /// Makes a damaged config one that nobody reads, and returns it with the instance's name; `None` if a command works on it.
 fn put_away(repo: &Repo, name: String, path: PathBuf) -> Result<Option<(String, String)>, CommandError> {
-    let lock = PidLock::open(&path.with_file_name("lock")).map_err(io_error("open", &path))?;
+    let lock = PidLock::open(&path.with_file_name("lock")).map_err(cannot::<Error>("open", &path))?;
     if !lock.try_take() {
         return Ok(None);
     }
-    let text = fs::read(&path).map_err(io_error("read", &path))?;
+    let text = fs::read(&path).map_err(cannot::<Error>("read", &path))?;
     let kept = durable::replace(repo.tmp()?, &path.with_extension("damaged"), &text);
-    kept.and_then(|()| durable::remove(&path)).map_err(io_error("put away", &path))?;
+    kept.and_then(|()| durable::remove(&path)).map_err(cannot::<Error>("put away", &path))?;
     Ok(Some((name, String::from_utf8_lossy(&text).into_owned())))
 }
 

@@ -18,6 +18,7 @@
 //! An epoch is open from [`start`](start::start) until [`settle`](settle::settle), which a stop runs and,
 //! after a crash, the next start.
 
+pub mod find;
 pub mod hold;
 pub mod logs;
 pub mod lost;
@@ -26,12 +27,14 @@ mod own_files;
 pub mod pid_lock;
 pub mod prefetch;
 pub mod read_only;
+pub mod seal;
 pub mod settle;
 pub mod slots;
 pub mod snapshot;
 pub mod start;
 pub mod stop;
 pub mod superuser;
+pub mod trash;
 mod unchanged;
 
 use std::fs;
@@ -43,17 +46,17 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use self::hold::hold_all;
-pub use self::hold::{Held, hold_of_branch, hold_or_create};
-use self::start::Wish;
+pub use self::find::{hold_of_branch, hold_or_create};
+pub use self::hold::Held;
 use crate::error::{Class, CommandError};
+use crate::objects::file_error::{FileError, cannot};
 use crate::objects::timeline::TimelineId;
 use crate::objects::{Repo, durable};
 use crate::plumbing::postgres::alive::Alive;
 use crate::plumbing::postgres::process::Process;
 use crate::plumbing::postgres::server::{self, Endpoint, Status};
 use crate::plumbing::postgres::{self, settings};
-use crate::progress::{Hidden, Interrupted, Progress};
+use crate::progress::{Hidden, Interrupted};
 
 /// The port that the first instance gets.
 pub const FIRST_PORT: u16 = 5433;
@@ -112,8 +115,8 @@ pub enum Error {
     Busy { doing: String, process: Option<Process> },
     #[error("'{0}' is not running")]
     NotRunning(String),
-    #[error("cannot {verb} '{}'", path.display())]
-    Io { verb: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Io(#[from] FileError),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }
@@ -139,11 +142,6 @@ impl From<Error> for CommandError {
         let error = CommandError::new(Class::Refused, error);
         hint.into_iter().fold(error, CommandError::hint)
     }
-}
-
-fn io_error(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-    let path = path.to_owned();
-    move |source| Error::Io { verb, path, source }
 }
 
 impl Instance {
@@ -219,7 +217,7 @@ impl Instance {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::Unknown(name.to_owned())),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(Error::Corrupt(path)),
-            Err(error) => return Err(io_error("read", &path)(error)),
+            Err(error) => return Err(cannot::<Error>("read", &path)(error)),
         };
         let config = toml_edit::de::from_str(&text).map_err(|_| Error::Corrupt(path))?;
         Ok(Instance { name: name.to_owned(), config })
@@ -232,15 +230,15 @@ impl Instance {
         let text = toml_edit::ser::to_string_pretty(&self.config).expect("invariant: only simple fields");
         let tmp = repo.tmp()?;
         let written = durable::create_dir_all(&dir).and_then(|()| durable::replace(tmp, &path, text.as_bytes()));
-        Ok(written.map_err(io_error("write", &path))?)
+        Ok(written.map_err(cannot::<Error>("write", &path))?)
     }
 
     /// Forgets an instance that does not run: all of it at once, so that nobody finds a part.
     pub fn remove(&self, repo: &Repo, _held: Held) -> Result<(), CommandError> {
         let dir = Instance::dir(repo, &self.name);
         let away = repo.tmp()?.join(format!("removed-{}", self.name));
-        durable::publish_dir(&dir, &away).map_err(io_error("remove", &dir))?;
-        Ok(fs::remove_dir_all(&away).map_err(io_error("remove", &away))?)
+        durable::publish_dir(&dir, &away).map_err(cannot::<Error>("remove", &dir))?;
+        Ok(fs::remove_dir_all(&away).map_err(cannot::<Error>("remove", &away))?)
     }
 }
 
@@ -270,7 +268,7 @@ fn read_all(repo: &Repo) -> Result<Vec<Read>, Error> {
     let entries = match fs::read_dir(&dir) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(io_error("list", &dir)(error)),
+        Err(error) => return Err(cannot::<Error>("list", &dir)(error)),
     };
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
     let known = names.filter(|name| dir.join(name).is_dir());
@@ -358,26 +356,4 @@ fn free_port(repo: &Repo, all: &[Instance]) -> Result<u16, postgres::Error> {
     let proxy = repo.config().proxy.listen.port();
     let taken: Vec<u16> = all.iter().map(|instance| instance.config.port).chain([proxy]).collect();
     settings::free_port(FIRST_PORT, &taken, &socket_dir(repo)?)
-}
-
-impl Instance {
-    /// Notes where the server of an instance, which does not run, is about to listen: on the port that was asked for, else on
-    /// its last one, or on another one where a server of this repository has that. Before it does so: whoever looks for a
-    /// server where it is not may find that of another branch.
-    fn choose_port(&mut self, repo: &Repo, wish: Wish, progress: &dyn Progress) -> Result<(), CommandError> {
-        let last = self.config.clone();
-        (self.config.tcp, self.config.on_demand) = (wish.tcp, wish.on_demand);
-        let mut held = None;
-        if let Some(port) = wish.port {
-            self.config.port = port;
-        } else if !settings::is_free(self.config.port, &socket_dir(repo)?, None) {
-            held = Some(hold_all(repo, progress)?);
-            self.config.port = free_port(repo, &list(repo)?)?;
-        }
-        if self.config != last {
-            self.write(repo)?;
-        }
-        drop(held);
-        Ok(())
-    }
 }

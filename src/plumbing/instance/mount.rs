@@ -27,6 +27,7 @@ use nix::unistd::geteuid;
 
 use super::pid_lock::PidLock;
 use crate::error::{Class, CommandError};
+use crate::objects::file_error::{FileError, cannot};
 use crate::objects::{ObjectId, Repo, durable};
 use crate::plumbing::datadir::mounts;
 use crate::plumbing::postgres::process::Process;
@@ -56,8 +57,8 @@ pub enum Error {
     Ended(PathBuf),
     #[error("cannot unmount '{}'", dir.display())]
     Stays { dir: PathBuf, source: io::Error },
-    #[error("cannot {verb} '{}'", path.display())]
-    Io { verb: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Io(#[from] FileError),
 }
 
 impl From<Error> for CommandError {
@@ -79,11 +80,6 @@ impl Error {
         let dir = dir.to_owned();
         move |source| Error::Refused { dir, source }
     }
-
-    fn io(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-        let path = path.to_owned();
-        move |source| Error::Io { verb, path, source }
-    }
 }
 
 /// The lock that the file system's process of a data directory holds as long as it lives, and that of its guardian.
@@ -92,16 +88,16 @@ const GUARD_LOCK: &str = "guard.lock";
 
 fn open_lock(dir: &Path, name: &str) -> Result<PidLock, Error> {
     let path = dir.join(name);
-    PidLock::open(&path).map_err(Error::io("open", &path))
+    PidLock::open(&path).map_err(cannot::<Error>("open", &path))
 }
 
 /// Takes the lock of `dir` for this process, unless another one has it that did not hand it over.
 pub fn lock(dir: &Path) -> Result<PidLock, Error> {
-    let mut lock = open_lock(dir, LOCK)?.or_inherited().map_err(Error::io("open", &dir.join("lock")))?;
+    let mut lock = open_lock(dir, LOCK)?.or_inherited().map_err(cannot::<Error>("open", &dir.join("lock")))?;
     if !lock.try_take() {
         return Err(Error::Busy(dir.join("data")));
     }
-    lock.note().map_err(Error::io("write", &dir.join("lock")))?;
+    lock.note().map_err(cannot::<Error>("write", &dir.join("lock")))?;
     Ok(lock)
 }
 
@@ -125,7 +121,7 @@ pub fn is_in_sight(dir: &Path) -> io::Result<bool> {
 
 /// Refuses to go by what was seen of the files in `dir` if they are not in sight any more.
 pub fn check_in_sight(dir: &Path) -> Result<(), Error> {
-    let is_seen = is_in_sight(dir).map_err(Error::io("look at", dir))?;
+    let is_seen = is_in_sight(dir).map_err(cannot::<Error>("look at", dir))?;
     if is_seen { Ok(()) } else { Err(Error::Ended(dir.join("data"))) }
 }
 
@@ -142,7 +138,7 @@ pub fn is_forsaken(dir: &Path) -> bool {
 /// and what starts their recovery are durable.
 pub fn set_prepared(dir: &Path) -> Result<(), Error> {
     let path = dir.join("prepared");
-    durable::write_in_place(&path, |_| Ok(())).map_err(Error::io("write", &path))
+    durable::write_in_place(&path, |_| Ok(())).map_err(cannot::<Error>("write", &path))
 }
 
 /// Returns whether it is, as long as its layer is whole.
@@ -186,7 +182,7 @@ pub fn mount(repo: &Repo, dir: &Path, wanted: &Wanted) -> Result<(), Error> {
 fn mount_once(repo: &Repo, dir: &Path, wanted: &Wanted) -> Result<(), Error> {
     let log_start = fs::metadata(wanted.log).map_or(0, |metadata| metadata.len());
     let program = Path::new("zenith");
-    let mut command = background(repo, wanted.log).map_err(Error::io("run", program))?;
+    let mut command = background(repo, wanted.log).map_err(cannot::<Error>("run", program))?;
     command.args(["mount-datadir", "--with-server"]).arg(wanted.alive).args(wanted.hydrate.then_some("--hydrate"));
     command.arg(wanted.snapshot.to_string()).arg(dir).stdout(Stdio::piped());
     // It has the lock from its first instant on: should this process die now, the next one finds that one.
@@ -199,8 +195,8 @@ fn mount_once(repo: &Repo, dir: &Path, wanted: &Wanted) -> Result<(), Error> {
     command.env("MALLOC_ARENA_MAX", "2");
     // Those of its threads' buffers that it takes from memory used before are cleared, and then they are there as a whole.
     command.env("MALLOC_MMAP_THRESHOLD_", "4194304");
-    let mut child = command.spawn().map_err(Error::io("run", program))?;
-    let answer = answer_of(&mut child).map_err(Error::io("read from", program))?;
+    let mut child = command.spawn().map_err(cannot::<Error>("run", program))?;
+    let answer = answer_of(&mut child).map_err(cannot::<Error>("read from", program))?;
     if answer.trim() == "ready" {
         server::let_run(child);
         return Ok(());
@@ -289,8 +285,8 @@ pub fn unmount(dir: &Path) -> Result<(), Error> {
     let begun = Instant::now();
     while !locks.iter().all(PidLock::try_take) {
         let holders = locks.iter().map(PidLock::holders).collect::<Result<Vec<_>, _>>();
-        for process in holders.map_err(Error::io("look for who serves", &data))?.concat() {
-            process.signal(Signal::SIGKILL).map_err(Error::io("end what serves", &data))?;
+        for process in holders.map_err(cannot::<Error>("look for who serves", &data))?.concat() {
+            process.signal(Signal::SIGKILL).map_err(cannot::<Error>("end what serves", &data))?;
         }
         if begun.elapsed() > PATIENCE {
             return Err(Error::Stays { dir: data, source: io::ErrorKind::ResourceBusy.into() });
@@ -327,5 +323,5 @@ pub fn reader(data: &Path) -> io::Result<Child> {
 /// with what is left of a layer. `tmp` is the repository's folder for unfinished files.
 pub fn remove(tmp: &Path, dir: &Path) -> Result<(), Error> {
     unmount(dir)?;
-    durable::discard_dir(tmp, dir).map_err(Error::io("remove", dir))
+    durable::discard_dir(tmp, dir).map_err(cannot::<Error>("remove", dir))
 }

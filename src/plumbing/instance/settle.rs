@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::unchanged::unchanged;
-use super::{Instance, mount, own_files, prefetch, slots};
+use super::{Instance, mount, own_files, prefetch, slots, trash};
 use crate::error::{CmdResult, CommandError};
 use crate::objects::pg::Lsn;
 use crate::objects::pg::control::State;
@@ -22,9 +22,8 @@ use crate::plumbing::datadir::control::Control;
 use crate::plumbing::datadir::local;
 use crate::plumbing::datadir::vfs::base::MOST_TOUCHED;
 use crate::plumbing::datadir::wal_end;
+use crate::plumbing::instance::seal::seal_upto;
 use crate::plumbing::postgres::alive::Held;
-use crate::plumbing::seal_wal::seal_upto;
-use crate::plumbing::trash;
 use crate::plumbing::write_snapshot::{Options, Source, inspect, write_snapshot};
 use crate::progress::Progress;
 

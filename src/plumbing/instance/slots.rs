@@ -12,7 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::objects::pg::Lsn;
-use crate::objects::pg::wal::crc32c;
+use crate::objects::pg::crc::crc32c;
 use crate::objects::timeline::TimelineId;
 use crate::objects::{Repo, durable};
 

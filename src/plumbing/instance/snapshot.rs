@@ -10,8 +10,8 @@ use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::objects::timeline::TimelineId;
 use crate::plumbing::datadir::control::Control;
+use crate::plumbing::instance::seal::seal_active;
 use crate::plumbing::postgres::server::{Backup, Status};
-use crate::plumbing::seal_wal::seal_active;
 use crate::plumbing::write_snapshot::{Options, Outcome, Source, write_snapshot};
 use crate::progress::Progress;
 

@@ -6,11 +6,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use super::hold::hold_all;
 use super::mount::{self, Wanted};
 use super::prefetch::{self, Plan};
+use super::seal::seal_active;
 use super::settle::{secure_end, settle};
-use super::{Config, Instance, PATIENCE, hold_or_create, logs, own_files, slots, socket_dir};
+use super::{Config, Instance, PATIENCE, free_port, hold_or_create, list, logs, own_files, slots, socket_dir};
 use crate::error::{CmdResult, CommandError};
+use crate::objects::file_error::cannot;
 use crate::objects::format::Shared;
 use crate::objects::pg::control::Sizes;
 use crate::objects::pg::record::Record;
@@ -128,8 +131,8 @@ fn start_stopped(cx: &Context, instance: &mut Instance, branch: &RefName, wish: 
     }
     // What a crash left open.
     settle(repo, instance, Instant::now() + PATIENCE, cx.signature, cx.progress)?;
-    let parent = super::super::update_ref::read_branch(repo, branch)?;
-    super::super::seal_wal::seal_active(repo, parent)?;
+    let parent = repo.refs().read_branch(branch)?;
+    seal_active(repo, parent)?;
     let from = repo.timelines().read(parent)?.tip();
     let timeline = TimelineId::random();
     let mut epoch = Epoch { cx, branch, parent, timeline, instance, kept: false };
@@ -147,6 +150,26 @@ pub(super) fn runs_already(cx: &Context, instance: &Instance) -> Result<bool, Co
 }
 
 impl Instance {
+    /// Notes where the server of an instance, which does not run, is about to listen: on the port that was asked for, else on
+    /// its last one, or on another one where a server of this repository has that. Before it does so: whoever looks for a
+    /// server where it is not may find that of another branch.
+    pub(super) fn choose_port(&mut self, repo: &Repo, wish: Wish, progress: &dyn Progress) -> Result<(), CommandError> {
+        let last = self.config.clone();
+        (self.config.tcp, self.config.on_demand) = (wish.tcp, wish.on_demand);
+        let mut held = None;
+        if let Some(port) = wish.port {
+            self.config.port = port;
+        } else if !settings::is_free(self.config.port, &socket_dir(repo)?, None) {
+            held = Some(hold_all(repo, progress)?);
+            self.config.port = free_port(repo, &list(repo)?)?;
+        }
+        if self.config != last {
+            self.write(repo)?;
+        }
+        drop(held);
+        Ok(())
+    }
+
     /// Notes that a server that runs was asked for by hand: then it stays.
     pub(super) fn claim(&mut self, repo: &Repo, wish: Wish) -> CmdResult {
         if self.config.on_demand && !wish.on_demand {
@@ -221,7 +244,7 @@ pub(super) fn run_server(
     if repo.config().core.shared == Shared::Group {
         // PostgreSQL lets its group read its files then, as far as it ever does.
         let mode = fs::Permissions::from_mode(0o750);
-        fs::set_permissions(&data, mode).map_err(postgres::Error::io("change the mode of", &data))?;
+        fs::set_permissions(&data, mode).map_err(cannot::<postgres::Error>("change the mode of", &data))?;
     }
     if let Some(file) = wish.config_file {
         configure(&data, file)?;
@@ -235,9 +258,10 @@ pub(super) fn run_server(
 
 /// Makes what `file` says the configuration of the cluster in `data`, durably.
 fn configure(data: &Path, file: &Path) -> Result<(), postgres::Error> {
-    let (text, target) = (fs::read(file).map_err(postgres::Error::io("read", file))?, data.join("postgresql.conf"));
+    let (text, target) =
+        (fs::read(file).map_err(cannot::<postgres::Error>("read", file))?, data.join("postgresql.conf"));
     let written = fs::write(&target, text).and_then(|()| durable::sync_file(&target));
-    written.map_err(postgres::Error::io("write", &target))
+    written.map_err(cannot::<postgres::Error>("write", &target))
 }
 
 /// Returns what zenith sets for the server of an instance.
@@ -446,7 +470,7 @@ impl Drop for Epoch<'_> {
 /// holds the server's lock.
 fn archive_command(repo: &Repo, timeline: TimelineId) -> Result<String, postgres::Error> {
     let program = std::env::current_exe();
-    let program = program.map_err(|source| postgres::Error::Io { verb: "find", path: "zenith".into(), source })?;
+    let program = program.map_err(cannot::<postgres::Error>("find", Path::new("zenith")))?;
     let timeline = timeline.to_string();
     let words =
         [program.as_os_str(), "--repo".as_ref(), repo.dir().as_os_str(), "seal-wal".as_ref(), timeline.as_ref()];

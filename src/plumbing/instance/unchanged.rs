@@ -8,9 +8,9 @@ use crate::objects::Repo;
 use crate::objects::pg::Lsn;
 use crate::objects::pg::wal::WalReader;
 use crate::objects::timeline::{Timeline, TimelineId};
+use crate::plumbing::datadir::WalFilesError;
 use crate::plumbing::datadir::control::Control;
 use crate::plumbing::datadir::exclude::is_excluded;
-use crate::plumbing::datadir::wal::WalFilesError;
 
 /// An epoch that committed nothing is kept, for its snapshot, if starting without that means to
 /// replay more WAL, bytes.

@@ -38,7 +38,7 @@ mod visitors;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -51,6 +51,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::error::{Class, CommandError};
+use crate::objects::file_error::{FileError, cannot};
 use crate::objects::{Repo, durable};
 use crate::plumbing::health::health;
 use crate::plumbing::instance;
@@ -94,17 +95,10 @@ pub enum Error {
     Certificate { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("the page server did not stop within {} seconds", STOP_WAIT.as_secs())]
     Stays,
-    #[error("cannot {verb} '{}'", path.display())]
-    Io { verb: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Io(#[from] FileError),
     #[error("the page server failed")]
     Failed(#[from] io::Error),
-}
-
-impl Error {
-    fn io(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-        let path = path.to_owned();
-        move |source| Error::Io { verb, path, source }
-    }
 }
 
 impl From<Error> for CommandError {
@@ -219,9 +213,9 @@ fn lock_file(repo: &Repo) -> PathBuf {
 
 fn open_lock(repo: &Repo) -> Result<PidLock, Error> {
     let dir = dir(repo);
-    fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+    fs::create_dir_all(&dir).map_err(cannot::<Error>("create", &dir))?;
     let path = lock_file(repo);
-    PidLock::open(&path).map_err(Error::io("open", &path))
+    PidLock::open(&path).map_err(cannot::<Error>("open", &path))
 }
 
 /// Takes the lock for this process. A page server that ends, and says no more where it listens, is waited for.
@@ -236,14 +230,14 @@ fn take_lock(repo: &Repo) -> Result<PidLock, Error> {
     }
     // Where one was that was killed. First: as long as that one is noted, nobody takes its addresses for this one's.
     let _ = fs::remove_file(dir(repo).join("address"));
-    lock.note().map_err(Error::io("write", &lock_file(repo)))?;
+    lock.note().map_err(cannot::<Error>("write", &lock_file(repo)))?;
     Ok(lock)
 }
 
 /// Returns the pid of the page server and where it listens, if it runs.
 pub fn running(repo: &Repo) -> Result<Option<(i32, Addresses)>, Error> {
     let path = lock_file(repo);
-    if PidLock::is_held(&path).map_err(Error::io("lock", &path))? != Some(true) {
+    if PidLock::is_held(&path).map_err(cannot::<Error>("lock", &path))? != Some(true) {
         return Ok(None);
     }
     // It is about to note itself, and then to write where it listens.
@@ -322,7 +316,7 @@ impl PageServer {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Failed)?;
         let path = dir(&repo).join("address");
         let text = serde_json::to_vec(&addresses).expect("invariant: only simple fields");
-        durable::replace(repo.tmp()?, &path, &text).map_err(Error::io("write", &path))?;
+        durable::replace(repo.tmp()?, &path, &text).map_err(cannot::<Error>("write", &path))?;
 
         let accepting = tokio::spawn(accept_tcp(tcp, proxy.clone()));
         let accepting_unix = tokio::spawn(accept_unix(unix, proxy.clone()));
@@ -363,7 +357,7 @@ fn token(repo: &Repo) -> Result<String, CommandError> {
         Ok(text) if text.len() == 32 => Ok(text),
         _ => {
             let text = uuid::Uuid::new_v4().simple().to_string();
-            durable::replace(repo.tmp()?, &path, text.as_bytes()).map_err(Error::io("write", &path))?;
+            durable::replace(repo.tmp()?, &path, text.as_bytes()).map_err(cannot::<Error>("write", &path))?;
             Ok(text)
         }
     }

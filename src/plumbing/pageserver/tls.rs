@@ -12,6 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
 
 use super::Error;
+use crate::objects::file_error::cannot;
 
 /// What PostgreSQL's clients ask for over TLS.
 const ALPN: &[u8] = b"postgresql";
@@ -57,8 +58,8 @@ fn made(dir: &Path) -> Result<Files, Error> {
     }
     let fail = |source| Error::Certificate { path: files.certificate.clone(), source: Box::new(source) };
     let made = rcgen::generate_simple_self_signed(NAMES.map(str::to_owned)).map_err(fail)?;
-    write(&files.key, &made.signing_key.serialize_pem(), 0o600).map_err(Error::io("write", &files.key))?;
-    write(&files.certificate, &made.cert.pem(), 0o666).map_err(Error::io("write", &files.certificate))?;
+    write(&files.key, &made.signing_key.serialize_pem(), 0o600).map_err(cannot::<Error>("write", &files.key))?;
+    write(&files.certificate, &made.cert.pem(), 0o666).map_err(cannot::<Error>("write", &files.certificate))?;
     Ok(files)
 }
 

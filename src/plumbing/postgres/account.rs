@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, CWD, Dir, Gid, Mode, OFlags, Uid, chownat, fchown, ope
 use rustix::io::Errno;
 
 use super::Error;
+use crate::objects::file_error::cannot;
 
 /// How the server gets an account that PostgreSQL accepts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +64,7 @@ impl Account {
         let owner = (Uid::from_raw(user.uid.as_raw()), Gid::from_raw(user.gid.as_raw()));
         let folder = openat(CWD, path, FOLDER, Mode::empty()).map_err(io::Error::from);
         let owned = folder.and_then(|folder| Ok(own_tree(folder, owner)?));
-        owned.map_err(Error::io("give to postgres what is in", path))
+        owned.map_err(cannot::<Error>("give to postgres what is in", path))
     }
 }
 

@@ -31,6 +31,7 @@ use nix::sys::signal::Signal;
 
 use super::Error;
 use super::process::{Process, inheritors, lockers_in};
+use crate::objects::file_error::cannot;
 
 /// The descriptor that a postmaster finds it under.
 pub const DESCRIPTOR: i32 = 3;
@@ -107,7 +108,7 @@ impl Alive {
         match File::options().read(true).write(true).open(&self.path) {
             Ok(file) => Ok(Some(file)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(Error::io("open", &self.path)(error)),
+            Err(error) => Err(cannot::<Error>("open", &self.path)(error)),
         }
     }
 
@@ -127,14 +128,14 @@ impl Alive {
     fn locked(&self) -> Result<Option<File>, Error> {
         let Some(file) = self.open()? else { return Ok(None) };
         // Shared: two who look do not take each other for a server.
-        let is_locked = is_locked(file.try_lock_shared()).map_err(Error::io("lock", &self.path))?;
+        let is_locked = is_locked(file.try_lock_shared()).map_err(cannot::<Error>("lock", &self.path))?;
         Ok(Some(file).filter(|_| is_locked))
     }
 
     /// Returns the processes of a server whose lock is on another file: somebody removed or replaced the one that it
     /// was started with.
     fn astray(&self) -> Result<Vec<Process>, Error> {
-        lockers_in(&self.data, DESCRIPTOR).map_err(Error::io("look for who works in", &self.data))
+        lockers_in(&self.data, DESCRIPTOR).map_err(cannot::<Error>("look for who works in", &self.data))
     }
 
     /// Returns whether a server, or what it started, is there; or somebody who is about to start one. Where that cannot be
@@ -171,7 +172,7 @@ impl Alive {
     fn holders(&self, look: &Look) -> Result<Vec<Process>, Error> {
         match look {
             Look::Free => Ok(Vec::new()),
-            Look::Locked(file) => inheritors(file).map_err(Error::io("look for who has", &self.path)),
+            Look::Locked(file) => inheritors(file).map_err(cannot::<Error>("look for who has", &self.path)),
             Look::Astray(processes) => Ok(processes.clone()),
         }
     }
@@ -179,10 +180,10 @@ impl Alive {
     /// Takes the lock. Fails if a server is there, or what it left.
     pub fn take(&self) -> Result<Held, Error> {
         let open = || File::options().create(true).truncate(false).read(true).write(true).open(&self.path);
-        let file = open().map_err(Error::io("open", &self.path))?;
+        let file = open().map_err(cannot::<Error>("open", &self.path))?;
         let still_alive = |process| Error::StillAlive { lock: self.path.clone(), process };
         let begun = Instant::now();
-        while is_locked(file.try_lock()).map_err(Error::io("lock", &self.path))? {
+        while is_locked(file.try_lock()).map_err(cannot::<Error>("lock", &self.path))? {
             if begun.elapsed() > LOOKS {
                 return Err(still_alive(match noted(&file) {
                     Noted::Postmaster(process) | Noted::Taker(process) => Some(process),
@@ -237,7 +238,7 @@ impl Alive {
                     return Err(Error::StillAlive { lock: self.path.clone(), process: orphans.first().copied() });
                 }
                 for orphan in &orphans {
-                    orphan.signal(Signal::SIGKILL).map_err(Error::io("end what a server left on", &self.path))?;
+                    orphan.signal(Signal::SIGKILL).map_err(cannot::<Error>("end what a server left on", &self.path))?;
                 }
             }
             sleep(PAUSE);
@@ -281,7 +282,7 @@ fn postmaster_of(processes: &[Process]) -> Option<Process> {
 impl Held {
     /// Has the process that `command` starts inherit the lock.
     pub fn hand_to(&self, command: &mut Command) -> Result<(), Error> {
-        let io = Error::io("hand over", &self.path);
+        let io = cannot::<Error>("hand over", &self.path);
         let metadata = self.file.metadata().and_then(|metadata| {
             let parent_fd = self.file.as_fd().try_clone_to_owned()?;
             Ok((metadata, parent_fd))
@@ -302,7 +303,7 @@ impl Held {
     fn write(&self, line: &str) -> Result<(), Error> {
         let line = format!("{line}\n");
         let written = self.file.write_all_at(line.as_bytes(), 0).and_then(|()| self.file.set_len(line.len() as u64));
-        written.map_err(Error::io("write", &self.path))
+        written.map_err(cannot::<Error>("write", &self.path))
     }
 }
 

@@ -8,6 +8,7 @@ use super::Error;
 use super::account::Account;
 use super::find::Binaries;
 use super::settings::{Role, Settings};
+use crate::objects::file_error::cannot;
 use crate::objects::pg::control::Sizes;
 
 /// The superuser of every cluster that zenith creates.
@@ -23,7 +24,7 @@ pub fn initdb(binaries: &Binaries, account: &Account, dir: &Path, os_user: &str)
         command.args(["-U", SUPERUSER, "-E", "UTF8", "--data-checksums", "--no-instructions"]);
         command.args(["--auth-local=trust", "--auth-host=scram-sha-256", "--no-sync"]);
         command.arg(format!("--locale={locale}")).arg("-D").arg(dir);
-        command.stdin(Stdio::null()).output().map_err(Error::io("run", &program))
+        command.stdin(Stdio::null()).output().map_err(cannot::<Error>("run", &program))
     };
     let mut output = run("C.UTF-8")?;
     if !output.status.success() && text(&output).contains("locale") {
@@ -68,7 +69,7 @@ pub fn superusers(binaries: &Binaries, account: &Account, dir: &Path) -> Result<
     let mut command = account.command(&program);
     command.arg("--single").arg("-D").arg(dir).args(settings.arguments(binaries.major, dir));
     command.args(["-c", "shared_preload_libraries=", "-c", "session_preload_libraries=", "template1"]);
-    let output = feed(&mut command, &query).map_err(Error::io("run", &program))?;
+    let output = feed(&mut command, &query).map_err(cannot::<Error>("run", &program))?;
     check("postgres --single", &output)?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let found = said.split(MARK).skip(1).filter_map(|rest| from_hex(rest.split('.').next()?));
@@ -97,7 +98,7 @@ fn single_user(binaries: &Binaries, account: &Account, dir: &Path, statements: &
     let mut command = account.command(&program);
     command.arg("--single").args(["-c", "fsync=off", "-D"]).arg(dir).arg("postgres");
     let lines: String = statements.iter().map(|statement| statement.replace('\n', " ") + "\n").collect();
-    let output = feed(&mut command, &lines).map_err(Error::io("run", &program))?;
+    let output = feed(&mut command, &lines).map_err(cannot::<Error>("run", &program))?;
     let said = text(&output);
     if said.contains("ERROR:") {
         return Err(Error::Failed { program: "postgres --single", output: said });

@@ -16,10 +16,11 @@ pub mod server;
 pub mod settings;
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use postgres::error::SqlState;
 
+use crate::objects::file_error::FileError;
 use crate::progress::Interrupted;
 
 /// PostgreSQL cannot be found or does not do what it should.
@@ -63,8 +64,8 @@ pub enum Error {
     Superuser { name: String, port: u16, source: postgres::Error },
     #[error("the cluster has no superuser who may connect")]
     NoSuperuser,
-    #[error("cannot {verb} '{}'", path.display())]
-    Io { verb: &'static str, path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Io(#[from] FileError),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }
@@ -110,11 +111,6 @@ fn not_found(major: Option<u32>, searched: &[PathBuf]) -> String {
 }
 
 impl Error {
-    pub(super) fn io(verb: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error {
-        let path = path.to_owned();
-        move |source| Error::Io { verb, path, source }
-    }
-
     /// Returns whether the server did not answer because it starts or shuts down.
     pub fn may_pass(&self) -> bool {
         let Error::Query { source, .. } = self else { return false };

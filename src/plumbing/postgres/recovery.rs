@@ -7,6 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use super::Error;
 use crate::objects::durable;
+use crate::objects::file_error::cannot;
 use crate::objects::pg::control::{self, ControlFile, State};
 use crate::objects::pg::segment;
 use crate::objects::pg::version::Version;
@@ -33,14 +34,14 @@ pub fn write_backup_label(data_dir: &Path, snapshot: &Snapshot) -> Result<(), Er
     let path = data_dir.join("backup_label");
     let label = backup_label(snapshot, was_standby(data_dir, snapshot)?);
     let write = |file: &mut fs::File| file.write_all(label.as_bytes());
-    durable::write_in_place(&path, write).map_err(Error::io("write", &path))
+    durable::write_in_place(&path, write).map_err(cannot::<Error>("write", &path))
 }
 
 /// Returns whether the files were copied from a standby: the end of such a backup is what its `pg_control`
 /// says, not a record.
 fn was_standby(data_dir: &Path, snapshot: &Snapshot) -> Result<bool, Error> {
     let path = data_dir.join("global/pg_control");
-    let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+    let bytes = fs::read(&path).map_err(cannot::<Error>("read", &path))?;
     let version = Version::of_major(snapshot.postgres_major);
     let control = version.and_then(|version| ControlFile::parse(&bytes, version).ok());
     Ok(control.is_some_and(|control| matches!(control.state, State::InArchiveRecovery | State::ShutDownInRecovery)))
@@ -51,12 +52,12 @@ fn was_standby(data_dir: &Path, snapshot: &Snapshot) -> Result<bool, Error> {
 /// the end of that.
 pub fn make_standby(data_dir: &Path, version: &Version) -> Result<(), Error> {
     let path = data_dir.join("global/pg_control");
-    let mut bytes = fs::read(&path).map_err(Error::io("read", &path))?;
-    let damaged = |error| Error::io("read", &path)(io::Error::new(io::ErrorKind::InvalidData, error));
+    let mut bytes = fs::read(&path).map_err(cannot::<Error>("read", &path))?;
+    let damaged = |error| cannot::<Error>("read", &path)(io::Error::new(io::ErrorKind::InvalidData, error));
     control::forget_backup(&mut bytes, version).map_err(damaged)?;
-    fs::write(&path, &bytes).map_err(Error::io("write", &path))?;
+    fs::write(&path, &bytes).map_err(cannot::<Error>("write", &path))?;
     let path = data_dir.join("standby.signal");
-    fs::write(&path, "").map_err(Error::io("write", &path))
+    fs::write(&path, "").map_err(cannot::<Error>("write", &path))
 }
 
 fn backup_label(snapshot: &Snapshot, from_standby: bool) -> String {
@@ -82,16 +83,16 @@ fn backup_label(snapshot: &Snapshot, from_standby: bool) -> String {
 /// that is copied or moved stays in itself, and a server in the copy never writes the original's WAL.
 pub fn link_wal(data_dir: &Path, wal_dir: &Path) -> Result<(), Error> {
     let path = data_dir.join("pg_wal");
-    let absolute = |path: &Path| std::path::absolute(path).map_err(Error::io("find", path));
+    let absolute = |path: &Path| std::path::absolute(path).map_err(cannot::<Error>("find", path));
     let target = relative(&absolute(data_dir)?, &absolute(wal_dir)?);
     if fs::read_link(&path).is_ok_and(|found| found == target) {
         return Ok(());
     }
     match fs::remove_dir_all(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(Error::io("remove", &path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(cannot::<Error>("remove", &path)(error)),
         _ => {}
     }
-    symlink(target, &path).map_err(Error::io("create", &path))
+    symlink(target, &path).map_err(cannot::<Error>("create", &path))
 }
 
 /// Returns whether a data directory has tablespaces in folders elsewhere. If it was copied with its repository, those

@@ -21,6 +21,7 @@ use super::alive::{self, Alive, Held};
 use super::find::Binaries;
 use super::process::Process;
 use super::settings::{Settings, is_free, remove_stale_socket};
+use crate::objects::file_error::cannot;
 use crate::objects::pg::Lsn;
 use crate::progress::{Hidden, Progress};
 
@@ -151,14 +152,14 @@ pub fn start(
     command.arg("-D").arg(data_dir).args(settings.arguments(binaries.major, data_dir));
     let log_start = detach(&mut command, log)?;
     held.hand_to(&mut command)?;
-    let child = command.spawn().map_err(Error::io("run", &program))?;
+    let child = command.spawn().map_err(cannot::<Error>("run", &program))?;
     let pid = child.id() as i32; // pids are i32
     let mut started = Started { child: Some(child) };
     held.note(Process::of(pid))?;
     poll(None, || {
         progress.check()?;
         let child = started.child.as_mut().expect("invariant: taken only by keep and drop");
-        if child.try_wait().map_err(Error::io("wait for", &program))?.is_some() {
+        if child.try_wait().map_err(cannot::<Error>("wait for", &program))?.is_some() {
             started.child = None;
             return Err(Error::DidNotStart { log: log.to_owned(), tail: tail(log, log_start) });
         }
@@ -169,9 +170,10 @@ pub fn start(
 
 /// Gives a command its own process group, nothing to read, and `log` to write to. Returns where its messages begin.
 fn detach(command: &mut Command, log: &Path) -> Result<u64, Error> {
-    let mut file = File::options().create(true).append(true).read(true).open(log).map_err(Error::io("open", log))?;
-    let log_start = file.seek(SeekFrom::End(0)).map_err(Error::io("read", log))?;
-    let stdout = file.try_clone().map_err(Error::io("open", log))?;
+    let mut file =
+        File::options().create(true).append(true).read(true).open(log).map_err(cannot::<Error>("open", log))?;
+    let log_start = file.seek(SeekFrom::End(0)).map_err(cannot::<Error>("read", log))?;
+    let stdout = file.try_clone().map_err(cannot::<Error>("open", log))?;
     command.stdin(Stdio::null()).stdout(stdout).stderr(file).process_group(0);
     Ok(log_start)
 }
@@ -205,11 +207,11 @@ pub fn recover(
     command.args(["--single", "-D"]).arg(data_dir).args(settings.arguments(binaries.major, data_dir)).arg("template1");
     let log_start = detach(&mut command, log)?;
     held.hand_to(&mut command)?;
-    let mut child = Recovering(command.spawn().map_err(Error::io("run", &program))?);
+    let mut child = Recovering(command.spawn().map_err(cannot::<Error>("run", &program))?);
     held.note(Process::of(child.0.id() as i32))?; // pids are i32
     poll(None, || {
         progress.check()?;
-        child.0.try_wait().map_err(Error::io("wait for", &program))
+        child.0.try_wait().map_err(cannot::<Error>("wait for", &program))
     })?;
     Ok(log_start)
 }
@@ -275,7 +277,7 @@ fn ask<T: Send + 'static>(
     let asked = endpoint.clone();
     let wait = move || drop(answer.send(log_in(&asked).and_then(question)));
     let thread = thread::Builder::new().name("question".to_owned()).spawn(wait);
-    thread.map_err(Error::io("ask the server in", &endpoint.socket_dir))?;
+    thread.map_err(cannot::<Error>("ask the server in", &endpoint.socket_dir))?;
     let silent = |_| Error::Silent { port: endpoint.port, seconds: ANSWER_WAIT.as_secs() };
     answered.recv_timeout(ANSWER_WAIT).map_err(silent)?
 }
@@ -315,7 +317,7 @@ pub fn wait_until_it_answers(
         if !says(data_dir, postmaster.pid, STOPPING) {
             stopping = None;
         } else if stopping.get_or_insert_with(Instant::now).elapsed() > SHUTDOWN_WAIT {
-            end_at_once(postmaster).map_err(Error::io("end the server of", data_dir))?;
+            end_at_once(postmaster).map_err(cannot::<Error>("end the server of", data_dir))?;
             continue;
         }
         let error = match ask(endpoint, |_| Ok(())) {
@@ -452,7 +454,7 @@ pub fn stop(alive: &Alive, mode: Mode, timeout: Duration, log: &Path, progress: 
     if let Some(postmaster) = alive.postmaster()? {
         grace = alive::GRACE;
         let signalled = postmaster.signal(mode.signal());
-        signalled.map_err(Error::io("stop the server that holds", alive.path()))?;
+        signalled.map_err(cannot::<Error>("stop the server that holds", alive.path()))?;
         if !has_ended(postmaster, timeout, progress)? {
             return Err(Error::DidNotStop { postmaster, seconds: timeout.as_secs(), log: log.to_owned() });
         }
@@ -494,7 +496,7 @@ pub fn become_psql(psql: &Path, endpoint: &Endpoint, options: &str, arguments: &
     }
     command.env("PGHOST", &endpoint.socket_dir).env("PGPORT", endpoint.port.to_string());
     command.env("PGUSER", &endpoint.superuser).env("PGDATABASE", "postgres").args(arguments);
-    Error::Io { verb: "run", path: psql.to_owned(), source: command.exec() }
+    cannot("run", psql)(command.exec())
 }
 
 /// Returns the URL of a server's socket.

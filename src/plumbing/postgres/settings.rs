@@ -16,6 +16,7 @@ use super::Error;
 use super::conf::{self, Values};
 use super::policy::{Class, RULES, Rule, Value, without_schedulers};
 use super::process::Process;
+use crate::objects::file_error::cannot;
 use crate::objects::pg::control::{ControlFile, Sizes, State};
 use crate::objects::pg::version::Version;
 
@@ -207,17 +208,17 @@ fn make_private(dir: &Path) -> Result<(), Error> {
     match DirBuilder::new().mode(0o700).create(dir) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            let metadata = fs::symlink_metadata(dir).map_err(Error::io("read", dir))?;
+            let metadata = fs::symlink_metadata(dir).map_err(cannot::<Error>("read", dir))?;
             if !metadata.is_dir() || !is_ours(metadata.uid()) {
                 return Err(Error::SocketDir(dir.to_owned()));
             }
             if metadata.mode() & 0o077 != 0 {
                 fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
-                    .map_err(Error::io("change the mode of", dir))?;
+                    .map_err(cannot::<Error>("change the mode of", dir))?;
             }
             Ok(())
         }
-        Err(error) => Err(Error::io("create", dir)(error)),
+        Err(error) => Err(cannot::<Error>("create", dir)(error)),
     }
 }
 
@@ -242,7 +243,7 @@ pub fn write_hba_file(dir: &Path) -> Result<PathBuf, Error> {
         std::io::Write::write_all(&mut file, HBA.as_bytes())?;
         crate::objects::durable::keep_as(file, &path)
     };
-    write().map_err(Error::io("write", &path))?;
+    write().map_err(cannot::<Error>("write", &path))?;
     Ok(path)
 }
 

@@ -44,7 +44,7 @@
 
 use crate::objects::ObjectId;
 use crate::objects::codec::{Malformed, Reader, put_varint};
-use crate::objects::pg::wal::{crc32c, crc32c_begin, crc32c_go_on};
+use crate::objects::pg::crc::{crc32c, crc32c_begin, crc32c_go_on};
 
 const MAGIC: [u8; 7] = *b"ZLOCAL\0";
 /// The part of the header that all versions have, bytes.

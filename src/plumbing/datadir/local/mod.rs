@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use super::Error;
+use crate::objects::file_error::cannot;
 use crate::objects::{ObjectId, durable};
 use disk::{Disk, DiskFile};
 use journal::Record;
@@ -79,14 +80,14 @@ impl Layer {
             disk.sync_dir()?;
             Ok(Layer::new(disk, journal, (0, journal::HEADER as u64), true))
         };
-        create().map_err(Error::io("create", dir))
+        create().map_err(cannot::<Error>("create", dir))
     }
 
     /// Opens the layer in `dir`. All of it is durable after that (INVARIANT 5): what a crash of this
     /// process, not of the machine, left in the kernel's memory would be taken for safe otherwise.
     pub fn open(dir: &Path) -> Result<Opened, Error> {
         let path = dir.join(JOURNAL);
-        let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+        let bytes = fs::read(&path).map_err(cannot::<Error>("read", &path))?;
         let read = journal::read(&bytes).map_err(|source| Error::Journal { path: path.clone(), source })?;
         let open = || {
             let disk = Disk::open(dir);
@@ -97,7 +98,7 @@ impl Layer {
             layer.note_durable(&layer.state())?;
             Ok(layer)
         };
-        let layer = open().map_err(Error::io("open", dir))?;
+        let layer = open().map_err(cannot::<Error>("open", dir))?;
         Ok(Opened { layer, snapshot: read.snapshot, records: read.records })
     }
 
@@ -247,7 +248,7 @@ pub fn snapshot_below(dir: &Path) -> Result<Option<ObjectId>, Error> {
     match fs::File::open(&path).and_then(|mut file| io::Read::read_exact(&mut file, &mut begin)) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::io("read", &path)(error)),
+        Err(error) => return Err(cannot::<Error>("read", &path)(error)),
     }
     let (_, snapshot) = journal::read_begin(&begin).map_err(|source| Error::Journal { path, source })?;
     Ok(Some(snapshot))

@@ -1,0 +1,77 @@
+//! Seals the active WAL of a timeline, whether or not its server runs.
+
+use std::fs;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use super::{Error, alive, ask};
+use crate::error::CommandError;
+use crate::objects::Repo;
+use crate::objects::pg::{Lsn, segment};
+use crate::objects::timeline::{self, TimelineId};
+use crate::plumbing::datadir::wal::{Sealed, Upto, hold, seal};
+use crate::plumbing::datadir::wal_end;
+use crate::plumbing::postgres::alive::Status;
+use crate::plumbing::postgres::{self, server};
+
+/// How long other commands are waited for that start a server or see to what it left, and between two looks.
+const PATIENCE: Duration = Duration::from_secs(25);
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Seals what PostgreSQL has flushed of a timeline's active WAL: asks its server if one runs, and takes all up to an end
+/// that is believed (INVARIANT 6) if none does. Waits for a server that is about to start, or whose remains are seen to.
+/// Costs the WAL since the last call.
+pub fn seal_active(repo: &Repo, timeline: TimelineId) -> Result<Option<Sealed>, CommandError> {
+    let is_open = || Ok::<_, CommandError>(repo.datadir(timeline).exists() || wal_end::is_laid_out(repo, timeline)?);
+    if active_timeline(repo, timeline).is_none() && !is_open()? {
+        return Ok(None);
+    }
+    let alive = alive(repo, timeline);
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        if let Some(flushed) = ask(repo, timeline, server::flushed_lsn)? {
+            return seal_upto(repo, timeline, flushed);
+        }
+        match alive.take_from_the_dead() {
+            // Nobody is alive, and nobody starts meanwhile.
+            Ok(_held) => {
+                let end = wal_end::find(repo, timeline, None)?;
+                return end.map_or(Ok(None), |end| seal_upto(repo, timeline, end));
+            }
+            // Dropped by the command that had the lock.
+            Err(_) if !repo.timelines().exists(timeline) => return Err(timeline::Error::Unknown(timeline).into()),
+            Err(postgres::Error::StillAlive { .. }) if Instant::now() < patience => sleep(PAUSE),
+            // Not the server is in the way, but the command that sees to it.
+            Err(postgres::Error::StillAlive { process, .. }) if alive.status()? == Status::Held => {
+                let doing = format!("starting or stopping the server of timeline {timeline}");
+                return Err(Error::Busy { doing, process }.into());
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Returns PostgreSQL's number of the timeline that the active WAL is of, if there is any.
+fn active_timeline(repo: &Repo, timeline: TimelineId) -> Option<u32> {
+    let names = fs::read_dir(repo.timelines().wal_dir(timeline)).into_iter().flatten().flatten();
+    let mut names = names.filter_map(|entry| entry.file_name().into_string().ok());
+    let size = repo.config().wal_segment_size;
+    names.find_map(|name| segment::parse_file_name(&name, size)).map(|(postgres_timeline, _)| postgres_timeline)
+}
+
+/// Seals the active WAL of a timeline up to an LSN, to which it is durable; `None` where there is none.
+pub fn seal_upto(repo: &Repo, timeline: TimelineId, upto: Lsn) -> Result<Option<Sealed>, CommandError> {
+    let Some(postgres_timeline) = active_timeline(repo, timeline) else { return Ok(None) };
+    let active = repo.active_segments(timeline, postgres_timeline);
+    Ok(Some(seal(repo, timeline, active, None, Upto::Record(upto))?))
+}
+
+/// Seals a completed segment.
+pub fn seal_segment(repo: &Repo, timeline: TimelineId, file: &str) -> Result<Option<Sealed>, CommandError> {
+    // Timeline history and backup label files hold nothing that zenith needs.
+    let size = repo.config().wal_segment_size;
+    let Some((postgres_timeline, start)) = segment::parse_file_name(file, size) else { return Ok(None) };
+    let _held = hold(repo, &repo.timelines().wal_dir(timeline).join(file))?;
+    let active = repo.active_segments(timeline, postgres_timeline);
+    Ok(Some(seal(repo, timeline, active, None, Upto::Segment(start))?))
+}

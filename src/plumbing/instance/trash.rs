@@ -1,0 +1,295 @@
+//! What is dropped goes to the trash, and goes for good only from there (INVARIANT 7).
+
+use std::cell::LazyCell;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::{io, iter};
+
+use super::is_open;
+use crate::error::{Class, CmdResult, CommandError};
+use crate::objects::Repo;
+use crate::objects::pg::Lsn;
+use crate::objects::pg::wal::PAGE;
+use crate::objects::refs::{RefKind, RefName, Signature, Value};
+use crate::objects::timeline::{self, History, Position, Timeline, TimelineId};
+use crate::objects::trash::{Entry, Item, What, total_bytes};
+use crate::plumbing::datadir::wal_end;
+
+const KINDS: [RefKind; 3] = [RefKind::Branch, RefKind::Remote, RefKind::Tag];
+
+/// What an entry says of a drop: who, when and why come from the signature.
+fn entry(what: What, branch: &str, position: Position, commits: bool, signature: &Signature) -> Entry {
+    let Signature { who, time_us, why } = signature.clone();
+    Entry { what, branch: branch.to_owned(), position, commits, bytes: 0, message: None, who, time_us, why }
+}
+
+/// Puts what a ref is, which is about to be deleted or to become `new`, into the trash, unless `new` or another ref leads
+/// there. Entries of the trash do not count: they go as well. The active WAL is sealed already.
+pub fn keep_named(
+    repo: &Repo,
+    name: &RefName,
+    (old, new): (&Value, Option<&Value>),
+    signature: &Signature,
+) -> Result<Option<Item>, CommandError> {
+    let id = old.timeline();
+    let timeline = match repo.timelines().read(id) {
+        // Nothing is left of it.
+        Err(timeline::Error::Unknown(_)) => return Ok(None),
+        timeline => timeline.ok(),
+    };
+    // Of one that is damaged, all.
+    let tip = timeline.as_ref().map_or(Position { timeline: id, lsn: Lsn::MAX }, Timeline::tip);
+    let (what, position, message) = match old {
+        Value::Branch(_) => (What::Timeline, tip, None),
+        Value::Tag(tag) => (What::Tag, tag.position, tag.message.clone()),
+    };
+    // What a server may still commit there, no other has.
+    let may_grow = what == What::Timeline && is_open(repo, id).unwrap_or(true);
+    let end = if may_grow { Lsn::MAX } else { position.lsn };
+    if Reach::of(repo, |other| other != name, new).has(Position { lsn: end, ..position }) {
+        return Ok(None);
+    }
+    let bytes = timeline.map_or(0, |timeline| wal_bytes(repo, &timeline));
+    let entry = Entry { bytes, message, ..entry(what, name.short(), position, true, signature) };
+    Ok(Some(repo.trash().put(repo.tmp()?, entry, |_| Ok(()))?))
+}
+
+/// Where refs lead.
+struct Reach {
+    /// Ends, and what lies behind them.
+    ends: Vec<(Position, History)>,
+}
+
+impl Reach {
+    /// Looks at the refs that `counts` names, and at one more that is `new`. One that cannot be read leads nowhere.
+    fn of(repo: &Repo, counts: impl Fn(&RefName) -> bool, new: Option<&Value>) -> Reach {
+        let all = KINDS.into_iter().flat_map(|kind| repo.refs().list(kind).unwrap_or_default());
+        let values = all.filter(|(name, _)| counts(name)).map(|(_, value)| value).chain(new.cloned());
+        let ends = values.map(|value| match value {
+            Value::Branch(timeline) => Position { timeline, lsn: Lsn::MAX },
+            Value::Tag(tag) => tag.position,
+        });
+        Reach { ends: ends.filter_map(|end| Some((end, repo.timelines().history(end.timeline).ok()?))).collect() }
+    }
+
+    /// Returns whether one has all up to `position` in its past.
+    fn has(&self, position: Position) -> bool {
+        self.ends.iter().any(|(end, history)| {
+            let ancestors = history.ancestors.iter().map(|ancestor| (ancestor.timeline, ancestor.fork.min(end.lsn)));
+            let mut passed = ancestors.chain([(end.timeline, end.lsn)]);
+            passed.any(|(timeline, lsn)| timeline == position.timeline && lsn >= position.lsn)
+        })
+    }
+
+    /// Returns whether commits may go with an entry that no ref leads to. A timeline without WAL of its own has none; any
+    /// other changed something, or it would have been dropped when its epoch ended. What cannot be read may have some.
+    fn may_lose(&self, repo: &Repo, item: &Item) -> bool {
+        let Some(entry) = &item.entry else { return true };
+        if entry.what.folder().is_some() {
+            return entry.commits;
+        }
+        let Ok(history) = repo.timelines().history(entry.position.timeline) else { return true };
+        let ancestors = history.ancestors.iter().rev();
+        let ancestors = ancestors.map(|ancestor| Position { timeline: ancestor.timeline, lsn: ancestor.fork });
+        let is_open = |id| repo.datadir(id).exists() || wal_end::is_laid_out(repo, id).unwrap_or(true);
+        let has_sealed = |id| repo.timelines().read(id).map_or(true, |timeline| !timeline.log.wal.is_empty());
+        let mut lost = iter::once(entry.position).chain(ancestors).take_while(|position| !self.has(*position));
+        lost.any(|Position { timeline, .. }| has_sealed(timeline) || is_open(timeline))
+    }
+}
+
+/// Returns the bytes that the WAL of a timeline takes in the store.
+fn wal_bytes(repo: &Repo, timeline: &Timeline) -> u64 {
+    timeline.log.wal.iter().filter_map(|interval| repo.store().stored_bytes(&interval.object).ok()).sum()
+}
+
+/// Moves a data directory, which nobody uses, into the trash; `commits` says whether it may hold some that no branch has.
+pub fn keep_datadir(repo: &Repo, branch: &str, id: TimelineId, commits: bool, signature: &Signature) -> CmdResult {
+    let dir = repo.datadir(id);
+    if !dir.exists() {
+        return Ok(());
+    }
+    let position = match repo.timelines().read(id) {
+        Err(timeline::Error::Unknown(_)) => Position { timeline: id, lsn: Lsn::INVALID },
+        timeline => timeline?.tip(),
+    };
+    let entry = entry(What::DataDirectory, branch, position, commits, signature);
+    repo.trash().put_folder(repo.tmp()?, entry, &dir)?;
+    Ok(())
+}
+
+/// Moves the active WAL of a timeline, on which no server is alive, into the trash: its end was not believed.
+pub fn keep_wal(repo: &Repo, branch: &str, id: TimelineId, signature: &Signature) -> CmdResult {
+    let dir = repo.timelines().wal_dir(id);
+    if !dir.exists() {
+        return Ok(());
+    }
+    let entry = entry(What::Wal, branch, repo.timelines().read(id)?.tip(), true, signature);
+    repo.trash().put_folder(repo.tmp()?, entry, &dir)?;
+    Ok(repo.timelines().empty_wal(repo.tmp()?, id)?)
+}
+
+/// Copies what lies behind the end of the WAL into the trash, if there is any, before something overwrites it.
+pub fn keep_beyond(repo: &Repo, branch: &str, end: Position, signature: &Signature) -> CmdResult {
+    let beyond = wal_end::beyond(repo, end.timeline, end.lsn)?;
+    if beyond.is_empty() {
+        return Ok(());
+    }
+    let entry = entry(What::Wal, branch, end, true, signature);
+    let is_here = |entry: &Entry| entry.what == What::Wal && entry.position == end;
+    let same = |item: &Item| item.entry.as_ref().is_some_and(is_here) && item.has_files();
+    if repo.trash().list()?.iter().any(same) {
+        // A start that was repeated.
+        return Ok(());
+    }
+    let folder = |dir: &Path| dir.join(What::Wal.folder().expect("invariant: it has files"));
+    repo.trash().put(repo.tmp()?, entry, |dir| {
+        fs::create_dir(folder(dir))?;
+        beyond.iter().try_for_each(|(path, from)| copy_pages(path, *from, &folder(dir)))
+    })?;
+    Ok(())
+}
+
+/// Copies a segment from the page of byte `from` on; pages of zeroes become holes.
+fn copy_pages(path: &Path, from: u64, to: &Path) -> io::Result<()> {
+    let source = File::open(path)?;
+    let length = source.metadata()?.len();
+    let copy = File::create(to.join(path.file_name().unwrap_or_default()))?;
+    copy.set_len(length)?;
+    let mut at = from - from % PAGE as u64;
+    let mut page = vec![0; PAGE];
+    while at < length {
+        let part = &mut page[..(length - at).min(PAGE as u64) as usize]; // at most a page
+        source.read_exact_at(part, at)?;
+        if part.iter().any(|byte| *byte != 0) {
+            copy.write_all_at(part, at)?;
+        }
+        at += part.len() as u64;
+    }
+    Ok(())
+}
+
+/// Returns whether something refers to a timeline: a ref that `own` does not count as one's own, a fork, or the trash, in
+/// which a damaged entry may.
+pub fn is_referenced(repo: &Repo, id: TimelineId, own: &dyn Fn(&RefName) -> bool) -> Result<bool, CommandError> {
+    for kind in KINDS {
+        // One that is damaged may.
+        let Ok(refs) = repo.refs().list(kind) else { return Ok(true) };
+        if refs.iter().any(|(name, value)| value.timeline() == id && !own(name)) {
+            return Ok(true);
+        }
+    }
+    if repo.trash().list()?.iter().any(|item| item.entry.as_ref().is_none_or(|entry| entry.names(id))) {
+        return Ok(true);
+    }
+    for other in repo.timelines().list()? {
+        // Other commands drop theirs at the same time.
+        let history = match repo.timelines().history(other) {
+            Err(timeline::Error::Unknown(_)) => continue,
+            history => history?,
+        };
+        if history.ancestors.iter().any(|ancestor| ancestor.timeline == id) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Removes entries for good, and with each the timelines that nothing else refers to. What a damaged one refers to is not
+/// known: it goes alone, and as long as it is there no other takes a timeline away.
+pub fn remove(repo: &Repo, items: &[Item]) -> CmdResult {
+    let has_timeline = |item: &Item| item.entry.as_ref().is_some_and(|entry| entry.what.folder().is_none());
+    if items.iter().any(has_timeline) {
+        refuse_damaged(&repo.trash().list()?)?;
+    }
+    for item in items {
+        repo.trash().remove(repo.tmp()?, item)?;
+        if let Some(entry) = item.entry.as_ref().filter(|_| has_timeline(item)) {
+            remove_timelines(repo, entry.position.timeline)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes a timeline and its ancestors, as far as nothing refers to them.
+fn remove_timelines(repo: &Repo, youngest: TimelineId) -> CmdResult {
+    let mut next = Some(youngest);
+    while let Some(id) = next.take() {
+        let Ok(history) = repo.timelines().history(id) else { return Ok(()) };
+        let open = is_open(repo, id)?;
+        let is_unneeded = || Ok::<_, CommandError>(!open && !is_referenced(repo, id, &|_| false)?);
+        if repo.timelines().remove(repo.tmp()?, id, is_unneeded)? {
+            next = history.ancestors.last().map(|ancestor| ancestor.timeline);
+        }
+    }
+    Ok(())
+}
+
+/// Removes all entries for good. Returns how many.
+pub fn empty(repo: &Repo) -> Result<usize, CommandError> {
+    let items = repo.trash().list()?;
+    refuse_damaged(&items)?;
+    remove(repo, &items)?;
+    Ok(items.len())
+}
+
+fn refuse_damaged(items: &[Item]) -> CmdResult {
+    let Some(damaged) = items.iter().find(|item| item.entry.is_none()) else { return Ok(()) };
+    let Item { id, path, .. } = damaged;
+    let error = format!("entry '{id}' of the trash is damaged: nothing goes for good as long as it may refer to it");
+    Err(CommandError::new(Class::Corrupt, error)
+        .hint(format!("look at '{}'; to give up what it refers to: zenith trash empty {id}", path.display())))
+}
+
+/// An entry, and whether commits may go with it that nothing else has.
+#[derive(Debug, Clone)]
+pub struct Row {
+    pub item: Item,
+    pub commits: bool,
+}
+
+/// Returns all entries, those that are damaged first, then the oldest.
+pub fn list(repo: &Repo) -> Result<Vec<Row>, CommandError> {
+    let reach = Reach::of(repo, |_| true, None);
+    let row = |item| Row { commits: reach.may_lose(repo, &item), item };
+    Ok(repo.trash().list()?.into_iter().map(row).collect())
+}
+
+/// Removes, of what holds no commit, what is older than `gc.trash`, and the oldest where the trash is larger than
+/// `gc.trash_limit`; but nothing that this very command, which began at `now_us`, has put there. Commits never go
+/// by the way: a clock that jumps would take them all. Returns how many entries went.
+pub fn tidy(repo: &Repo, now_us: i64) -> Result<usize, CommandError> {
+    sweep(repo, now_us, false)
+}
+
+/// The same, for who asks for it: what holds commits goes as well when it is older than `gc.trash`.
+pub fn expire(repo: &Repo, now_us: i64) -> Result<usize, CommandError> {
+    sweep(repo, now_us, true)
+}
+
+fn sweep(repo: &Repo, now_us: i64, with_commits: bool) -> Result<usize, CommandError> {
+    let gc = &repo.config().gc;
+    let keep_us = gc.trash.0.map_or(i64::MAX, |keep| i64::try_from(keep.as_micros()).unwrap_or(i64::MAX));
+    let items = repo.trash().list()?;
+    // A damaged one may refer to any timeline, but to no files of others.
+    let is_frozen = !with_commits && items.iter().any(|item| item.entry.is_none());
+    // Looked up now: what else led to the commits of an entry when it came may have gone since.
+    let reach = LazyCell::new(|| Reach::of(repo, |_| true, None));
+    let mut total = total_bytes(&items);
+    let mut gone = 0;
+    for item in items {
+        let Some(Entry { what, time_us, bytes, .. }) = item.entry else { continue };
+        if is_frozen && what.folder().is_none() {
+            continue;
+        }
+        let is_old = now_us.saturating_sub(time_us) > keep_us;
+        let is_too_much = total > gc.trash_limit && time_us != now_us;
+        if is_old && with_commits || (is_old || is_too_much) && !reach.may_lose(repo, &item) {
+            remove(repo, std::slice::from_ref(&item))?;
+            total = total.saturating_sub(bytes);
+            gone += 1;
+        }
+    }
+    Ok(gone)
+}

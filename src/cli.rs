@@ -33,7 +33,7 @@ macro_rules! command {
 }
 
 /// All commands, in the order of the help.
-pub static COMMANDS: [Command; 42] = [
+pub static COMMANDS: [Command; 43] = [
     command!(Begin, "init", porcelain::init),
     command!(Grow, "branch", porcelain::branch),
     command!(Grow, "tag", porcelain::tag),
@@ -61,6 +61,7 @@ pub static COMMANDS: [Command; 42] = [
     command!(Manipulate, "seal-wal", plumbing::seal_wal),
     command!(Manipulate, "write-snapshot", plumbing::write_snapshot),
     command!(Manipulate, "read-snapshot", plumbing::read_snapshot),
+    command!(Manipulate, "repack", plumbing::repack),
     command!(Manipulate, "update-ref", plumbing::update_ref),
     command!(Manipulate, "symbolic-ref", plumbing::symbolic_ref),
     command!(Manipulate, "fork-timeline", plumbing::fork_timeline),

@@ -27,6 +27,7 @@ mod it {
     pub mod plumbing;
     pub mod private;
     pub mod refs;
+    pub mod repack;
     pub mod restored;
     pub mod settings;
     pub mod trash;

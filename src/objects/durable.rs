@@ -90,6 +90,11 @@ pub fn keep_as(file: NamedTempFile, path: &Path) -> io::Result<File> {
 pub fn replace(tmp: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = temp_file(tmp)?;
     file.write_all(bytes)?;
+    replace_with(file, path)
+}
+
+/// Does so with a temporary file that has the content already.
+pub fn replace_with(file: NamedTempFile, path: &Path) -> io::Result<()> {
     sync_all(file.as_file())?;
     file.persist(path).map_err(|error| error.error)?;
     sync_dir(parent(path)?)

@@ -144,7 +144,7 @@ impl Repo {
         let config = Repo::read_config(dir)?;
         mode::repair(dir, config.core.shared).map_err(cannot::<Error>("change the modes of", dir))?;
         Ok(Repo {
-            store: Store::open(&dir.join("objects"))?.with_segment_size(config.wal_segment_size),
+            store: Store::open(&dir.join("objects")).with_segment_size(config.wal_segment_size),
             refs: Refs::open(dir),
             timelines: Timelines::open(&dir.join("timelines")),
             patience: Patience::default(),

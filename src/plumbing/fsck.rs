@@ -2,7 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
-use std::sync::Mutex;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
 use rayon::prelude::*;
 
@@ -10,10 +11,15 @@ use super::rev_list::{Reachable, rev_list, trash_positions, walk_damaged};
 use crate::command::Cx;
 use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::codec::Malformed;
+use crate::objects::map::Map;
 use crate::objects::pg::Lsn;
 use crate::objects::refs::{RefKind, RefName, Tag, Value};
-use crate::objects::snapshot::{Content, Node};
+use crate::objects::snapshot::{Content, Node, Snapshot};
+use crate::objects::store::encode::Encoded;
 use crate::objects::store::file::StoredFile;
+use crate::objects::store::midx;
+use crate::objects::store::pack::Pack;
+use crate::objects::store::seen::Seen;
 use crate::objects::timeline::{Position, Timeline, TimelineId};
 use crate::objects::{Kind, ObjectId, Repo, store, wal};
 use crate::progress::Progress;
@@ -46,59 +52,113 @@ pub struct Outcome {
 const LONG: u64 = 4 << 20;
 const LONG_WAL: u64 = 64 << 20;
 
-/// Checks a repository. Faults are part of the outcome; errors are what keeps it from being checked.
+/// Checks a repository. Faults are part of the outcome; errors are what keeps it from being checked. Reads each copy of each
+/// object once, pack by pack as they lie there, and maps and snapshots once more to follow them. Memory: a bit for each object, and
+/// four bytes for each of the largest pack.
 pub fn fsck(repo: &Repo, progress: &dyn Progress) -> Result<Outcome, CommandError> {
-    let mut faults = Vec::new();
-    let packs = repo.store().packs();
-    faults.extend(packs.iter().filter_map(|pack| pack.verify().err()).map(|error| CommandError::from(error).text()));
-    let ids = repo.store().ids()?;
-    faults.extend(repo.store().broken_packs().into_iter().map(|(_, why)| why));
-    progress.start("checking", ids.len() as u64);
-    let (intervals, alone) = (Mutex::default(), Mutex::new(()));
-    let check = |id: &ObjectId| {
-        progress.advance(1);
-        let errors = check_object(repo, id, &intervals, &alone).into_iter();
-        errors.map(|error| CommandError::from(error).text()).collect::<Vec<_>>()
-    };
-    // In chunks, so that Ctrl-C is heard.
-    for chunk in ids.chunks(4096) {
-        progress.check()?;
-        faults.extend(chunk.par_iter().flat_map_iter(check).collect::<Vec<_>>());
-    }
-    progress.finish();
-    let intervals = intervals.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let store = repo.store();
+    store.refresh()?;
+    let packs = store.packs();
+    let mut faults: Vec<String> = store.broken_packs().into_iter().map(|(_, why)| why).collect();
+    // One may be merged with others this instant.
+    let damage = |pack: &Arc<Pack>| pack.verify().err().filter(|_| pack.is_there() || !is_merged(repo, pack));
+    faults.extend(packs.all().iter().filter_map(damage).map(text));
+    let multi = packs.multi().and_then(|multi| multi.verify(&packs.dir().join(midx::FILE)).err());
+    faults.extend(multi.map(text));
+    let checker = Checker { repo, intervals: Mutex::default(), alone: Mutex::new(()) };
+    let mut all = Seen::new(store)?;
+    checker.objects(&mut all, &mut faults, progress)?;
+    let intervals = checker.intervals.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     let positions = check_names(repo, &intervals, &mut faults);
-    let reachable = check_reachable(repo, &positions, &mut faults, progress)?;
-    let unreachable = ids.iter().filter(|id| !reachable.contains(id)).count();
+    let needed = check_reachable(repo, &positions, &mut all, &mut faults, progress)?;
     faults.sort_unstable();
     faults.dedup();
-    Ok(Outcome { objects: ids.len(), unreachable, faults })
+    Ok(Outcome { objects: all.len(), unreachable: all.len().saturating_sub(needed), faults })
+}
+
+fn text(error: store::Error) -> String {
+    CommandError::from(error).text()
+}
+
+/// Returns whether a pack that is gone was merged with others since it was looked for.
+fn is_merged(repo: &Repo, gone: &Pack) -> bool {
+    repo.store().refresh().is_ok() && repo.store().packs().all().iter().all(|pack| pack.name() != gone.name())
 }
 
 /// Where the WAL of an object begins, and its length in bytes.
 type Intervals = HashMap<ObjectId, (Lsn, u64)>;
 
-/// Reads an object, each copy of it, and all that can be known from it alone. Returns what is wrong.
-fn check_object(repo: &Repo, id: &ObjectId, intervals: &Mutex<Intervals>, alone: &Mutex<()>) -> Vec<store::Error> {
-    let store = repo.store();
-    let stored = match store.stored(id) {
-        Ok(stored) => stored,
-        Err(error) => return vec![error],
-    };
-    let long = if stored.kind == Kind::Wal { LONG_WAL } else { LONG };
-    let _alone = (stored.length > long).then(|| alone.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
-    let read = match stored.kind {
-        Kind::Map => store.map(id).map(drop),
-        Kind::Snapshot => store.snapshot(id).map(drop),
-        Kind::Frame => store.read(id).map(drop),
-        Kind::Wal => store.read(id).and_then(|object| {
-            let (start, bytes) = wal::decode(&object.content).map_err(|error| store.malformed(id, &error))?;
-            let mut intervals = intervals.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            intervals.insert(*id, (start, bytes.len() as u64));
-            Ok(())
-        }),
-    };
-    store.damaged_copies(id).into_iter().chain(read.err()).collect()
+/// Checks objects.
+struct Checker<'a> {
+    repo: &'a Repo,
+    intervals: Mutex<Intervals>,
+    /// For who takes much memory.
+    alone: Mutex<()>,
+}
+
+impl Checker<'_> {
+    /// Reads each copy of each object, and adds the objects to `all`.
+    fn objects(&self, all: &mut Seen, faults: &mut Vec<String>, progress: &dyn Progress) -> CmdResult {
+        let store = self.repo.store();
+        let loose = store.loose_ids()?;
+        // Those whose index cannot be read are faults already.
+        let packs = store.packs().all();
+        let indexes: Vec<_> = packs.iter().filter_map(|pack| Some((pack, pack.index().ok()?))).collect();
+        let total = indexes.iter().map(|(_, index)| index.len()).sum::<usize>() + loose.len();
+        progress.start("checking", total as u64);
+        for (pack, index) in indexes {
+            // In chunks, so that Ctrl-C is heard.
+            for numbers in index.in_order_of_offsets().chunks(4096) {
+                progress.check()?;
+                let check = |number: &u32| {
+                    let (id, position) = index.entry(*number);
+                    progress.advance(1);
+                    let checked = self.copy(&id, store.packed_copy(pack, &id, position));
+                    checked.err().filter(|_| pack.is_there() || !is_merged(self.repo, pack)).map(text)
+                };
+                faults.extend(numbers.par_iter().filter_map(check).collect::<Vec<_>>());
+                for number in numbers {
+                    all.insert(&index.entry(*number).0);
+                }
+            }
+        }
+        for ids in loose.chunks(4096) {
+            progress.check()?;
+            let check = |id: &ObjectId| {
+                progress.advance(1);
+                // One that is gone lies in a pack by now.
+                self.copy(id, store.loose_copy(id).transpose()?).err().map(text)
+            };
+            faults.extend(ids.par_iter().filter_map(check).collect::<Vec<_>>());
+            for id in ids {
+                all.insert(id);
+            }
+        }
+        progress.finish();
+        Ok(())
+    }
+
+    /// Checks one copy of an object: its content, and all that can be known from that alone.
+    fn copy(&self, id: &ObjectId, read: Result<(Encoded, PathBuf), store::Error>) -> Result<(), store::Error> {
+        let store = self.repo.store();
+        let (encoded, path) = read?;
+        let long = if encoded.kind == Kind::Wal { LONG_WAL } else { LONG };
+        let _alone =
+            (encoded.length > long).then(|| self.alone.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+        let object = store.decode(id, encoded, path)?;
+        let malformed = |error| store.malformed(id, &error);
+        match object.kind {
+            Kind::Frame => {}
+            Kind::Map => drop(Map::decode(&object.content).map_err(malformed)?),
+            Kind::Snapshot => drop(Snapshot::decode(&object.content).map_err(malformed)?),
+            Kind::Wal => {
+                let (start, bytes) = wal::decode(&object.content).map_err(malformed)?;
+                let mut intervals = self.intervals.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                intervals.insert(*id, (start, bytes.len() as u64));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Checks HEAD, the refs, and the timelines. Returns the positions of the refs that lead somewhere.
@@ -192,17 +252,18 @@ fn wrong_ancestors<'a>(
     })
 }
 
-/// Checks that all that positions need is there, and fits. Returns the objects.
+/// Checks that all that positions need is there, and fits. Returns how many of the objects that are there they need.
 fn check_reachable(
     repo: &Repo,
     positions: &[Position],
+    all: &mut Seen,
     faults: &mut Vec<String>,
     progress: &dyn Progress,
-) -> Result<HashSet<ObjectId>, CommandError> {
+) -> Result<usize, CommandError> {
     let reachable = rev_list(repo, positions)?;
-    let mut objects = HashSet::new();
+    let mut needed = 0;
     let mut each = |_, id| {
-        objects.insert(id);
+        needed += usize::from(all.contains(&id));
         let missing = || CommandError::refused(format!("object {id} is missing"));
         if repo.store().contains(&id) { Ok(()) } else { Err(missing()) }
     };
@@ -218,7 +279,7 @@ fn check_reachable(
             check_files(repo, *id, &mut files, faults);
         }
     }
-    Ok(objects)
+    Ok(needed)
 }
 
 /// Checks that the frames and maps of a snapshot fit its files, but those that are `known` already.

@@ -20,6 +20,7 @@ pub mod merge_base;
 pub mod mount_datadir;
 pub mod read_ahead;
 pub mod read_snapshot;
+pub mod repack;
 pub mod rev_list;
 pub mod rev_parse;
 pub mod seal_wal;

@@ -1,6 +1,6 @@
 //! `zenith rev-list`: lists what is reachable from revisions.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io::Write;
 
 use super::rev_parse::again_if_gone;
@@ -9,6 +9,7 @@ use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::pg::Lsn;
 use crate::objects::refs::{RefKind, RefName, Value, revision};
 use crate::objects::snapshot::Content;
+use crate::objects::store::seen::Seen;
 use crate::objects::timeline::{Position, TimelineId};
 use crate::objects::{Kind, ObjectId, Repo, store};
 
@@ -78,7 +79,7 @@ pub fn rev_list(repo: &Repo, positions: &[Position]) -> Result<Vec<Reachable>, C
 }
 
 /// Gives every object that is needed to read what is reachable to `each`, once, referrers first.
-/// Memory: an id for each object.
+/// Memory: a bit for each object.
 pub fn walk_objects(
     repo: &Repo,
     reachable: &[Reachable],
@@ -94,7 +95,7 @@ pub fn walk_damaged(
     each: &mut dyn FnMut(Kind, ObjectId) -> CmdResult,
     fault: &mut dyn FnMut(CommandError) -> CmdResult,
 ) -> CmdResult {
-    let mut walk = Walk { repo, seen: HashSet::new(), each, fault };
+    let mut walk = Walk { repo, seen: Seen::new(repo.store())?, each, fault };
     for item in reachable {
         match *item {
             Reachable::Timeline(end) => {
@@ -111,7 +112,7 @@ pub fn walk_damaged(
 
 struct Walk<'a> {
     repo: &'a Repo,
-    seen: HashSet<ObjectId>,
+    seen: Seen,
     each: &'a mut dyn FnMut(Kind, ObjectId) -> CmdResult,
     fault: &'a mut dyn FnMut(CommandError) -> CmdResult,
 }
@@ -119,7 +120,7 @@ struct Walk<'a> {
 impl Walk<'_> {
     /// Returns whether the object was not known before, and is as it should be.
     fn visit(&mut self, kind: Kind, id: ObjectId) -> Result<bool, CommandError> {
-        if !self.seen.insert(id) {
+        if !self.seen.insert(&id) {
             return Ok(false);
         }
         match (self.each)(kind, id) {
@@ -164,15 +165,9 @@ impl Walk<'_> {
         Ok(())
     }
 
+    /// What a frame is stored against is no part of it: that is the store's own business.
     fn frame(&mut self, id: ObjectId) -> CmdResult {
-        if self.visit(Kind::Frame, id)?
-            && let Some(stored) = self.sound(self.repo.store().stored(&id))?
-        {
-            for base in stored.bases {
-                self.visit(Kind::Frame, base)?;
-            }
-        }
-        Ok(())
+        self.visit(Kind::Frame, id).map(drop)
     }
 }
 

@@ -360,7 +360,7 @@ pub fn commit(repo: &Repo, stored: Stored, options: &Options, now_us: i64) -> Re
     let content = snapshot.encode();
     let id = ObjectId::of(Kind::Snapshot, &content);
     pack.append(&Encoded::compress(id, Kind::Snapshot, &content, repo.config().core.compression_level))?;
-    let stored_bytes = pack.finish()?;
+    let stored_bytes = pack.finish()?.map_or(0, |published| published.bytes);
     repo.store().refresh()?;
     repo.timelines().lock(timeline)?.append(Line::Snapshot(SnapshotLine { lsn: consistent, object: id }))?;
     Ok(Outcome { snapshot: id, timeline, lsn: consistent, stored_bytes, statistics, configuration })

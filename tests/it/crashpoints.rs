@@ -95,6 +95,7 @@ const CASES: &[Case] = &[
         server: false,
     },
     Case { before: &[], command: &["restore", "main", "out"], probe: &["rev-parse", "main"], server: false },
+    Case { before: &[], command: &["repack", "--all"], probe: &["rev-parse", "main"], server: true },
     Case { before: &[], command: &["start"], probe: &["rev-parse", "main"], server: true },
     Case {
         before: &[&["start"], &["sql:insert into t values (2)"]],

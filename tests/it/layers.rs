@@ -103,7 +103,7 @@ fn dangerous_words_stand_in_one_place() {
         (&["sync_all(", "sync_data(", "fs::rename(", ".persist"], &["objects/durable.rs"]),
         (&["process::Command", "Command::new(\""], &["plumbing/postgres/", "plumbing/instance/mount.rs"]),
         (&["println!", "eprintln!"], &["ui.rs"]),
-        (&["unsafe "], &["objects/store/index.rs", "plumbing/datadir/vfs/idle.rs"]),
+        (&["unsafe "], &["objects/store/table.rs", "plumbing/datadir/vfs/idle.rs"]),
         (&["tokio::", "async fn"], &["plumbing/pageserver/"]),
     ];
     for (name, text) in all() {

@@ -282,7 +282,7 @@ proptest! {
         for file in 0..6u8 {
             apply(&dir, &Change::Resize(file, [0, 100, 262_144, 262_145, 1_500_000, 2_400_000][usize::from(file)]));
         }
-        let store = Store::open(&objects).unwrap();
+        let store = Store::open(&objects);
         let (mut parent, _) = write(&store, &tmp, &dir, None);
         for (number, changes) in generations.iter().enumerate() {
             changes.iter().for_each(|change| apply(&dir, change));
@@ -301,7 +301,7 @@ proptest! {
                 prop_assert_eq!(length, expected.len() as u64);
                 let mut read = Vec::new();
                 // A store opened anew has no cache to hide behind.
-                let fresh = Store::open(&objects).unwrap();
+                let fresh = Store::open(&objects);
                 StoredFile::of_entry(&fresh, entry).unwrap().unwrap().read(&fresh, 0, u32::MAX, &mut read).unwrap();
                 prop_assert!(read == expected, "generation {}: {:?} differs", number, path);
             }

@@ -93,3 +93,24 @@ fn list(dir: &Path) -> Result<Vec<String>, Error> {
         Err(error) => Err(cannot::<Error>("list", dir)(error)),
     }
 }
+
+/// Returns how many loose objects there are, or `most` if there are more. Costs the names of those.
+pub fn count_upto(dir: &Path, most: usize) -> Result<usize, Error> {
+    let mut count = 0;
+    for fan in list(dir)?.into_iter().filter(|fan| fan.len() == 2) {
+        count += list(&dir.join(&fan))?.len();
+        if count >= most {
+            return Ok(most);
+        }
+    }
+    Ok(count)
+}
+
+/// Removes an object that lies in a pack by now, durably or not: a copy that comes back does no harm.
+pub fn remove(dir: &Path, id: &ObjectId) -> Result<(), Error> {
+    let path = path(dir, id);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(cannot("remove", &path)(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,9 +1,12 @@
 //! The object store: content-addressed, append-only, every read verified.
 //!
 //! ```text
-//! objects/ab/cdef…            loose objects: WAL intervals
-//! objects/pack/<id>.pack .idx frames, maps and snapshots, those of one write to a pack
+//! objects/ab/cdef…              loose objects: WAL intervals
+//! objects/pack/<name>.pack .idx frames, maps and snapshots, those of one write to a pack
+//! objects/pack/multi-pack-index where each object of them lies
 //! ```
+//!
+//! Small packs and loose objects are merged into larger ones ([`repack`]), so there are never many.
 //!
 //! An object is published by renaming a finished, synced file; a name that exists is the same
 //! object. [`Store::read`] hashes what it returns (INVARIANT 3).
@@ -13,11 +16,16 @@ pub mod encode;
 pub mod file;
 pub mod index;
 pub mod loose;
+pub mod midx;
 pub mod pack;
+pub mod packs;
+pub mod repack;
+pub mod seen;
+pub mod table;
 
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
-use std::{fs, io};
+use std::sync::Arc;
 
 use quick_cache::{Weighter, sync::Cache};
 
@@ -26,9 +34,13 @@ use super::id::ObjectId;
 use super::kind::Kind;
 use super::map::Map;
 use super::snapshot::Snapshot;
-use crate::objects::file_error::{FileError, cannot};
+use crate::objects::file_error::FileError;
 use encode::{Encoded, Encoding};
 use pack::{Pack, PackWriter};
+use packs::Packs;
+
+/// How often a reader looks again for an object that is not where it was.
+const LOOKS: usize = 3;
 
 /// The most memory that decoded frames may take in the store's cache, in bytes.
 pub const FRAME_CACHE_BYTES: u64 = 48 << 20;
@@ -96,12 +108,10 @@ impl Weighter<ObjectId, Arc<Vec<u8>>> for FrameWeight {
     }
 }
 
-/// An open store. Cheap to open: nothing is read but the list of packs.
+/// An open store. Costs nothing to open: see [`packs`].
 pub struct Store {
     dir: PathBuf,
-    packs: RwLock<Vec<Arc<Pack>>>,
-    /// Packs that cannot be opened: what they hold counts as missing, all else goes on.
-    broken: RwLock<Vec<(PathBuf, String)>>,
+    packs: Packs,
     frames: Cache<ObjectId, Arc<Vec<u8>>, FrameWeight>,
     /// The longest content of a WAL object, bytes.
     longest_wal: u64,
@@ -109,14 +119,12 @@ pub struct Store {
 
 impl Store {
     /// Opens the store in `dir`, the repository's `objects/`.
-    pub fn open(dir: &Path) -> Result<Store, Error> {
+    pub fn open(dir: &Path) -> Store {
         let frames =
             Cache::with_weighter(FRAME_CACHE_BYTES as usize / super::frame::FRAME_SIZE, FRAME_CACHE_BYTES, FrameWeight);
         let longest_wal = Kind::Wal.longest() as u64;
-        let (packs, broken) = (RwLock::default(), RwLock::default());
-        let store = Store { dir: dir.to_owned(), packs, broken, frames, longest_wal };
-        store.rescan()?;
-        Ok(store)
+        let packs = Packs::new(&dir.join("pack"));
+        Store { dir: dir.to_owned(), packs, frames, longest_wal }
     }
 
     /// Believes no WAL object that is longer than a segment of so many bytes.
@@ -129,49 +137,18 @@ impl Store {
         &self.dir
     }
 
-    /// Opens the packs that came since the last look. Returns whether there were any.
-    fn rescan(&self) -> Result<bool, Error> {
-        let dir = self.dir.join("pack");
-        let listing = match fs::read_dir(&dir) {
-            Ok(listing) => listing,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(cannot::<Error>("list", &dir)(error)),
-        };
-        let mut packs = self.packs.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let mut broken = self.broken.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-        broken.clear();
-        let before = packs.len();
-        for entry in listing {
-            let path = entry.map_err(cannot::<Error>("list", &dir))?.path();
-            let is_index = path.extension().is_some_and(|extension| extension == "idx");
-            if !is_index || packs.iter().any(|pack| pack.index_path() == path) {
-                continue;
-            }
-            match Pack::open(&path) {
-                Ok(pack) => packs.push(Arc::new(pack)),
-                Err(error) => {
-                    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-                    broken.push((path, format!("{error}{cause}")));
-                }
-            }
-        }
-        Ok(packs.len() > before)
-    }
-
     /// Returns the indexes of packs that cannot be opened, and why.
     pub fn broken_packs(&self) -> Vec<(PathBuf, String)> {
-        self.broken.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+        self.packs.broken().into_iter().filter(|(path, _)| !repack::is_remain(self, path)).collect()
     }
 
-    /// Returns the packs, as they are known now.
-    pub fn packs(&self) -> Vec<Arc<Pack>> {
-        self.packs.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    /// Returns the packs.
+    pub fn packs(&self) -> &Packs {
+        &self.packs
     }
 
     fn locate(&self, id: &ObjectId) -> Option<(Arc<Pack>, index::Position)> {
-        let packs = self.packs.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        // The newest pack last: what was written last is read first.
-        packs.iter().rev().find_map(|pack| Some((pack.clone(), pack.index().find(id)?)))
+        self.packs.locate(id)
     }
 
     /// Returns whether the object is there. What another process wrote since the last miss may go unseen.
@@ -179,21 +156,16 @@ impl Store {
         self.locate(id).is_some() || loose::path(&self.dir, id).exists()
     }
 
-    /// Returns the places of an object in packs, that written last first.
-    fn packed(&self, id: &ObjectId) -> Vec<(Arc<Pack>, index::Position)> {
-        let packs = self.packs.read().unwrap_or_else(|poisoned| poisoned.into_inner());
-        packs.iter().rev().filter_map(|pack| Some((pack.clone(), pack.index().find(id)?))).collect()
-    }
-
-    /// Returns the copies of an object in their stored form, not yet verified, those written last first. There is
-    /// more than one where writers did not know of each other; they may be encoded differently.
+    /// Returns the copies of an object in their stored form, not yet verified. There is more than one where writers did
+    /// not know of each other; they may be encoded differently. Where the first one does, the others cost nothing.
     fn copies(&self, id: &ObjectId) -> impl Iterator<Item = Result<(Encoded, PathBuf), Error>> {
         let id = *id;
-        let packed = self.packed(&id).into_iter();
-        let packed = packed.map(move |(pack, at)| Ok((pack.read(&id, at)?, pack.path().to_owned())));
-        let loose = std::iter::once_with(move || loose::read(&self.dir, &id).transpose()).flatten();
-        let loose = loose.map(move |read| Ok((read?, loose::path(&self.dir, &id))));
-        packed.chain(loose).map(|copy| copy.and_then(|(encoded, path)| self.check_length(encoded, path)))
+        let first = self.locate(&id);
+        let again = first.clone().map(|(pack, _)| pack);
+        let again = again.into_iter().flat_map(move |pack| self.packs.locate_again(&id, &pack));
+        let packed = first.into_iter().chain(again);
+        let packed = packed.map(move |(pack, at)| self.packed_copy(&pack, &id, at));
+        packed.chain(std::iter::once_with(move || self.loose_copy(&id).transpose()).flatten())
     }
 
     /// Refuses an interval that no server wrote, before it is inflated.
@@ -208,19 +180,20 @@ impl Store {
     /// Returns what `take` makes of the first copy of an object that it takes. Where it takes none, the error is that
     /// of the first: an object is damaged only if all of its copies are.
     fn first_good<T>(&self, id: &ObjectId, take: impl Fn(Encoded, PathBuf) -> Result<T, Error>) -> Result<T, Error> {
-        let mut failed = None;
-        for attempt in 0..2 {
+        for attempt in 0.. {
+            let mut failed = None;
             for copy in self.copies(id) {
                 match copy.and_then(|(encoded, path)| take(encoded, path)) {
                     Ok(taken) => return Ok(taken),
                     Err(error) => failed = failed.or(Some(error)),
                 }
             }
-            if attempt > 0 || !self.rescan()? {
-                break;
+            // What it was in may have been merged with others since the last look, more than once on a busy machine.
+            if attempt == LOOKS || !self.packs.rescan()? {
+                return Err(failed.unwrap_or(Error::Missing { id: *id }));
             }
         }
-        Err(failed.unwrap_or(Error::Missing { id: *id }))
+        unreachable!("invariant: it ends with the last look")
     }
 
     /// Reads an object and checks it against its id.
@@ -228,17 +201,24 @@ impl Store {
         self.first_good(id, |encoded, path| self.decode(id, encoded, path))
     }
 
-    /// Checks each copy of an object that is stored more than once: readers do not notice a damaged one as long as
-    /// there is another.
-    pub fn damaged_copies(&self, id: &ObjectId) -> Vec<Error> {
-        if self.packed(id).len() + usize::from(loose::path(&self.dir, id).exists()) < 2 {
-            return Vec::new();
-        }
-        let check = |(encoded, path)| self.decode(id, encoded, path).map(drop);
-        self.copies(id).filter_map(|copy| copy.and_then(check).err()).collect()
+    /// Reads one copy of an object in its stored form, not yet verified, from a pack.
+    pub fn packed_copy(&self, pack: &Pack, id: &ObjectId, at: index::Position) -> Result<(Encoded, PathBuf), Error> {
+        pack.read(id, at).and_then(|encoded| self.check_length(encoded, pack.path().to_owned()))
     }
 
-    fn decode(&self, id: &ObjectId, encoded: Encoded, path: PathBuf) -> Result<Object, Error> {
+    /// Reads that which lies by itself, if there is one.
+    pub fn loose_copy(&self, id: &ObjectId) -> Result<Option<(Encoded, PathBuf)>, Error> {
+        let read = loose::read(&self.dir, id)?;
+        read.map(|encoded| self.check_length(encoded, loose::path(&self.dir, id))).transpose()
+    }
+
+    /// Returns the ids of the objects that lie by themselves.
+    pub fn loose_ids(&self) -> Result<Vec<ObjectId>, Error> {
+        loose::ids(&self.dir, "")
+    }
+
+    /// Returns the object that a stored form becomes, checked against its id.
+    pub fn decode(&self, id: &ObjectId, encoded: Encoded, path: PathBuf) -> Result<Object, Error> {
         let corrupt = |what: String| Error::Corrupt { id: *id, path: path.clone(), what };
         let mut content = encoded.inflate().map_err(|error| corrupt(error.to_string()))?;
         if let Encoding::Xor(delta) = &encoded.encoding {
@@ -358,19 +338,22 @@ impl Store {
 
     /// Begins a pack in `tmp`; nothing is in the store before [`PackWriter::finish`].
     pub fn pack(&self, tmp: &Path) -> Result<PackWriter, Error> {
-        PackWriter::create(&self.dir.join("pack"), tmp)
+        PackWriter::create(self.packs.dir(), tmp)
     }
 
     /// Opens what [`PackWriter::finish`] published.
     pub fn refresh(&self) -> Result<(), Error> {
-        self.rescan().map(drop)
+        self.packs.rescan().map(drop)
     }
 
     /// Returns the ids of all objects, sorted, each once.
     pub fn ids(&self) -> Result<Vec<ObjectId>, Error> {
-        self.rescan()?;
+        self.packs.rescan()?;
         let mut ids: Vec<ObjectId> =
-            self.packs().iter().flat_map(|pack| pack.index().ids().collect::<Vec<_>>()).collect();
+            self.packs.multi().iter().flat_map(|multi| multi.ids().collect::<Vec<_>>()).collect();
+        for pack in self.packs.others() {
+            ids.extend(pack.index()?.ids());
+        }
         ids.extend(loose::ids(&self.dir, "")?);
         ids.sort_unstable();
         ids.dedup();
@@ -385,7 +368,10 @@ impl Store {
             return Err(unknown());
         }
         let mut candidates: Vec<ObjectId> =
-            self.packs().iter().flat_map(|pack| pack.index().with_prefix(&lower)).collect();
+            self.packs.multi().iter().flat_map(|multi| multi.with_prefix(&lower)).collect();
+        for pack in self.packs.others() {
+            candidates.extend(pack.index()?.with_prefix(&lower));
+        }
         candidates.extend(loose::ids(&self.dir, &lower)?);
         candidates.sort_unstable();
         candidates.dedup();

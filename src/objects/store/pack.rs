@@ -7,15 +7,18 @@
 //! | each object | its stored form (see [`super::encode`]) |
 //! | 4 | `ZNPE`: a pack without it was not finished |
 //!
-//! A pack is named by the SHA-256 of the ids of its objects, sorted: packs of one name hold the
-//! same objects. The index (see [`super::index`]) comes last, since it is what makes a pack seen.
+//! A pack is named by the SHA-256 of its bytes: packs of one name are the same file. (Those from before have the SHA-256 of
+//! the sorted ids of their objects for a name, which is unique as well.) The index (see [`super::index`]) comes last, since it is
+//! what makes a pack seen.
 
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
+use quick_cache::sync::Cache;
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
@@ -29,22 +32,39 @@ use crate::objects::id::ObjectId;
 const MAGIC: &[u8; 4] = b"ZNP1";
 const END: &[u8; 4] = b"ZNPE";
 
-/// An open pack.
+/// Files of packs, open, with their length in bytes.
+pub type OpenFiles = Cache<PathBuf, Arc<(File, u64)>>;
+
+/// A pack, whose files are opened when they are needed.
 pub struct Pack {
+    name: ObjectId,
     path: PathBuf,
     index_path: PathBuf,
-    file: File,
-    length: u64,
-    index: Index,
+    index: OnceLock<Index>,
+    files: Arc<OpenFiles>,
 }
 
 impl Pack {
-    /// Opens the pack of an index.
-    pub fn open(index_path: &Path) -> Result<Pack, Error> {
-        let path = index_path.with_extension("pack");
-        let file = File::open(&path).map_err(cannot::<Error>("open", &path))?;
-        let length = file.metadata().map_err(cannot::<Error>("read", &path))?.len();
-        Ok(Pack { index: Index::open(index_path)?, index_path: index_path.to_owned(), path, file, length })
+    /// Returns the pack `name` in `dir`, whose file is opened among `files`.
+    pub fn new(dir: &Path, name: ObjectId, files: Arc<OpenFiles>) -> Pack {
+        let path = dir.join(format!("{name}.pack"));
+        Pack { name, index_path: path.with_extension("idx"), path, index: OnceLock::new(), files }
+    }
+
+    /// Checks that both files are there, and opens the index.
+    pub fn open(&self) -> Result<(), Error> {
+        std::fs::metadata(&self.path).map_err(cannot::<Error>("open", &self.path))?;
+        self.index().map(drop)
+    }
+
+    /// Returns whether any of its files is there.
+    pub fn is_there(&self) -> bool {
+        self.path.exists() || self.index_path.exists()
+    }
+
+    /// Returns the name.
+    pub fn name(&self) -> &ObjectId {
+        &self.name
     }
 
     /// Returns the file of the pack.
@@ -57,6 +77,11 @@ impl Pack {
         &self.index_path
     }
 
+    /// Returns the length of the pack in bytes.
+    pub fn bytes(&self) -> Result<u64, Error> {
+        self.file().map(|file| file.1)
+    }
+
     /// Makes the pack durable: whoever published it may have been killed before its name was.
     pub fn secure(&self) -> Result<(), Error> {
         let dir = self.path.parent().unwrap_or(Path::new("."));
@@ -64,37 +89,59 @@ impl Pack {
     }
 
     /// Returns the index.
-    pub fn index(&self) -> &Index {
-        &self.index
+    pub fn index(&self) -> Result<&Index, Error> {
+        if let Some(index) = self.index.get() {
+            return Ok(index);
+        }
+        let index = Index::open(&self.index_path)?;
+        Ok(self.index.get_or_init(|| index))
+    }
+
+    /// Returns the open file, and its length in bytes.
+    fn file(&self) -> Result<Arc<(File, u64)>, Error> {
+        let open = || {
+            let file = File::open(&self.path)?;
+            let length = file.metadata()?.len();
+            Ok(Arc::new((file, length)))
+        };
+        self.files.get_or_insert_with(&self.path, open).map_err(cannot("open", &self.path))
     }
 
     /// Reads the stored form of an object. Its content is not verified yet.
     pub fn read(&self, id: &ObjectId, position: Position) -> Result<Encoded, Error> {
         let corrupt = |what: String| Error::Corrupt { id: *id, path: self.path.clone(), what };
+        let opened = self.file()?;
+        let (file, length) = &*opened;
         let stored = u64::from(position.length);
-        if position.offset.checked_add(stored).is_none_or(|end| end > self.length) {
+        if position.offset.checked_add(stored).is_none_or(|end| end > *length) {
             return Err(corrupt("the index points beyond the end of the pack".to_owned()));
         }
-        let encoded =
-            Encoded::read_at(&self.file, position.offset, stored).map_err(cannot::<Error>("read", &self.path))?;
+        let encoded = Encoded::read_at(file, position.offset, stored).map_err(cannot::<Error>("read", &self.path))?;
         let encoded = encoded.map_err(|error| corrupt(error.to_string()))?;
         if encoded.id == *id { Ok(encoded) } else { Err(corrupt(format!("the index points to object {}", encoded.id))) }
     }
 
     /// Checks the frame of the pack and its index, not the objects.
     pub fn verify(&self) -> Result<(), Error> {
+        let opened = self.file()?;
+        let (file, length) = &*opened;
         let mut ends = [0; 8];
         let (begin, end) = ends.split_at_mut(4);
-        let read = self
-            .file
-            .read_exact_at(begin, 0)
-            .and_then(|()| self.file.read_exact_at(end, self.length.saturating_sub(4)));
+        let read = file.read_exact_at(begin, 0).and_then(|()| file.read_exact_at(end, length.saturating_sub(4)));
         read.map_err(cannot::<Error>("read", &self.path))?;
         if begin != MAGIC || end != END {
             let what = "it does not begin and end like a pack".to_owned();
             return Err(Error::BadPack { path: self.path.clone(), what });
         }
-        self.index.verify(&self.index_path)
+        self.index()?.verify(&self.index_path)
+    }
+
+    /// Removes it: the pack first, so that an index without a pack is what such a removal left, and nothing else. Others who
+    /// have it open go on with it; who looks for its objects finds them where they were put before.
+    pub fn remove(&self) -> Result<(), Error> {
+        self.files.remove(&self.path);
+        durable::remove(&self.path).map_err(cannot::<Error>("remove", &self.path))?;
+        durable::remove(&self.index_path).map_err(cannot::<Error>("remove", &self.index_path))
     }
 }
 
@@ -105,6 +152,7 @@ pub struct PackWriter {
     tmp: PathBuf,
     file: BufWriter<NamedTempFile>,
     offset: u64,
+    hasher: Sha256,
     entries: Vec<(ObjectId, Position)>,
     seen: HashSet<ObjectId>,
     buffer: Vec<u8>,
@@ -119,6 +167,7 @@ impl PackWriter {
             tmp: tmp.to_owned(),
             file: BufWriter::with_capacity(1 << 20, file),
             offset: 0,
+            hasher: Sha256::new(),
             entries: Vec::new(),
             seen: HashSet::new(),
             buffer: Vec::new(),
@@ -129,6 +178,7 @@ impl PackWriter {
 
     fn put(&mut self, bytes: &[u8]) -> Result<(), Error> {
         self.offset += bytes.len() as u64;
+        self.hasher.update(bytes);
         self.file.write_all(bytes).map_err(cannot::<Error>("write in", &self.tmp))
     }
 
@@ -154,18 +204,17 @@ impl PackWriter {
     }
 
     /// Publishes the pack, then its index; all packs that were published before are durable after that too, which
-    /// whoever left out what they hold relies on. Returns the bytes that the two take, 0 for an empty one.
-    pub fn finish(mut self) -> Result<u64, Error> {
+    /// whoever left out what they hold relies on. Returns what is new; `None` for an empty one.
+    pub fn finish(mut self) -> Result<Option<Published>, Error> {
         if self.entries.is_empty() {
             durable::create_dir_all(&self.dir).map_err(cannot::<Error>("create", &self.dir))?;
             durable::sync_dir(&self.dir).map_err(cannot::<Error>("sync", &self.dir))?;
-            return Ok(0);
+            return Ok(None);
         }
         self.put(END)?;
         let index = index::build(&mut self.entries).map_err(cannot::<Error>("index a pack in", &self.dir))?;
-        let mut name = Sha256::new();
-        self.entries.iter().for_each(|(id, _)| name.update(id.0));
-        let path = self.dir.join(format!("{}.pack", ObjectId(name.finalize().into())));
+        let name = ObjectId(self.hasher.finalize().into());
+        let path = self.dir.join(format!("{name}.pack"));
         let publish = || {
             durable::create_dir_all(&self.dir)?;
             let file = self.file.into_inner().map_err(|error| error.into_error())?;
@@ -175,6 +224,14 @@ impl PackWriter {
             durable::put_immutable(file, &path.with_extension("idx"))
         };
         publish().map_err(cannot::<Error>("write", &path))?;
-        Ok(self.offset + index.len() as u64)
+        Ok(Some(Published { name, bytes: self.offset + index.len() as u64 }))
     }
+}
+
+/// A pack that was published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    pub name: ObjectId,
+    /// What it and its index take.
+    pub bytes: u64,
 }

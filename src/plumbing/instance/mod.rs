@@ -22,6 +22,7 @@ pub mod find;
 pub mod hold;
 pub mod logs;
 pub mod lost;
+pub mod maintain;
 pub mod mount;
 mod own_files;
 pub mod pid_lock;

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use super::unchanged::unchanged;
-use super::{Instance, mount, own_files, prefetch, slots, trash};
+use super::{Instance, maintain, mount, own_files, prefetch, slots, trash};
 use crate::error::{CmdResult, CommandError};
 use crate::objects::pg::Lsn;
 use crate::objects::pg::control::State;
@@ -137,6 +137,7 @@ pub fn settle_at(
     remove_wal(repo, instance)?;
     // What cannot be removed now goes the next time.
     let _ = trash::tidy(repo, signature.time_us);
+    maintain::repack_if_due(repo, &instance.log(repo));
     Ok(Settled::Sealed { timeline: id, snapshot })
 }
 

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::hold::take;
 use super::pid_lock::PidLock;
-use super::{Error, Instance, mount};
+use super::{Error, Instance, maintain, mount};
 use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::objects::timeline::TimelineId;
@@ -73,6 +73,7 @@ pub fn snapshot(
     if let Some(control) = control {
         control.end(&outcome.snapshot)?;
     }
+    maintain::repack_if_due(repo, &instance.log(repo));
     Ok(outcome)
 }
 

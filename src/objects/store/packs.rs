@@ -1,0 +1,189 @@
+//! The packs of a store: found through the multi-pack index, opened when something is read from them.
+//!
+//! Nothing is looked at before the first look-up. That lists the folder once, and reads the own indexes of those packs
+//! that the multi-pack index does not name. At most [`MOST_OPEN`] packs are open at a time.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
+
+use quick_cache::sync::Cache;
+
+use super::Error;
+use super::index::Position;
+use super::midx::{self, MultiIndex};
+use super::pack::{OpenFiles, Pack};
+use crate::objects::file_error::cannot;
+use crate::objects::id::ObjectId;
+
+/// Packs that are open at a time.
+pub const MOST_OPEN: usize = 64;
+
+/// What is known of the folder.
+#[derive(Default)]
+struct Known {
+    /// Whether it was looked at.
+    listed: bool,
+    multi: Option<(midx::Version, Arc<MultiIndex>)>,
+    /// The packs that the multi-pack index names, by number.
+    named: Vec<Arc<Pack>>,
+    /// The others, those that came last last.
+    others: Vec<Arc<Pack>>,
+    /// Indexes that cannot be used, and why: what those packs hold counts as missing, all else goes on.
+    broken: Vec<(PathBuf, String)>,
+}
+
+/// The packs in a folder.
+pub struct Packs {
+    dir: PathBuf,
+    files: Arc<OpenFiles>,
+    known: RwLock<Known>,
+}
+
+impl Packs {
+    /// Returns those in `dir`, which need not be there. Looks at nothing yet.
+    pub fn new(dir: &Path) -> Packs {
+        Packs { dir: dir.to_owned(), files: Arc::new(Cache::new(MOST_OPEN)), known: RwLock::default() }
+    }
+
+    /// Returns the folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Looks at the folder again. Returns whether anything has changed since the last look.
+    pub fn rescan(&self) -> Result<bool, Error> {
+        let mut known = self.known.write().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let (names, strange) = self.list()?;
+        let path = self.dir.join(midx::FILE);
+        let version = midx::version(&path);
+        let strange =
+            strange.into_iter().map(|path| (path.clone(), format!("'{}' is not named like a pack", path.display())));
+        let mut broken: Vec<_> = strange.collect();
+        let mut changed = !known.listed;
+        if version.is_none() || version != known.multi.as_ref().map(|(version, _)| *version) {
+            let before = known.multi.take();
+            known.multi = version.and_then(|version| match MultiIndex::open(&path) {
+                Ok(multi) => Some((version, Arc::new(multi))),
+                // The packs' own indexes say the same.
+                Err(_) => None,
+            });
+            changed |= before.is_some() || known.multi.is_some();
+            known.named = match &known.multi {
+                Some((_, multi)) => multi.packs().map(|name| Arc::new(self.pack(name))).collect(),
+                None => Vec::new(),
+            };
+        }
+        let named: HashSet<ObjectId> = known.named.iter().map(|pack| *pack.name()).collect();
+        let is_there = |pack: &Arc<Pack>| names.contains(pack.name()) && !named.contains(pack.name());
+        let mut others: Vec<Arc<Pack>> = known.others.iter().filter(|pack| is_there(pack)).cloned().collect();
+        changed |= others.len() != known.others.len();
+        let opened: HashSet<ObjectId> = others.iter().map(|pack| *pack.name()).collect();
+        let mut fresh: Vec<ObjectId> =
+            names.into_iter().filter(|name| !named.contains(name) && !opened.contains(name)).collect();
+        fresh.sort_unstable();
+        for name in fresh {
+            let pack = self.pack(name);
+            match pack.open() {
+                Ok(()) => {
+                    changed = true;
+                    others.push(Arc::new(pack));
+                }
+                // Another command merged it with others this instant.
+                Err(Error::Io(error)) if error.source.kind() == io::ErrorKind::NotFound && !pack.is_there() => {}
+                Err(error) => {
+                    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+                    broken.push((pack.index_path().to_owned(), format!("{error}{cause}")));
+                }
+            }
+        }
+        (known.listed, known.others, known.broken) = (true, others, broken);
+        Ok(changed)
+    }
+
+    /// Returns the names of all packs that have an index, and the indexes that are not named like one.
+    fn list(&self) -> Result<(HashSet<ObjectId>, Vec<PathBuf>), Error> {
+        let listing = match fs::read_dir(&self.dir) {
+            Ok(listing) => listing,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
+            Err(error) => return Err(cannot::<Error>("list", &self.dir)(error)),
+        };
+        let (mut names, mut strange) = (HashSet::new(), Vec::new());
+        for entry in listing {
+            let name = entry.map_err(cannot::<Error>("list", &self.dir))?.file_name();
+            let Some(stem) = name.to_str().and_then(|name| name.strip_suffix(".idx")) else { continue };
+            match stem.parse::<ObjectId>() {
+                Ok(name) => {
+                    names.insert(name);
+                }
+                Err(_) => strange.push(self.dir.join(&name)),
+            }
+        }
+        Ok((names, strange))
+    }
+
+    fn pack(&self, name: ObjectId) -> Pack {
+        Pack::new(&self.dir, name, self.files.clone())
+    }
+
+    /// Does something with what is known, after the first look.
+    fn with<T>(&self, look: impl FnOnce(&Known) -> T) -> T {
+        let known = self.known.read().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if known.listed {
+            return look(&known);
+        }
+        drop(known);
+        // Where the folder cannot be listed nothing is found; whoever misses something looks again, and is told why.
+        let _ = self.rescan();
+        look(&self.known.read().unwrap_or_else(|poisoned| poisoned.into_inner()))
+    }
+
+    /// Returns the indexes of packs that cannot be used, and why.
+    pub fn broken(&self) -> Vec<(PathBuf, String)> {
+        self.with(|known| known.broken.clone())
+    }
+
+    /// Returns all packs, those written last last.
+    pub fn all(&self) -> Vec<Arc<Pack>> {
+        self.with(|known| known.named.iter().chain(&known.others).cloned().collect())
+    }
+
+    /// Returns the multi-pack index, if there is one.
+    pub fn multi(&self) -> Option<Arc<MultiIndex>> {
+        self.with(|known| known.multi.as_ref().map(|(_, multi)| multi.clone()))
+    }
+
+    /// Returns the packs that the multi-pack index does not name.
+    pub fn others(&self) -> Vec<Arc<Pack>> {
+        self.with(|known| known.others.clone())
+    }
+
+    /// Returns where an object lies, where it is first looked for.
+    pub fn locate(&self, id: &ObjectId) -> Option<(Arc<Pack>, Position)> {
+        self.with(|known| {
+            let newest = known.others.iter().rev();
+            let in_others = newest.filter_map(|pack| Some((pack.clone(), pack.index().ok()?.find(id)?))).next();
+            in_others.or_else(|| {
+                let (pack, position) = known.multi.as_ref()?.1.find(id)?;
+                Some((known.named.get(pack)?.clone(), position))
+            })
+        })
+    }
+
+    /// Returns all other places of an object: costs a look into each pack, if an object lies in more than one of them at
+    /// all.
+    pub fn locate_again(&self, id: &ObjectId, first: &Pack) -> Vec<(Arc<Pack>, Position)> {
+        let (packs, may_be) = self.with(|known| {
+            let several = known.multi.as_ref().is_some_and(|(_, multi)| multi.passed_over());
+            let all: Vec<_> = known.named.iter().chain(&known.others).cloned().collect();
+            (all, several || !known.others.is_empty())
+        });
+        if !may_be {
+            return Vec::new();
+        }
+        let others = packs.into_iter().rev().filter(|pack| pack.name() != first.name());
+        others.filter_map(|pack| pack.index().ok()?.find(id).map(|position| (pack.clone(), position))).collect()
+    }
+}

@@ -1,0 +1,101 @@
+//! `zenith repack`: merges packs and packs loose objects.
+
+use std::io::Write;
+
+use crate::command::Cx;
+use crate::error::{Class, CmdResult, CommandError};
+use crate::objects::Repo;
+use crate::objects::store::repack::{Extent, Outcome, Plan, RepackError, execute, is_due, plan};
+use crate::progress::Progress;
+
+/// Merge packs, and pack loose objects
+///
+/// Keeps packs as long as each is at least twice as large as all smaller ones together, and merges the others, with the objects
+/// that lie by themselves, into one. Each object is checked on the way; one that is damaged stays where it is. It can be killed at any
+/// time, and no other command waits for it. zenith runs it by itself when there are many, in the background.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "Examples:\n  zenith repack\n  zenith repack --dry-run\n  zenith repack --all --json\n")]
+pub struct Args {
+    /// Merge everything into one pack
+    #[arg(short, long)]
+    all: bool,
+    /// Only if there are many packs or loose objects, and at the lowest priority
+    #[arg(long, conflicts_with = "all")]
+    auto: bool,
+    /// Say what would be done, and do nothing
+    #[arg(short = 'n', long)]
+    dry_run: bool,
+    /// Print one line of JSON: pack, objects, packs, loose, packs_now and damaged; with --dry-run packs, kept, loose and bytes
+    #[arg(long)]
+    json: bool,
+}
+
+impl From<RepackError> for CommandError {
+    fn from(error: RepackError) -> CommandError {
+        match error {
+            RepackError::Store(error) => error.into(),
+            RepackError::Interrupted(error) => error.into(),
+        }
+    }
+}
+
+/// Merges packs. Returns `None` where another command does that. Costs reading and writing what is merged.
+pub fn repack(repo: &Repo, plan: &Plan, progress: &dyn Progress) -> Result<Option<Outcome>, CommandError> {
+    if plan.is_empty() {
+        let packs_now = repo.store().packs().all().len() as u64;
+        return Ok(Some(Outcome { packs_now, ..Outcome::default() }));
+    }
+    Ok(execute(repo.store(), repo.tmp()?, plan, progress)?)
+}
+
+/// Has everybody else go first.
+fn stand_back() {
+    // Where it is not permitted it takes its turn.
+    let _ = rustix::process::nice(19);
+}
+
+pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
+    let repo = cx.take_repo()?;
+    if args.auto {
+        if !is_due(repo.store())? {
+            return Ok(());
+        }
+        stand_back();
+    }
+    let plan = plan(repo.store(), if args.all { Extent::All } else { Extent::Geometric })?;
+    if args.dry_run {
+        return show(cx, &plan, args.json);
+    }
+    let Some(outcome) = repack(&repo, &plan, &cx.ui)? else {
+        cx.ui.status("another command merges packs right now");
+        return Ok(());
+    };
+    if args.json {
+        cx.json(&outcome)?;
+    } else if plan.is_empty() {
+        cx.say("nothing to merge")?;
+    } else {
+        let Outcome { objects, packs, loose, packs_now, .. } = &outcome;
+        cx.say(format_args!(
+            "packed {objects} objects of {packs} packs and {loose} loose ones: packs now {packs_now}"
+        ))?;
+    }
+    match outcome.damaged.first() {
+        None => Ok(()),
+        Some(first) => {
+            let text = format!("{}, which stays where it is, and so do {} others", first, outcome.damaged.len() - 1);
+            Err(CommandError::new(Class::Corrupt, text).hint("see what is damaged: zenith fsck"))
+        }
+    }
+}
+
+fn show(cx: &mut Cx, plan: &Plan, json: bool) -> CmdResult {
+    let (packs, loose) = (plan.packs.len(), plan.loose.len());
+    if json {
+        return cx.json(&serde_json::json!({
+            "packs": packs, "kept": plan.kept, "loose": loose, "bytes": plan.bytes,
+        }));
+    }
+    let Plan { bytes, kept, .. } = plan;
+    Ok(writeln!(cx.out, "would merge {packs} packs and {loose} loose objects, {bytes} bytes; {kept} packs stay")?)
+}

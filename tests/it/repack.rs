@@ -1,0 +1,295 @@
+//! Packs are merged: nothing is lost by it, nobody waits for it, and there are never many for long.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use zenith::objects::frame::BLOCK_SIZE;
+use zenith::objects::store::encode::{Encoded, Encoding, Xor};
+use zenith::objects::store::repack::{Extent, Outcome, execute, plan};
+use zenith::objects::store::{Store, midx};
+use zenith::objects::{Kind, ObjectId};
+use zenith::progress::Hidden;
+
+use crate::support::{Env, Random};
+
+/// A folder with a store in it.
+struct Place {
+    _home: tempfile::TempDir,
+    objects: PathBuf,
+    tmp: PathBuf,
+}
+
+impl Place {
+    fn new() -> Place {
+        let home = tempfile::tempdir().unwrap();
+        let (objects, tmp) = (home.path().join("objects"), home.path().join("tmp"));
+        fs::create_dir_all(objects.join("pack")).unwrap();
+        fs::create_dir_all(&tmp).unwrap();
+        Place { _home: home, objects, tmp }
+    }
+
+    /// Returns the store as another command sees it.
+    fn store(&self) -> Store {
+        Store::open(&self.objects)
+    }
+
+    fn repack(&self, extent: Extent) -> Outcome {
+        let store = self.store();
+        let plan = plan(&store, extent).unwrap();
+        execute(&store, &self.tmp, &plan, &Hidden).unwrap().unwrap()
+    }
+
+    fn files(&self, extension: &str) -> Vec<PathBuf> {
+        let files = fs::read_dir(self.objects.join("pack")).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|path| path.extension().is_some_and(|found| found == extension)).collect()
+    }
+}
+
+fn content(number: u64) -> Vec<u8> {
+    let mut random = Random(number + 1);
+    (0..2_000).map(|at| if at % 3 == 0 { random.below(256) as u8 } else { number as u8 }).collect()
+}
+
+fn encoded(content: &[u8]) -> Encoded {
+    Encoded::compress(ObjectId::of(Kind::Frame, content), Kind::Frame, content, 3)
+}
+
+fn add_pack(objects: &Path, tmp: &Path, contents: &[Encoded]) {
+    let mut pack = Store::open(objects).pack(tmp).unwrap();
+    for object in contents {
+        pack.append(object).unwrap();
+    }
+    pack.finish().unwrap();
+}
+
+/// Writes packs of two objects each, and loose ones. Returns all ids with their contents.
+fn fill(objects: &Path, tmp: &Path, packs: u64, loose: u64) -> Vec<(ObjectId, Vec<u8>)> {
+    let mut all = Vec::new();
+    for number in 0..packs {
+        let two = [content(2 * number), content(2 * number + 1)];
+        add_pack(objects, tmp, &two.each_ref().map(|content| encoded(content)));
+        all.extend(two.map(|content| (ObjectId::of(Kind::Frame, &content), content)));
+    }
+    let store = Store::open(objects);
+    for number in 0..loose {
+        let content = content(1_000_000 + number);
+        all.push((store.write_loose(tmp, Kind::Wal, &content, 3).unwrap(), content));
+    }
+    all
+}
+
+fn check(store: &Store, all: &[(ObjectId, Vec<u8>)]) {
+    for (id, content) in all {
+        assert!(store.read(id).unwrap().content == *content, "{id}");
+    }
+    assert_eq!(store.ids().unwrap().len(), all.len());
+    assert_eq!(store.broken_packs(), []);
+}
+
+#[test]
+fn many_packs_and_loose_objects_become_one_pack_with_all_of_them() {
+    let place = Place::new();
+    let all = fill(&place.objects, &place.tmp, 40, 5);
+    // One that has the index of all open from before, and finds the packs gone.
+    place.repack(Extent::Geometric);
+    fill(&place.objects, &place.tmp, 40, 0);
+    let before = place.store();
+    check(&before, &all);
+    let outcome = place.repack(Extent::All);
+    assert_eq!((outcome.objects, outcome.packs_now, &outcome.damaged), (all.len() as u64, 1, &Vec::new()));
+    assert_eq!((place.files("pack").len(), place.files("idx").len()), (1, 1));
+    assert_eq!(
+        fs::read_dir(&place.objects)
+            .unwrap()
+            .flatten()
+            .filter(|entry| entry.file_name() != "pack")
+            .filter(|entry| fs::read_dir(entry.path()).unwrap().count() > 0)
+            .count(),
+        0
+    );
+    check(&before, &all);
+    check(&place.store(), &all);
+    // Its name is that of its bytes, and the index of all is sound.
+    let path = &place.files("pack")[0];
+    let hash = sha2::Digest::finalize(sha2::Digest::chain_update(
+        <sha2::Sha256 as sha2::Digest>::new(),
+        fs::read(path).unwrap(),
+    ));
+    assert_eq!(path.file_stem().unwrap().to_str().unwrap(), ObjectId(hash.into()).to_string());
+    let multi = place.objects.join("pack").join(midx::FILE);
+    midx::MultiIndex::open(&multi).unwrap().verify(&multi).unwrap();
+    // It may go, and may be damaged.
+    let bytes = fs::read(&multi).unwrap();
+    for cut in [0, 3, bytes.len() / 2, bytes.len() - 1] {
+        fs::remove_file(&multi).unwrap();
+        fs::write(&multi, &bytes[..cut]).unwrap();
+        check(&place.store(), &all);
+    }
+    fs::remove_file(&multi).unwrap();
+    check(&place.store(), &all);
+    assert_eq!(place.repack(Extent::All), Outcome { packs_now: 1, ..Outcome::default() });
+}
+
+#[test]
+fn large_packs_are_left_alone() {
+    let place = Place::new();
+    let mut random = Random(3);
+    let large: Vec<Vec<u8>> = (0..20).map(|_| (0..256 << 10).map(|_| random.below(256) as u8).collect()).collect();
+    add_pack(&place.objects, &place.tmp, &large.iter().map(|content| encoded(content)).collect::<Vec<_>>());
+    let kept = place.files("pack");
+    let all = fill(&place.objects, &place.tmp, 2, 0);
+    let outcome = place.repack(Extent::Geometric);
+    assert_eq!((outcome.packs, outcome.objects, outcome.packs_now), (2, 4, 2));
+    assert!(kept[0].exists());
+    let store = place.store();
+    let large = large.into_iter().map(|content| (ObjectId::of(Kind::Frame, &content), content));
+    check(&store, &all.into_iter().chain(large).collect::<Vec<_>>());
+}
+
+#[test]
+fn of_several_copies_one_that_is_sound_and_stands_alone_stays() {
+    let place = Place::new();
+    let mut random = Random(5);
+    let a: Vec<u8> = (0..4 * BLOCK_SIZE).map(|_| random.below(256) as u8).collect();
+    let b: Vec<u8> = a.iter().enumerate().map(|(at, byte)| byte ^ u8::from(at % BLOCK_SIZE == 9)).collect();
+    let [a_id, b_id] = [&a, &b].map(|content| ObjectId::of(Kind::Frame, content));
+    let blocks = (0..4).map(|number| (0, number)).collect();
+    let delta = Encoded::delta(b_id, &b, Xor { bases: vec![a_id], blocks }, &[&a], 3);
+    assert!(matches!(delta.encoding, Encoding::Xor(_)));
+    let damaged = Encoded { payload: vec![0; a.len()], encoding: Encoding::Raw, ..encoded(&a) };
+    add_pack(&place.objects, &place.tmp, &[encoded(&a), delta]);
+    add_pack(&place.objects, &place.tmp, &[encoded(&b)]);
+    add_pack(&place.objects, &place.tmp, &[damaged]);
+    let outcome = place.repack(Extent::All);
+    assert_eq!((outcome.objects, outcome.packs, &outcome.damaged), (2, 3, &Vec::new()));
+    let store = place.store();
+    check(&store, &[(a_id, a), (b_id, b)]);
+    assert!([a_id, b_id].iter().all(|id| store.stored(id).unwrap().bases.is_empty()));
+}
+
+#[test]
+fn a_damaged_object_stays_where_it_is_with_its_pack() {
+    let place = Place::new();
+    let all = fill(&place.objects, &place.tmp, 5, 0);
+    let bad = encoded(b"what it should be");
+    let damaged = Encoded { payload: vec![0; 17], encoding: Encoding::Raw, length: 17, ..bad.clone() };
+    add_pack(&place.objects, &place.tmp, &[damaged, encoded(b"its neighbour")]);
+    let outcome = place.repack(Extent::All);
+    assert_eq!((outcome.packs, outcome.packs_now, outcome.damaged.len()), (5, 2, 1));
+    let store = place.store();
+    assert!(all.iter().all(|(id, content)| store.read(id).unwrap().content == *content));
+    assert!(store.read(&bad.id).is_err_and(|error| error.is_corruption()));
+    // A sound copy that comes later takes its place.
+    add_pack(&place.objects, &place.tmp, std::slice::from_ref(&bad));
+    assert_eq!(place.repack(Extent::All).packs_now, 1);
+    assert_eq!(place.store().read(&bad.id).unwrap().content, b"what it should be");
+}
+
+#[test]
+fn readers_and_writers_go_on_while_packs_are_merged() {
+    let place = Place::new();
+    let old = fill(&place.objects, &place.tmp, 30, 20);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for reader in 0..2u64 {
+            let (place, old, over) = (&place, &old, &over);
+            scope.spawn(move || {
+                let store = place.store();
+                let mut random = Random(reader + 1);
+                while !over.load(Ordering::Relaxed) {
+                    let (id, content) = &old[random.below(old.len() as u64) as usize];
+                    assert!(store.read(id).unwrap().content == *content);
+                }
+            });
+        }
+        let writer = scope.spawn(|| {
+            for number in 0..60u64 {
+                add_pack(&place.objects, &place.tmp, &[encoded(&content(5_000 + number))]);
+                let store = place.store();
+                store.write_loose(&place.tmp, Kind::Wal, &content(6_000 + number), 3).unwrap();
+            }
+        });
+        while !writer.is_finished() {
+            // Two at once: one of them does nothing.
+            let other = scope.spawn(|| {
+                let store = place.store();
+                let plan = plan(&store, Extent::All).unwrap();
+                execute(&store, &place.tmp, &plan, &Hidden).unwrap();
+            });
+            let store = place.store();
+            let plan = plan(&store, Extent::Geometric).unwrap();
+            execute(&store, &place.tmp, &plan, &Hidden).unwrap();
+            other.join().unwrap();
+        }
+        writer.join().unwrap();
+        over.store(true, Ordering::Relaxed);
+    });
+    let store = place.store();
+    let new = (0..60).flat_map(|number| [(Kind::Frame, content(5_000 + number)), (Kind::Wal, content(6_000 + number))]);
+    for (kind, content) in new {
+        assert!(store.read(&ObjectId::of(kind, &content)).unwrap().content == content);
+    }
+    check(
+        &store,
+        &store.ids().unwrap().into_iter().map(|id| (id, store.read(&id).unwrap().content)).collect::<Vec<_>>(),
+    );
+}
+
+#[test]
+fn any_number_of_packs_works_with_few_open_files_and_they_become_few_by_themselves() {
+    let env = Env::init();
+    let all = fill(&env.repo().join("objects"), &env.repo().join("tmp"), 400, 0);
+    let ids: Vec<String> = all.iter().step_by(17).map(|(id, _)| id.to_string()).collect();
+    let script =
+        format!("ulimit -n 100; for id in {}; do \"$0\" cat-object \"$id\" > /dev/null || exit 1; done", ids.join(" "));
+    let sh = |script: &str| {
+        let mut command = std::process::Command::new("sh");
+        let ran = command.args(["-c", script, env!("CARGO_BIN_EXE_zenith")]).current_dir(env.path()).output().unwrap();
+        assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    };
+    sh(&script);
+    sh("ulimit -n 100; \"$0\" fsck");
+    env.run(["start"]).ok();
+    env.sql("main", "create table t ()");
+    env.run(["stop"]).ok();
+    let packs = || {
+        fs::read_dir(env.repo().join("objects/pack"))
+            .unwrap()
+            .flatten()
+            .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "pack"))
+            .count()
+    };
+    let begun = Instant::now();
+    while packs() > 20 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "there are still {} packs", packs());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    env.run(["fsck"]).ok();
+    sh(&script);
+    let said = env.run(["repack", "--dry-run", "--json"]).ok();
+    let said: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert!(said["kept"].as_u64().is_some(), "{said}");
+    env.run(["repack", "--all"]).ok();
+    env.run(["fsck"]).ok();
+    assert_eq!(packs(), 1);
+    assert_eq!(env.run(["repack"]).ok().trim(), "nothing to merge");
+}
+
+#[test]
+fn fsck_finds_a_damaged_copy_that_no_reader_notices_and_a_merge_leaves_it_out() {
+    let env = Env::init();
+    let (objects, tmp) = (env.repo().join("objects"), env.repo().join("tmp"));
+    let sound = encoded(&content(1));
+    let damaged = Encoded { payload: vec![0; 2_000], encoding: Encoding::Raw, ..sound.clone() };
+    add_pack(&objects, &tmp, std::slice::from_ref(&sound));
+    add_pack(&objects, &tmp, &[damaged]);
+    env.run(["cat-object", &sound.id.to_string()]).ok();
+    let fsck = env.run(["fsck"]);
+    assert_eq!(fsck.code, 3);
+    assert!(fsck.out.contains(&sound.id.to_string()), "{}", fsck.out);
+    env.run(["repack", "--all"]).ok();
+    env.run(["fsck"]).ok();
+    assert!(Store::open(&objects).read(&sound.id).unwrap().content == content(1));
+}

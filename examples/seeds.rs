@@ -120,6 +120,7 @@ fn main() {
     }
     write("journal", "whole", &journal);
     write("index", "three", &(0..105).collect::<Vec<u8>>());
+    write("multi_index", "three", &[&[2][..], &(0..144).collect::<Vec<u8>>()].concat());
 
     let mut backup = tar::Builder::new(Vec::new());
     let mut add = |kind, path: &str, content: &[u8]| {

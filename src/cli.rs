@@ -190,6 +190,7 @@ fn run(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
         folder,
         pg_bin: matches.get_one::<PathBuf>("pg-bin").cloned(),
         now: jiff::Zoned::now(),
+        changes: false,
         umask: umask(PRIVATE),
         repo: None,
     };
@@ -200,6 +201,7 @@ fn run(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
         return Ok(ExitCode::FAILURE);
     };
     let Some(command) = COMMANDS.iter().find(|command| command.name == name) else { return Err(unknown(name)) };
+    cx.changes = command.changes();
     (command.run)(&mut cx, arguments)?;
     cx.out.flush()?;
     Ok(ExitCode::SUCCESS)

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Command as Clap};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::User;
+use nix::unistd::{User, geteuid};
 
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
@@ -64,6 +64,14 @@ pub struct Command {
     pub run: fn(&mut Cx, &ArgMatches) -> CmdResult,
 }
 
+impl Command {
+    /// Returns whether it may change the repository, or run servers.
+    pub fn changes(&self) -> bool {
+        let looks = ["fsck", "help", "version", "completions", "restore"];
+        !matches!(self.group, Group::Examine | Group::Interrogate) && !looks.contains(&self.name)
+    }
+}
+
 /// Opens the repository that the user named, or the one that `folder` lies in. One that belongs to somebody else has to be named:
 /// whoever made it in a folder that others work below, such as `/tmp`, would have his programs run as them.
 fn find_repo(named: Option<&Path>, folder: &Path) -> Result<Repo, CommandError> {
@@ -76,6 +84,19 @@ fn find_repo(named: Option<&Path>, folder: &Path) -> Result<Repo, CommandError> 
         return Err(CommandError::refused(refused).hint(hint));
     }
     Ok(Repo::open(&dir)?)
+}
+
+/// Refuses to have root make files in the repository of somebody else, who could do nothing there any more.
+fn refuse_as_root(repo: &Repo) -> CmdResult {
+    let owner = std::fs::metadata(repo.dir())?.uid();
+    if !geteuid().is_root() || is_ours(owner) || repo.config().core.shared == Shared::Group {
+        return Ok(());
+    }
+    let user = User::from_uid(owner.into()).ok().flatten().map_or_else(|| format!("#{owner}"), |user| user.name);
+    let dir = repo.dir().display();
+    let refused = format!("the repository '{dir}' belongs to {user}, who could not use what root makes there");
+    Err(CommandError::refused(refused)
+        .hint(format!("act as that user: runuser -u {user} -- zenith --repo '{dir}' ...")))
 }
 
 /// What a command works with.
@@ -95,6 +116,8 @@ pub struct Cx {
     pub commands: &'static [Command],
     /// Returns the definition of the whole program.
     pub program: fn() -> Clap,
+    /// The command changes the repository, or runs servers.
+    pub changes: bool,
     /// The user's umask; see [`Cx::as_the_user`].
     pub umask: Mode,
     pub repo: Option<Repo>,
@@ -108,6 +131,9 @@ impl Cx {
     pub fn repo(&mut self) -> Result<&Repo, CommandError> {
         if self.repo.is_none() {
             let repo = find_repo(self.repo_dir.as_deref(), &self.folder)?;
+            if self.changes {
+                refuse_as_root(&repo)?;
+            }
             let repo = repo.with_patience(Patience::default().heeding(self.ui.stop_flag()));
             self.share(repo.config().core.shared);
             self.repo = Some(repo);
@@ -137,9 +163,9 @@ impl Cx {
     /// Finds PostgreSQL's programs: those that the user or the repository's config names, else the
     /// newest of the wanted version.
     pub fn binaries(&self, repo: Option<&Repo>) -> Result<Binaries, CommandError> {
-        let configured = repo.and_then(|repo| repo.config().postgres.bin.clone());
         Ok(find::find(&Search {
-            explicit: self.pg_bin.clone().or(configured),
+            explicit: self.pg_bin.clone(),
+            configured: repo.and_then(|repo| repo.config().postgres.bin.clone()),
             path: std::env::var_os("PATH"),
             major: repo.map(|repo| repo.config().postgres_major),
         })?)

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
 use tempfile::{NamedTempFile, TempDir};
@@ -95,7 +95,10 @@ impl Tmp {
 impl Repo {
     /// Returns the folder of the repository that `start` lies in, or is.
     pub fn locate(start: &Path) -> Result<PathBuf, Error> {
-        let start = std::path::absolute(start).map_err(cannot::<Error>("find", start))?;
+        // Through `..` the way is that of the system, which follows links and mounts.
+        let goes_up = start.components().any(|part| part == Component::ParentDir);
+        let found = if goes_up { fs::canonicalize(start) } else { std::path::absolute(start) };
+        let start = found.map_err(cannot::<Error>("find", start))?;
         let is_repository = |dir: &Path| dir.join("config").is_file() && dir.join("HEAD").is_file();
         for folder in start.ancestors() {
             let inside = folder.join(FOLDER);

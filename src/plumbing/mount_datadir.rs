@@ -21,6 +21,7 @@ use crate::plumbing::datadir::wal::complete_below;
 use crate::plumbing::instance::mount;
 use crate::plumbing::instance::prefetch;
 use crate::plumbing::postgres::alive::Alive;
+use crate::plumbing::postgres::process::raise_file_limit;
 use crate::plumbing::postgres::server::{self, Mode, Status};
 use crate::plumbing::read_ahead;
 use crate::progress::{Hidden, Progress};
@@ -277,6 +278,8 @@ fn hydrate(vfs: &Vfs, over: &AtomicBool) {
 }
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
+    // One for each file that was written.
+    raise_file_limit();
     let repo = cx.take_repo()?;
     let id = repo.store().resolve_prefix(&args.snapshot)?;
     let dir = cx.folder.join(&args.dir);

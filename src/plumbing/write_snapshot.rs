@@ -446,7 +446,11 @@ fn seal_for(
     let mut reader = WalReader::new(segments(), expected, start);
     let consistent = match label {
         Some(Label { end: Some(end), .. }) => {
-            reader.read().map_err(|_| Error::NoBackupEnd)?;
+            // A long while after the start the server may have recycled that segment: it was sealed before.
+            if reader.read().is_err() {
+                let sealed = repo.sealed_wal(&repo.timelines().read(timeline)?, start.segment_start(size))?;
+                WalReader::new(sealed, expected, start).read().map_err(|_| Error::NoBackupEnd)?;
+            }
             *end
         }
         Some(label) if label.is_streamed => loop {

@@ -17,7 +17,7 @@ use zenith::plumbing::postgres::server::Backup;
 use zenith::plumbing::write_snapshot::{Options, Source, write_snapshot};
 use zenith::progress::Hidden;
 
-use crate::support::{Env, checked, majors};
+use crate::support::{Env, checked, has_strace, majors};
 
 /// A repository of a cluster without data checksums, in which hint bits and visibility are not in the WAL as whole
 /// pages.
@@ -144,4 +144,68 @@ fn a_copy_of_a_crashed_repository_leaves_the_original_alone() {
         copy.run(["start"]).ok();
         assert_eq!(copy.sql("main", "select count(*) from t"), "1001");
     }
+}
+
+#[test]
+fn a_snapshot_is_made_although_the_segment_of_its_start_was_recycled_meanwhile() {
+    if !has_strace() {
+        return;
+    }
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select 1 i");
+    let control = env.datadir("main").join("data/global/pg_control");
+    let zenith = env.command(["snapshot", "main"]);
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-o", "/dev/null", "-P"]).arg(&control).args(["-e", "trace=openat"]);
+    strace.args(["-e", "inject=openat:delay_enter=5000000:when=1"]).arg(zenith.get_program()).args(zenith.get_args());
+    let mut running = strace.current_dir(env.path()).spawn().unwrap();
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(4) {
+        env.sql("main", "insert into t values (2)");
+        env.sql("main", "select pg_switch_wal()");
+        env.sql("main", "checkpoint");
+    }
+    assert!(running.wait().unwrap().success());
+    let rows = env.sql("main", "select count(*) from t");
+    env.run(["stop", "--mode", "immediate"]).ok();
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "select count(*) from t"), rows);
+}
+
+#[test]
+fn wal_goes_into_the_servers_own_repository_although_that_was_moved_and_a_copy_is_in_its_place() {
+    let env = Env::init();
+    let [first, backup, moved] = ["first", "backup", "moved"].map(|name| env.path().join(name));
+    let run = |dir: &Path, args: &[&str]| {
+        let ran = env.command(args).current_dir(dir).output().unwrap();
+        assert!(ran.status.success(), "{args:?}: {}", String::from_utf8_lossy(&ran.stderr));
+        String::from_utf8(ran.stdout).unwrap()
+    };
+    let sql = |dir: &Path, sql: &str| run(dir, &["psql", "main", "--", "-XqAtc", sql]);
+    fs::create_dir(&first).unwrap();
+    run(&first, &["init"]);
+    run(&first, &["start"]);
+    sql(&first, "create table t as select generate_series(1, 1000) i");
+    checked(Command::new("cp").arg("-a").arg(&first).arg(&backup));
+    fs::rename(&first, &moved).unwrap();
+    fs::rename(&backup, &first).unwrap();
+    run(&first, &["start"]);
+    sql(&first, "insert into t values (0)");
+    // Of the one that was moved, whose socket the other one's server has.
+    let archived = |dir: &Path| {
+        let timeline = &run(dir, &["rev-parse", "main"])[..32];
+        fs::read_to_string(dir.join(format!(".zenith/timelines/{timeline}/log"))).unwrap().lines().count()
+    };
+    let before = archived(&moved);
+    run(&first, &["stop", "main"]);
+    run(&moved, &["stop", "main"]);
+    assert!(archived(&moved) > before);
+    run(&moved, &["start"]);
+    assert_eq!(sql(&moved, "select count(*) from t").trim(), "1000");
+    run(&moved, &["stop", "main"]);
+    run(&first, &["start"]);
+    assert_eq!(sql(&first, "select count(*) from t").trim(), "1001");
+    run(&first, &["stop", "main"]);
+    run(&moved, &["fsck"]);
 }

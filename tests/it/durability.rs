@@ -108,3 +108,15 @@ fn wal_that_is_stored_already_is_made_durable() {
     // "Sealed" is not said on the word of a line that nobody may have synced.
     assert_syncs(&env, &["seal-wal", "main"], &[("timelines/ID/log", 1)]);
 }
+
+#[test]
+fn files_that_were_restored_are_durable_before_a_server_runs_on_them() {
+    let env = Env::init();
+    let synced = syncs(&env, &["start", "--eager"]);
+    let count = |path: &str| synced.get(path).copied().unwrap_or_default();
+    for path in ["PG_VERSION", "global/pg_control", "base/1/1259", "base/1", "base", ""] {
+        let path = format!("datadirs/ID/data/{path}");
+        assert_eq!(count(path.trim_end_matches('/')), 1, "{path}: {synced:?}");
+    }
+    env.run(["stop"]).ok();
+}

@@ -141,3 +141,16 @@ fn what_a_client_saw_is_in_a_branch_that_is_made_then() {
         env.run(["stop", &name, "--mode", "immediate"]).ok();
     }
 }
+
+#[test]
+fn a_branch_has_what_others_saw_committed_however_late_that_is_flushed() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t (i int)");
+    env.sql("main", "alter system set wal_writer_delay = '10s'");
+    env.sql("main", "select pg_reload_conf()");
+    env.sql("main", "set synchronous_commit = off; insert into t select generate_series(1, 100)");
+    env.run(["branch", "b"]).ok();
+    env.run(["start", "b"]).ok();
+    assert_eq!(env.sql("b", "select count(*) from t"), "100");
+}

@@ -133,3 +133,19 @@ fn a_group_shares_a_repository() {
     member(&["fsck"]);
     assert!(checked(&mut command(&env, &["branch"])).contains("theirs"));
 }
+
+#[test]
+fn root_makes_nothing_in_the_repository_of_somebody_else() {
+    if !is_root() {
+        println!("SKIPPED: only root may do what it likes");
+        return;
+    }
+    let env = Env::init();
+    crate::support::checked(Command::new("chown").args(["-R", "nobody"]).arg(env.repo()));
+    let repo = env.repo().display().to_string();
+    let refused = env.run(["--repo", &repo, "branch", "x"]);
+    assert_eq!(refused.code, 1);
+    assert!(refused.err.contains("belongs to nobody") && refused.err.contains("runuser -u nobody"), "{}", refused.err);
+    env.run(["--repo", &repo, "log"]).ok();
+    env.run(["--repo", &repo, "fsck"]).ok();
+}

@@ -263,3 +263,24 @@ fn what_a_server_may_still_commit_is_had_by_no_other_ref() {
     assert_eq!(held(&env, "branch"), "main");
     assert_eq!(held(&env, "what"), "timeline");
 }
+
+#[test]
+fn what_a_server_commits_after_its_branch_was_deleted_is_in_the_trash() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t (i int)");
+    env.run(["update-ref", "-d", "refs/branches/main"]).ok();
+    env.run(["trash", "empty"]).ok();
+    // By its socket, as a client that was there before.
+    let rows = env.json(["pg", "list", "--json"]);
+    let port = rows[0]["port"].as_u64().unwrap().to_string();
+    let mut psql = std::process::Command::new("psql");
+    psql.args(["-XqAt", "-U", "postgres", "-p", &port, "-h"]).arg(env.repo().join("run"));
+    crate::support::checked(psql.args(["-c", "insert into t values (6)", "postgres"]));
+    env.run(["stop", "--all"]).ok();
+    let rows = env.json(["trash", "--json"]);
+    let id = rows[0]["id"].as_str().unwrap().to_owned();
+    env.run(["trash", "restore", &id, "back"]).ok();
+    env.run(["start", "back"]).ok();
+    assert_eq!(env.sql("back", "select i from t"), "6");
+}

@@ -152,7 +152,7 @@ pub fn resolve(repo: &Repo, text: &str, now: &Zoned) -> Result<Resolved, Error> 
     let revision = Revision::parse(text, now)?;
     let mut gone = None;
     loop {
-        match look_up(repo, text, &revision) {
+        match look_up(repo, text, &revision, now) {
             // A branch leaves a timeline before that is removed: look where it is now.
             Err(Error::Timeline(timeline::Error::Unknown(id))) if gone != Some(id) => gone = Some(id),
             resolved => return resolved,
@@ -160,7 +160,7 @@ pub fn resolve(repo: &Repo, text: &str, now: &Zoned) -> Result<Resolved, Error> 
     }
 }
 
-fn look_up(repo: &Repo, text: &str, revision: &Revision) -> Result<Resolved, Error> {
+fn look_up(repo: &Repo, text: &str, revision: &Revision, now: &Zoned) -> Result<Resolved, Error> {
     let (name, mut position) = base(repo, text, &revision.base)?;
     // The WAL between a position and the tip of the timeline is known only for a whole timeline.
     for suffix in &revision.suffixes {
@@ -170,6 +170,8 @@ fn look_up(repo: &Repo, text: &str, revision: &Revision) -> Result<Resolved, Err
                 epochs_back(&repo.timelines().history(position.timeline)?, text, position, *count)?
             }
             Suffix::At(lsn) => at_lsn(repo, text, position, *lsn)?,
+            // Whatever the server's clock said: all that there is has been.
+            Suffix::Time(time_us) if *time_us >= now.timestamp().as_microsecond() => position,
             Suffix::Time(time_us) => at_time(repo, text, position, *time_us)?,
         };
     }

@@ -93,6 +93,12 @@ impl Packs {
                 }
                 // Another command merged it with others this instant.
                 Err(Error::Io(error)) if error.source.kind() == io::ErrorKind::NotFound && !pack.is_there() => {}
+                // That says nothing of the pack.
+                Err(Error::Io(error))
+                    if matches!(error.source.raw_os_error(), Some(nix::libc::EMFILE | nix::libc::ENFILE)) =>
+                {
+                    return Err(error.into());
+                }
                 Err(error) => {
                     let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
                     broken.push((pack.index_path().to_owned(), format!("{error}{cause}")));

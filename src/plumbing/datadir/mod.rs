@@ -16,6 +16,7 @@ pub mod local;
 pub mod mounts;
 pub mod reflink;
 pub mod restore;
+pub mod rights;
 pub mod scan;
 pub mod tar;
 pub mod vfs;

@@ -11,10 +11,14 @@ use rayon::prelude::*;
 use super::Error;
 use super::restore::restore;
 use crate::objects::file_error::cannot;
+use crate::objects::lock::{Mode, Patience};
 use crate::objects::snapshot::Snapshot;
 use crate::objects::store::Store;
 use crate::objects::{ObjectId, durable};
 use crate::progress::Progress;
+
+/// The file in the folder of the copies whose lock whoever makes or clones one holds.
+const LOCK: &str = "lock";
 
 /// Makes `to` share the blocks of `from`, until one of them is written.
 #[cfg(target_os = "linux")]
@@ -51,10 +55,13 @@ pub fn restore_or_clone(
     }
     let copy = copies.join(id.to_string());
     if !copy.is_dir() {
-        for other in fs::read_dir(copies).map_err(cannot::<Error>("list", copies))?.flatten() {
-            // One that another command is about to clone makes that fail, not this.
-            let _ = fs::remove_dir_all(other.path());
-        }
+        remove_all(copies)?;
+    }
+    // As long as somebody has this nothing is removed.
+    let path = copies.join(LOCK);
+    let held = Patience::default().open(&path, Mode::Shared);
+    let _held = held.map_err(|error| cannot::<Error>("lock", &path)(io::Error::other(error)))?;
+    if !copy.is_dir() {
         let new =
             tempfile::Builder::new().prefix("new-").tempdir_in(copies).map_err(cannot::<Error>("write in", copies))?;
         let files = new.path().join("files");
@@ -65,6 +72,22 @@ pub fn restore_or_clone(
     }
     clone_tree(&copy, root)?;
     Ok(true)
+}
+
+/// Removes all copies, each at once: a crash leaves all of it or nothing. Does nothing while somebody makes or clones one.
+fn remove_all(copies: &Path) -> Result<(), Error> {
+    let path = copies.join(LOCK);
+    let lock = File::options().create(true).truncate(false).write(true).open(&path);
+    let lock = lock.map_err(cannot::<Error>("open", &path))?;
+    if lock.try_lock().is_err() {
+        return Ok(());
+    }
+    for old in fs::read_dir(copies).map_err(cannot::<Error>("list", copies))?.flatten() {
+        if old.file_name() != LOCK {
+            durable::discard_dir(copies, &old.path()).map_err(cannot::<Error>("remove", &old.path()))?;
+        }
+    }
+    Ok(())
 }
 
 fn clone_tree(from: &Path, to: &Path) -> Result<(), Error> {
@@ -91,4 +114,24 @@ fn clone_one(from: &Path, to: &Path) -> io::Result<()> {
     let target = OpenOptions::new().write(true).create_new(true).mode(mode).open(to)?;
     target.set_permissions(Permissions::from_mode(mode))?; // whatever the umask says
     clone_file(&source, &target)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_that_somebody_clones_stay_and_others_go_as_a_whole() {
+        let home = tempfile::tempdir().unwrap();
+        let copies = home.path();
+        let copy = copies.join("copy");
+        fs::create_dir_all(copy.join("base")).unwrap();
+        let held = Patience::default().open(&copies.join(LOCK), Mode::Shared).unwrap();
+        remove_all(copies).unwrap();
+        assert!(copy.is_dir());
+        drop(held);
+        remove_all(copies).unwrap();
+        let left: Vec<_> = fs::read_dir(copies).unwrap().flatten().map(|entry| entry.file_name()).collect();
+        assert_eq!(left, [LOCK]);
+    }
 }

@@ -11,6 +11,7 @@ use super::Error;
 use super::blocks::Blocks;
 use super::control::Changes;
 use super::exclude::{Unlogged, is_excluded};
+use super::rights::may_follow;
 use super::write::{Bytes, Item, UNIT_BYTES};
 use crate::objects::file_error::cannot;
 use crate::objects::frame::{BLOCK_SIZE, FRAME_SIZE, blocks_in};
@@ -40,7 +41,8 @@ pub struct Scan {
 impl Scan {
     /// Walks `root`. What symbolic links point to takes their place, so that no server that is started on the
     /// snapshot writes to files outside of its data directory: files, and PostgreSQL's own folders, among them
-    /// tablespaces. Links to other folders or to nothing are passed over, and so are sockets and pipes.
+    /// tablespaces. Links to other folders, to nothing, or to what whoever made them may not read are passed over, and so are sockets
+    /// and pipes.
     /// With `live`, a server may write to it meanwhile.
     pub fn new(root: &Path, live: bool) -> Result<Scan, Error> {
         let mut scan = Scan { root: root.to_owned(), paths: Vec::new(), elsewhere: Vec::new(), live };
@@ -73,6 +75,10 @@ impl Scan {
 
     fn visit(&mut self, path: Vec<u8>) -> Result<(), Error> {
         let full = self.full(&path);
+        let is_link = full.is_symlink();
+        if is_link && !may_follow(&full) {
+            return Ok(());
+        }
         let metadata = match fs::metadata(&full) {
             Err(error) if self.is_gone(&error) => return Ok(()),
             // The user's own link that leads nowhere.
@@ -82,7 +88,6 @@ impl Scan {
             metadata => metadata.map_err(cannot::<Error>("read", &full))?,
         };
         let kind = metadata.file_type();
-        let is_link = full.is_symlink();
         if is_link && path != b"pg_wal" {
             self.elsewhere.push(path.clone());
         }
@@ -119,7 +124,7 @@ impl Scan {
     /// Hands out folders, links, files and the parts of files. Opens one file at a time. With what is
     /// `known` of the parent's files, only what may differ from them is read.
     pub fn items<'a>(&'a self, known: Option<&'a Known>) -> impl Iterator<Item = Result<Item, Error>> + 'a {
-        // Last of all: what it says holds for every file that was read before.
+        // Last of all: those that are read at the same time say nothing of what comes after it.
         let is_control = |path: &[u8]| path == CONTROL_FILE;
         let (control, others): (Vec<_>, Vec<_>) = self.paths.iter().partition(|(path, ..)| is_control(path));
         others.into_iter().chain(control).flat_map(move |(path, mode, found)| match found {

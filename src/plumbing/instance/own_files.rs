@@ -26,9 +26,10 @@ use crate::objects::store::file::{READ_BLOCKS, StoredFile};
 use crate::objects::timeline::{Timeline, TimelineId};
 use crate::objects::{Repo, durable};
 use crate::plumbing::datadir::exclude::is_excluded;
+use crate::plumbing::datadir::rights::may_follow;
 
 /// Files outside of PostgreSQL's own folders that a run writes by itself: the list of `contrib/pg_prewarm`.
-const WRITTEN_BY_RUNS: [&[u8]; 2] = [b"autoprewarm.blocks", b"autoprewarm.blocks.tmp"];
+const WRITTEN_BY_RUNS: [&[u8]; 3] = [b"PG_VERSION", b"autoprewarm.blocks", b"autoprewarm.blocks.tmp"];
 /// How much of two files is compared at a time, bytes.
 const PART: usize = 64 << 10;
 
@@ -197,7 +198,7 @@ fn find(dir: &Path, below: &[u8], found: &mut Changes) -> io::Result<()> {
         let name = entry.file_name();
         let path = if below.is_empty() { name.as_bytes().to_vec() } else { [below, b"/", name.as_bytes()].concat() };
         let kind = entry.file_type()?;
-        if !is_other(&path) {
+        if !is_other(&path) || kind.is_symlink() && !may_follow(&entry.path()) {
             continue;
         }
         if kind.is_dir() {

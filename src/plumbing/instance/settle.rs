@@ -17,6 +17,7 @@ use crate::objects::pg::Lsn;
 use crate::objects::pg::control::State;
 use crate::objects::refs::{Expect, RefName, Signature, Value};
 use crate::objects::timeline::{Position, Timeline, TimelineId};
+use crate::objects::trash::Item;
 use crate::objects::{ObjectId, Repo};
 use crate::plumbing::datadir::control::Control;
 use crate::plumbing::datadir::local;
@@ -134,11 +135,24 @@ pub fn settle_at(
         }
     }
     close(repo, instance)?;
+    keep_nameless(repo, &branch, id, signature)?;
     remove_wal(repo, instance)?;
     // What cannot be removed now goes the next time.
     let _ = trash::tidy(repo, signature.time_us);
     maintain::repack_if_due(repo, &instance.log(repo));
     Ok(Settled::Sealed { timeline: id, snapshot })
+}
+
+/// Has the trash refer to an epoch that no ref leads to any more, since its branch was deleted or moved while its server ran.
+fn keep_nameless(repo: &Repo, branch: &str, id: TimelineId, signature: &Signature) -> CmdResult {
+    let name = RefName::branch(branch)?;
+    let (epoch, now) = (Value::Branch(id), repo.refs().read(&name)?);
+    let is_kept = |item: &Item| item.entry.as_ref().is_some_and(|entry| entry.names(id));
+    if now.as_ref() != Some(&epoch) && !repo.trash().list()?.iter().any(is_kept) {
+        let signature = Signature { why: "stop: its branch is gone".to_owned(), ..signature.clone() };
+        trash::keep_named(repo, &name, (&epoch, now.as_ref()), &signature)?;
+    }
+    Ok(())
 }
 
 /// Finds the end of an epoch's WAL and seals up to it, after what lies behind it, and will be overwritten, was copied
@@ -184,7 +198,9 @@ fn show(repo: &Repo, instance: &Instance, id: TimelineId) -> Result<Files, Comma
     }
     // Those that were restored lie beside the layer of a mount that was refused.
     if mount::is_in_sight(&dir)? {
-        return Ok(Files::InSight);
+        // Restored ones are whole and durable before the WAL is laid out; before that no server has run on them.
+        let is_whole = layer.try_exists()? || wal_end::is_laid_out(repo, id)?;
+        return Ok(if is_whole { Files::InSight } else { Files::Absent });
     }
     if !layer.try_exists()? {
         return Ok(Files::Absent);

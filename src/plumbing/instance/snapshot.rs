@@ -1,7 +1,8 @@
 //! Snapshots of a server that runs: on demand, and whenever enough WAL has gone by.
 
+use std::fs;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Instant, UNIX_EPOCH};
 
 use super::hold::take;
 use super::pid_lock::PidLock;
@@ -88,8 +89,12 @@ pub fn snapshot_if_due(repo: &Repo, timeline: TimelineId, now_us: i64) -> Result
     if tip.lsn.since(last.lsn) < threshold || PidLock::is_held(&lock_file(repo, timeline))? == Some(true) {
         return Ok(());
     }
-    let since = now_us - repo.store().snapshot(&last.object)?.time_us;
-    if (0..SPACING_US).contains(&since) {
+    // The last one, or the last attempt, whose lock was written to.
+    let tried = fs::metadata(lock_file(repo, timeline)).and_then(|metadata| metadata.modified());
+    let tried_us =
+        tried.ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_micros() as i64);
+    let made_us = repo.store().snapshot(&last.object)?.time_us;
+    if [made_us, tried_us].iter().any(|time_us| (0..SPACING_US).contains(&(now_us - time_us))) {
         return Ok(());
     }
     let mut command = mount::background(repo, &instance.log(repo))?;

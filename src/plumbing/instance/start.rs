@@ -237,7 +237,7 @@ pub(super) fn run_server(
     let Context { repo, binaries, account, progress, .. } = cx;
     let role = match instance.is_read_only() {
         true => Role::Standby,
-        false => Role::Primary { archive_command: archive_command(repo, timeline)? },
+        false => Role::Primary { archive_command: archive_command(timeline)? },
     };
     let settings = Settings { replayed, ..settings_of(repo, instance, role)? };
     let (data, log) = (repo.datadir(timeline).join("data"), instance.log(repo));
@@ -354,7 +354,12 @@ fn show_files(
         let data = dir.join("data");
         // Left by the mount that failed.
         let _ = fs::remove_dir(&data);
-        restore_or_clone(repo.store(), (id, snapshot), &data, &copies, *progress)
+        restore_or_clone(repo.store(), (id, snapshot), &data, &copies, *progress)?;
+        // PostgreSQL takes the files of a clean shutdown for durable. A moment does not outlive a crash.
+        if !instance.is_read_only() {
+            durable::sync_tree(&data).and_then(|()| durable::sync_dir(dir))?;
+        }
+        Ok::<_, CommandError>(())
     };
     if wish.eager {
         restore()?;
@@ -468,11 +473,12 @@ impl Drop for Epoch<'_> {
 
 /// Returns the command with which PostgreSQL hands over a completed segment. The shell becomes it, so that nothing is left that
 /// holds the server's lock.
-fn archive_command(repo: &Repo, timeline: TimelineId) -> Result<String, postgres::Error> {
+fn archive_command(timeline: TimelineId) -> Result<String, postgres::Error> {
     let program = std::env::current_exe();
     let program = program.map_err(cannot::<postgres::Error>("find", Path::new("zenith")))?;
     let timeline = timeline.to_string();
-    let words =
-        [program.as_os_str(), "--repo".as_ref(), repo.dir().as_os_str(), "seal-wal".as_ref(), timeline.as_ref()];
+    // Seen from the data directory, in which the server runs it: the repository may be moved meanwhile, and another one may
+    // come in its place, which must not take this one's WAL.
+    let words = [program.as_os_str(), "--repo".as_ref(), "../../..".as_ref(), "seal-wal".as_ref(), timeline.as_ref()];
     Ok(format!("exec {}", shell_command(&words, "--segment %f")?))
 }

@@ -42,7 +42,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -60,6 +59,7 @@ use crate::plumbing::postgres::account::Account;
 use crate::plumbing::postgres::find::Binaries;
 use crate::plumbing::postgres::initdb::SUPERUSER;
 use crate::plumbing::postgres::process::Process;
+use crate::plumbing::postgres::process::raise_file_limit;
 use crate::plumbing::postgres::settings::socket_path;
 use metrics::Metrics;
 pub use places::{Place, check_places};
@@ -284,7 +284,7 @@ impl PageServer {
             true => log::to_terminal(),
             false => log::to_file(&log_file(&self.repo)),
         }
-        raise_limit();
+        raise_file_limit();
         // The servers need processors too, and a thread that has much to do at a time does it faster than two that
         // wake each other.
         let workers = std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
@@ -374,13 +374,6 @@ async fn warn(supervisor: Arc<Supervisor>) {
             Err(error) => tracing::warn!("{error}"),
         }
         tokio::time::sleep(WARN).await;
-    }
-}
-
-/// Two file descriptors a session: as many as the system lets us have.
-fn raise_limit() {
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard); // then there are fewer
     }
 }
 

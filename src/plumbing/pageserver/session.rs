@@ -342,7 +342,14 @@ impl Proxy {
             match address.begin(&packet).await {
                 Ok((_, answer)) if may_wait && is_in_between(&answer) => {}
                 Ok((_, answer)) if may_wait && is_refused(&answer) && self.supervisor.is_forsaken(&lease) => {}
-                Ok((server, answer)) => return Ok(Begun { lease, address, server, answer }),
+                Ok((server, answer)) if self.supervisor.has_answered(&lease).await? => {
+                    return Ok(Begun { lease, address, server, answer });
+                }
+                Ok(_) if may_wait => {}
+                Ok(_) => {
+                    let message = "the branch's server was stopped and started by others again and again";
+                    return Err(Refusal::new(SYSTEM_ERROR, message));
+                }
                 Err(error) if may_wait && may_be_gone(&error) => {}
                 Err(error) => {
                     let message = format!("cannot connect to the branch's server: {error}");

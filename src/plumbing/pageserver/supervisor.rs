@@ -139,6 +139,7 @@ impl Slot {
 #[derive(Debug)]
 pub struct Lease {
     slot: Arc<Slot>,
+    instance: Instance,
     pub endpoint: Endpoint,
     /// The loopback address that it listens on.
     pub tcp: Option<IpAddr>,
@@ -272,7 +273,13 @@ impl Supervisor {
         let Found { target, is_admitted } = found;
         let slot = self.slot(&target);
         let turn = timeout(TURN_WAIT, slot.state.clone().lock_owned()).await;
-        let state = turn.map_err(|_| still_busy(&target))?;
+        let mut state = turn.map_err(|_| still_busy(&target))?;
+        if let State::Running(instance, _) = &*state
+            && !self.is_current(instance.clone()).await?
+        {
+            // Somebody stopped it by hand: its name and its port may be another branch's by now.
+            *state = State::Stopped;
+        }
         let state = match &*state {
             State::Running(..) => state,
             State::Failed(when, refusal) if when.elapsed() < FAILURE => return Err(refusal.clone()),
@@ -295,12 +302,30 @@ impl Supervisor {
         let count = if is_owner { &slot.connections } else { &slot.unproven };
         count.fetch_add(1, Ordering::Relaxed);
         Ok(Lease {
+            instance: instance.clone(),
             endpoint: endpoint.clone(),
             tcp: instance.config.tcp,
             is_proven: AtomicBool::new(is_owner),
             look: self.look.clone(),
             slot: slot.clone(),
         })
+    }
+
+    /// Returns whether the server of an instance still is what it was: of the same branch or moment, on the same timeline and
+    /// port, and alive. Both before somebody connects to it and after it has answered, that proves who did.
+    async fn is_current(self: &Arc<Supervisor>, instance: Instance) -> Result<bool, Refusal> {
+        let this = self.clone();
+        let look = move || {
+            let repo = this.repo()?;
+            let now = Instance::read(&repo, &instance.name);
+            Ok(now.is_ok_and(|now| is_same(&now, &instance) && matches!(now.status(&repo), Status::Running(_))))
+        };
+        spawn_blocking(look).await.map_err(broken)?.map_err(refusal)
+    }
+
+    /// Returns whether the server that was leased is the one that has answered.
+    pub async fn has_answered(self: &Arc<Supervisor>, lease: &Lease) -> Result<bool, Refusal> {
+        self.is_current(lease.instance.clone()).await
     }
 
     /// Notes that a server does not answer: the next lease looks again, and starts it if need be. Whoever starts or stops
@@ -519,8 +544,8 @@ impl Supervisor {
     /// Stops a server, if that is ours to do and nobody is connected to it directly. Returns whether it is gone.
     async fn stop(self: &Arc<Supervisor>, slot: &Arc<Slot>, mut state: OwnedMutexGuard<State>) -> bool {
         let State::Running(instance, _) = &*state else { return true };
-        let (this, name, branch) = (self.clone(), instance.name.clone(), slot.target.name().to_owned());
-        let stopped = spawn_blocking(move || this.stop_blocking(&name)).await;
+        let (this, meant, branch) = (self.clone(), instance.clone(), slot.target.name().to_owned());
+        let stopped = spawn_blocking(move || this.stop_blocking(&meant)).await;
         match stopped.map_err(|error| error.to_string()).and_then(|stopped| stopped.map_err(|error| error.text())) {
             Ok(true) => {
                 tracing::info!(branch, "stopped");
@@ -546,11 +571,12 @@ impl Supervisor {
         }
     }
 
-    fn stop_blocking(&self, name: &str) -> Result<bool, CommandError> {
+    fn stop_blocking(&self, meant: &Instance) -> Result<bool, CommandError> {
         let repo = self.repo()?;
-        let instance = match Instance::read(&repo, name) {
+        let instance = match Instance::read(&repo, &meant.name) {
             // Somebody else stopped it.
             Err(instance::Error::Unknown(_)) => return Ok(true),
+            Ok(now) if !is_same(&now, meant) => return Ok(true),
             instance => instance?,
         };
         let is_idle = |instance: &Instance| {
@@ -575,6 +601,15 @@ impl Supervisor {
         };
         self.slots().iter().filter_map(name).collect()
     }
+}
+
+/// Returns whether two looks at an instance saw the same server. Names, branches and ports are used again, timelines are not.
+fn is_same(now: &Instance, then: &Instance) -> bool {
+    let server = |instance: &Instance| {
+        let instance::Config { branch, at, timeline, port, .. } = &instance.config;
+        (branch.clone(), at.clone(), timeline.clone(), *port)
+    };
+    server(now) == server(then)
 }
 
 /// Returns whether a start failed since somebody else has its port.

@@ -2,8 +2,11 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use nix::unistd::geteuid;
 
 use super::Error;
 use crate::objects::pg::version::VERSIONS;
@@ -13,6 +16,8 @@ use crate::objects::pg::version::VERSIONS;
 pub struct Search {
     /// The folder that the user named; nothing else is looked at then.
     pub explicit: Option<PathBuf>,
+    /// The one that the repository's config names.
+    pub configured: Option<PathBuf>,
     /// The value of PATH.
     pub path: Option<OsString>,
     /// The major version that a repository needs.
@@ -40,7 +45,13 @@ const USUAL: [&str; 8] = [
 
 /// Returns the programs of the wanted version, the newest if any will do.
 pub fn find(search: &Search) -> Result<Binaries, Error> {
-    if let Some(dir) = &search.explicit {
+    if let (None, Some(dir)) = (&search.explicit, &search.configured)
+        && geteuid().is_root()
+        && !is_roots(dir)
+    {
+        return Err(Error::Untrusted(dir.clone()));
+    }
+    if let Some(dir) = search.explicit.as_ref().or(search.configured.as_ref()) {
         let major = version(dir).ok_or_else(|| Error::NotFound { major: search.major, searched: vec![dir.clone()] })?;
         return match search.major {
             Some(wanted) if wanted != major => Err(Error::WrongVersion { dir: dir.clone(), found: major, wanted }),
@@ -72,6 +83,18 @@ pub fn find(search: &Search) -> Result<Binaries, Error> {
         major: search.major,
         searched: found.into_iter().map(|binaries| binaries.dir).collect(),
     })
+}
+
+/// Returns whether nobody but root can have put a program there: where PostgreSQL does not run as root it may write to the config
+/// that names the folder.
+fn is_roots(dir: &Path) -> bool {
+    let Ok(real) = fs::canonicalize(dir) else { return false };
+    let programs = fs::read_dir(&real).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_safe = |path: &Path| {
+        let others_write = |mode: u32| mode & 0o022 != 0 && mode & 0o1000 == 0;
+        fs::metadata(path).is_ok_and(|metadata| metadata.uid() == 0 && !others_write(metadata.mode()))
+    };
+    real.ancestors().all(is_safe) && programs.into_iter().all(|program| is_safe(&program))
 }
 
 fn is_supported(major: u32) -> bool {
@@ -129,9 +152,31 @@ mod tests {
     #[test]
     fn a_folder_without_postgresql_is_named_and_so_is_the_package() {
         let dir = tempfile::tempdir().unwrap();
-        let search = Search { explicit: Some(dir.path().to_owned()), path: None, major: Some(15) };
+        let search = Search { explicit: Some(dir.path().to_owned()), major: Some(15), ..Search::default() };
         let error = find(&search).unwrap_err();
         assert!(error.to_string().contains(&dir.path().display().to_string()));
         assert!(error.hint().unwrap().contains("apt-get install postgresql-15"));
+    }
+
+    #[test]
+    fn root_runs_nothing_that_a_config_names_and_others_can_write() {
+        use std::os::unix::fs::{PermissionsExt, chown};
+        if !geteuid().is_root() {
+            println!("SKIPPED: only root has to be careful");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("pg_controldata");
+        fs::write(&program, "#!/bin/sh\necho 'pg_controldata (PostgreSQL) 15.1'\n").unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        let search = Search { configured: Some(dir.path().to_owned()), ..Search::default() };
+        assert_eq!(find(&search).unwrap().major, 15);
+        chown(&program, Some(65534), None).unwrap();
+        assert!(matches!(find(&search), Err(Error::Untrusted(_))));
+        chown(&program, Some(0), None).unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(matches!(find(&search), Err(Error::Untrusted(_))));
+        // Who names it knows it.
+        assert!(find(&Search { explicit: search.configured.clone(), ..search }).is_ok());
     }
 }

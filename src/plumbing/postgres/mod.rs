@@ -62,6 +62,8 @@ pub enum Error {
     Silent { port: u16, seconds: u64 },
     #[error("the server on port {port} knows no user '{name}' who may connect")]
     Superuser { name: String, port: u16, source: postgres::Error },
+    #[error("the repository's config names PostgreSQL's programs in '{}', where others than root can write", .0.display())]
+    Untrusted(PathBuf),
     #[error("the cluster has no superuser who may connect")]
     NoSuperuser,
     #[error(transparent)]
@@ -145,6 +147,7 @@ impl Error {
             Error::StillAlive { process: None, .. } => {
                 "wait for it, then look: zenith status; processes of another container are not seen here".to_owned()
             }
+            Error::Untrusted(dir) => format!("if you trust them, name them yourself: zenith --pg-bin '{}'", dir.display()),
             Error::PortTaken { .. } => "choose another with --port".to_owned(),
             Error::Superuser { .. } => {
                 "name a superuser of the cluster: zenith config postgres.superuser NAME".to_owned()
@@ -164,7 +167,10 @@ impl Error {
             Error::DidNotStop { .. } => {
                 "end it at once, without a loss of what was committed: zenith stop NAME --mode immediate".to_owned()
             }
-            Error::SocketDir(dir) => format!("remove it: rm -r '{}'", dir.display()),
+            Error::SocketDir(dir) => {
+                let dir = dir.display();
+                format!("act as that user; if no server of that user is left, remove it: rm -r '{dir}'")
+            }
             _ => return None,
         })
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -202,6 +203,13 @@ impl Opened {
 
     fn is_same_file(&self, other: &Opened) -> bool {
         self.mount == other.mount && self.inode == other.inode && (self.inode.is_some() || self.link == other.link)
+    }
+}
+
+/// Lets this process, and those that it starts, open as many files as the system lets it have.
+pub fn raise_file_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard); // then there are fewer
     }
 }
 

@@ -342,7 +342,7 @@ pub fn wait_until_it_answers(
 
 /// Returns how far a server's WAL is flushed, once all is that was written before this call: a commit with synchronous_commit = off
 /// is seen by others before it is durable, and whoever saw it expects it in a branch that is made then. PostgreSQL's WAL writer
-/// flushes it within three times wal_writer_delay; a server that takes longer than [`FLUSH_WAIT`] is not waited for.
+/// flushes it within three times wal_writer_delay; where that is more than [`FLUSH_WAIT`] a commit of our own has it flushed.
 pub fn flushed_lsn(endpoint: &Endpoint) -> Result<Lsn, Error> {
     let port = endpoint.port;
     ask(endpoint, move |client| flushed_lsn_of(client, port))
@@ -350,20 +350,27 @@ pub fn flushed_lsn(endpoint: &Endpoint) -> Result<Lsn, Error> {
 
 fn flushed_lsn_of(mut client: Client, port: u16) -> Result<Lsn, Error> {
     let query = |source| Error::Query { port, source };
-    let mut ask = |function: &str| {
+    let ask = |client: &mut Client, function: &str| {
         let text: String = client.query_one(&format!("SELECT {function}()::text"), &[]).map_err(query)?.get(0);
         text.parse().map_err(|error| Error::Failed { program: "postgres", output: format!("{error}") })
     };
-    let written: Lsn = ask("pg_current_wal_insert_lsn")?;
+    let written: Lsn = ask(&mut client, "pg_current_wal_insert_lsn")?;
+    let mut may_wait = true;
     let begun = Instant::now();
     loop {
-        let flushed: Lsn = ask("pg_current_wal_flush_lsn")?;
+        let flushed: Lsn = ask(&mut client, "pg_current_wal_flush_lsn")?;
         // The one counts the header of a page in which there is nothing yet, the other does not.
         let is_page_empty = flushed == written.page_start() && written.since(flushed) <= LONGEST_PAGE_HEADER;
-        if flushed >= written || is_page_empty || begun.elapsed() > FLUSH_WAIT {
+        if flushed >= written || is_page_empty || !may_wait {
             return Ok(flushed);
         }
         sleep(LONGEST_PAUSE);
+        if begun.elapsed() > FLUSH_WAIT {
+            may_wait = false;
+            // One that wrote something: else PostgreSQL does not wait for its flush.
+            let commit = "SET synchronous_commit = on; SELECT pg_logical_emit_message(true, 'zenith', '')";
+            client.batch_execute(commit).map_err(query)?;
+        }
     }
 }
 

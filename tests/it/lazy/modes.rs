@@ -249,3 +249,24 @@ fn segments_that_are_archived_at_once_are_whole() {
         }
     }
 }
+
+#[test]
+fn a_server_with_many_files_starts_where_few_may_be_open() {
+    let env = Env::init();
+    let few = |args: &str| {
+        let script = format!("ulimit -Sn 256; exec \"$0\" {args}");
+        let zenith = env.command([""; 0]);
+        let mut sh = Command::new("sh");
+        let ran = sh.args(["-c", &script]).arg(zenith.get_program()).current_dir(env.path()).output().unwrap();
+        assert!(ran.status.success(), "{args}: {}", String::from_utf8_lossy(&ran.stderr));
+    };
+    few("start main");
+    env.sql(
+        "main",
+        "do $$ begin for i in 1..400 loop execute format('create table t%s (i int primary key)', i); end loop; end $$",
+    );
+    env.sql("main", "checkpoint");
+    env.run(["stop"]).ok();
+    few("start main");
+    assert_eq!(env.sql("main", "select count(*) from pg_class where relname like 't%' and relkind = 'r' and relnamespace = 'public'::regnamespace"), "400");
+}

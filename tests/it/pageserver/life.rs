@@ -375,3 +375,40 @@ fn a_page_server_stays_although_who_started_it_is_gone() {
     env.run(["pageserver", "stop"]).ok();
     assert!(daemon.wait().unwrap().success());
 }
+
+#[test]
+fn a_name_or_a_port_that_another_branch_got_leads_nobody_there() {
+    let daemon = Daemon::new(&["a", "b"]);
+    let (run, name) = (|args: &[&str]| drop(daemon.env.run(args).ok()), "select name from whoami");
+    let port_of = |branch: &str| {
+        let rows = daemon.env.json(["pg", "list", "--json"]);
+        let row = rows.as_array().unwrap().iter().find(|row| row["branch"] == branch).unwrap().clone();
+        row["port"].as_u64().unwrap().to_string()
+    };
+    // The port of one that was stopped by hand.
+    assert_eq!(daemon.ask("a", name), Ok("a".into()));
+    let port = port_of("a");
+    run(&["stop", "a"]);
+    run(&["start", "b", "--port", &port]);
+    assert_eq!(daemon.ask("a", name), Ok("a".into()));
+    assert_eq!(daemon.ask("b", name), Ok("b".into()));
+    run(&["stop", "--all"]);
+    // The instance, too.
+    assert_eq!(daemon.ask("a", name), Ok("a".into()));
+    run(&["stop", "a"]);
+    run(&["branch", "-d", "a"]);
+    run(&["branch", "a", "main"]);
+    run(&["branch", "c", "main"]);
+    run(&["start", "c"]);
+    daemon.env.sql("c", "update whoami set name = 'c'");
+    assert_eq!(daemon.ask("a", name), Ok("main".into()));
+    assert_eq!(daemon.ask("c", name), Ok("c".into()));
+    // A branch that got the name of another.
+    run(&["stop", "--all"]);
+    assert_eq!(daemon.ask("c", name), Ok("c".into()));
+    run(&["stop", "c"]);
+    run(&["branch", "-m", "c", "d"]);
+    run(&["branch", "c", "b"]);
+    assert_eq!(daemon.ask("c", name), Ok("b".into()));
+    assert_eq!(daemon.ask("d", name), Ok("c".into()));
+}

@@ -40,6 +40,8 @@ pub struct Layer {
     state: Mutex<State>,
     /// Whether files were made whose names are not durable.
     new_names: Mutex<bool>,
+    /// Held by whoever syncs the journal.
+    syncing: Mutex<()>,
     /// A sync failed: what the kernel had in memory may be gone, and a later sync would not say so.
     failed: AtomicBool,
 }
@@ -104,7 +106,14 @@ impl Layer {
 
     fn new(disk: Disk, journal: DiskFile, (records, end): (u64, u64), has_durable: bool) -> Layer {
         let state = State { records, end, synced: end, has_durable, doomed: Vec::new() };
-        Layer { disk, journal, state: Mutex::new(state), new_names: Mutex::new(false), failed: AtomicBool::new(false) }
+        Layer {
+            disk,
+            journal,
+            state: Mutex::new(state),
+            new_names: Mutex::new(false),
+            syncing: Mutex::new(()),
+            failed: AtomicBool::new(false),
+        }
     }
 
     /// Returns the folder.
@@ -136,6 +145,9 @@ impl Layer {
             (state.end, state.synced)
         };
         if end > synced {
+            // One at a time: the system tells of a failure once, and whoever syncs beside that would hear of none.
+            let _alone = self.syncing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            self.check()?;
             self.journal.sync().map_err(|error| self.fail(error))?;
         }
         let gone = {

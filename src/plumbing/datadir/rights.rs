@@ -1,0 +1,77 @@
+//! Whether a link may be followed. Where zenith runs as root and the server as another user, a link in the data directory that
+//! this user made would have root read what that user may not, and a snapshot hand it out.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::unistd::{Gid, Uid, User, geteuid, getgrouplist};
+
+/// Returns whether what the link at `path` leads to may be read by whoever made the link. Only root has to ask: for everybody else
+/// the system answers.
+pub fn may_follow(path: &Path) -> bool {
+    let Ok(link) = fs::symlink_metadata(path) else { return true };
+    !geteuid().is_root() || link.uid() == 0 || may_read(path, link.uid()).unwrap_or(false)
+}
+
+/// Returns whether the user `uid` may read the file, or list the folder, that `path` leads to: by the modes of it and of all
+/// folders above it.
+fn may_read(path: &Path, uid: u32) -> std::io::Result<bool> {
+    let real = fs::canonicalize(path)?;
+    let groups = groups_of(uid);
+    let may = |path: &Path, bit: u32| {
+        let metadata = fs::metadata(path)?;
+        let shift = match metadata.uid() == uid {
+            true => 6,
+            false if groups.contains(&Gid::from_raw(metadata.gid())) => 3,
+            false => 0,
+        };
+        Ok::<_, std::io::Error>(metadata.mode() >> shift & bit != 0)
+    };
+    for folder in real.ancestors().skip(1) {
+        if !may(folder, 0o1)? {
+            return Ok(false);
+        }
+    }
+    may(&real, 0o4)
+}
+
+fn groups_of(uid: u32) -> Vec<Gid> {
+    let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid)) else { return Vec::new() };
+    let name = std::ffi::CString::new(user.name).unwrap_or_default();
+    getgrouplist(&name, user.gid).unwrap_or_else(|_| vec![user.gid])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::{PermissionsExt, lchown, symlink};
+
+    use super::*;
+
+    #[test]
+    fn root_follows_nobodys_link_only_where_nobody_could_go() {
+        if !geteuid().is_root() {
+            println!("SKIPPED: only root can give links away");
+            return;
+        }
+        let nobody = User::from_name("nobody").unwrap().expect("every system has one").uid.as_raw();
+        let home = tempfile::tempdir().unwrap();
+        fs::set_permissions(home.path(), Permissions::from_mode(0o755)).unwrap();
+        let (secret, link) = (home.path().join("secret"), home.path().join("link"));
+        fs::write(&secret, "").unwrap();
+        symlink(&secret, &link).unwrap();
+        fs::set_permissions(&secret, Permissions::from_mode(0o600)).unwrap();
+        assert!(may_follow(&link));
+        lchown(&link, Some(nobody), None).unwrap();
+        assert!(!may_follow(&link));
+        fs::set_permissions(&secret, Permissions::from_mode(0o644)).unwrap();
+        assert!(may_follow(&link));
+        fs::set_permissions(home.path(), Permissions::from_mode(0o700)).unwrap();
+        assert!(!may_follow(&link));
+        fs::set_permissions(home.path(), Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(&secret, Permissions::from_mode(0o600)).unwrap();
+        lchown(&secret, Some(nobody), None).unwrap();
+        assert!(may_follow(&link));
+    }
+}

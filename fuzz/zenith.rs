@@ -15,7 +15,7 @@ pub mod plumbing {
         pub mod local {
             pub mod journal;
         }
-        pub use error::Error;
+        pub use error::{Doubt, Error, WalFilesError};
     }
     pub mod pageserver {
         pub mod startup;

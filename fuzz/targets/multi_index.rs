@@ -34,7 +34,10 @@ fuzz_target!(|bytes: &[u8]| {
 /// Returns the bytes of one that names so many packs, with an object for each piece of `rows`.
 fn build(packs: usize, rows: &[u8]) -> Vec<u8> {
     let mut rows: Vec<Vec<u8>> = rows.chunks_exact(EACH).map(<[u8]>::to_vec).collect();
-    rows.iter_mut().for_each(|row| row[32..36].copy_from_slice(&(u32::from(row[32]) % packs as u32).to_le_bytes()));
+    for row in &mut rows {
+        let pack = u32::from(row[32]) % packs as u32;
+        row[32..36].copy_from_slice(&pack.to_le_bytes());
+    }
     rows.sort();
     let mut bytes = b"ZNM1".to_vec();
     bytes.extend((packs as u32).to_le_bytes());

@@ -12,7 +12,9 @@ use crate::progress::Progress;
 ///
 /// Keeps packs as long as each is at least twice as large as all smaller ones together, and merges the others, with the objects
 /// that lie by themselves, into one. Each object is checked on the way; one that is damaged stays where it is. It can be killed at any
-/// time, and no other command waits for it. zenith runs it by itself when there are many, in the background.
+/// time, and no other command waits for it. zenith runs it by itself when there are many, in the background. Nothing is merged
+/// while somebody else has the lock on objects/pack/repack.lock, as who copies the repository's files should:
+/// flock .zenith/objects/pack/repack.lock cp -a .zenith COPY
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:\n  zenith repack\n  zenith repack --dry-run\n  zenith repack --all --json\n")]
 pub struct Args {

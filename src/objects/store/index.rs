@@ -120,16 +120,7 @@ impl Index {
 
     /// Checks the index against its checksum and its order.
     pub fn verify(&self, path: &Path) -> Result<(), Error> {
-        let bytes = self.table.bytes();
-        let (content, checksum) = bytes.split_at(bytes.len() - 32);
-        let what = if Sha256::digest(content).as_slice() != checksum {
-            "its checksum does not match"
-        } else if !self.table.is_sorted() {
-            "its ids are not sorted"
-        } else {
-            return Ok(());
-        };
-        Err(Error::BadPack { path: path.to_owned(), what: what.to_owned() })
+        self.table.verify(path)
     }
 }
 

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use memmap2::Mmap;
+use sha2::{Digest, Sha256};
 
 use super::Error;
 use crate::objects::file_error::cannot;
@@ -113,8 +114,21 @@ impl Table {
         numbers.map(|number| self.id(number)).filter(|id| id.to_string().starts_with(prefix)).collect()
     }
 
+    /// Checks the file, whose last 32 bytes are the SHA-256 of all before, and that the ids are in order.
+    pub fn verify(&self, path: &Path) -> Result<(), Error> {
+        let (content, checksum) = self.map.split_at(self.map.len() - 32);
+        let what = if Sha256::digest(content).as_slice() != checksum {
+            "its checksum does not match"
+        } else if !self.is_sorted() {
+            "its ids are not sorted"
+        } else {
+            return Ok(());
+        };
+        Err(Error::BadPack { path: path.to_owned(), what: what.to_owned() })
+    }
+
     /// Returns whether the ids are in order, and where the fan-out says.
-    pub fn is_sorted(&self) -> bool {
+    fn is_sorted(&self) -> bool {
         let in_place = |byte: u8| self.bucket(byte).all(|number| self.raw(number)[0] == byte);
         (1..self.count()).all(|number| self.raw(number - 1) <= self.raw(number)) && (0..=255).all(in_place)
     }

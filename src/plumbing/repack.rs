@@ -2,6 +2,8 @@
 
 use std::io::Write;
 
+use rustix::fs::statvfs;
+
 use crate::command::Cx;
 use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::Repo;
@@ -50,6 +52,16 @@ pub fn repack(repo: &Repo, plan: &Plan, progress: &dyn Progress) -> Result<Optio
     Ok(execute(repo.store(), repo.tmp()?, plan, progress)?)
 }
 
+/// Room that a merge leaves, bytes: servers stop when there is none.
+const RESERVE: u64 = 1 << 30;
+
+/// Returns how many bytes are free for a merge.
+fn room(repo: &Repo) -> Result<u64, CommandError> {
+    let disk = statvfs(repo.dir()).map_err(std::io::Error::from)?;
+    let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+    Ok(free.saturating_sub(RESERVE.min(disk.f_blocks.saturating_mul(disk.f_frsize) / 20)))
+}
+
 /// Has everybody else go first.
 fn stand_back() {
     // Where it is not permitted it takes its turn.
@@ -67,6 +79,17 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let plan = plan(repo.store(), if args.all { Extent::All } else { Extent::Geometric })?;
     if args.dry_run {
         return show(cx, &plan, args.json);
+    }
+    let room = room(&repo)?;
+    if plan.bytes > room {
+        // In the background it waits for better days: status says that the disk is nearly full.
+        let Plan { bytes, .. } = plan;
+        let refused = format!("a merge of {bytes} bytes needs as much room once more, and there are {room} bytes");
+        return if args.auto {
+            Ok(())
+        } else {
+            Err(CommandError::refused(refused).hint("free some space: zenith trash empty"))
+        };
     }
     let Some(outcome) = repack(&repo, &plan, &cx.ui)? else {
         cx.ui.status("another command merges packs right now");

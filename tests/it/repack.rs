@@ -293,3 +293,20 @@ fn fsck_finds_a_damaged_copy_that_no_reader_notices_and_a_merge_leaves_it_out() 
     env.run(["fsck"]).ok();
     assert!(Store::open(&objects).read(&sound.id).unwrap().content == content(1));
 }
+
+#[test]
+fn a_pack_whose_index_leaves_something_out_stays() {
+    let place = Place::new();
+    let all = fill(&place.objects, &place.tmp, 3, 0);
+    // An index that says nothing of the pack's second object, and is sound itself.
+    let path = place.files("idx").remove(0);
+    let index = zenith::objects::store::index::Index::open(&path).unwrap();
+    let mut entries: Vec<_> = index.entries(0..1).collect();
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, zenith::objects::store::index::build(&mut entries).unwrap()).unwrap();
+    let outcome = place.repack(Extent::All);
+    assert_eq!((outcome.packs, outcome.damaged.len()), (2, 1), "{outcome:?}");
+    assert!(path.exists() && path.with_extension("pack").exists());
+    let store = place.store();
+    assert_eq!(all.iter().filter(|(id, _)| store.read(id).is_ok()).count(), 5);
+}

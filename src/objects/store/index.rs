@@ -69,6 +69,11 @@ impl Index {
         self.table.find(id)
     }
 
+    /// Returns the bytes that the stored forms of all objects take.
+    pub fn stored_bytes(&self) -> u64 {
+        (0..self.len()).fold(0, |sum, number| sum + u64::from(self.position(number).length))
+    }
+
     /// Returns the numbers of all objects in the order in which they lie in the pack. Memory: four bytes each.
     pub fn in_order_of_offsets(&self) -> Vec<u32> {
         let mut numbers: Vec<u32> = (0..self.len() as u32).collect(); // the count is a 32-bit number

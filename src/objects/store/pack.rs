@@ -133,7 +133,14 @@ impl Pack {
             let what = "it does not begin and end like a pack".to_owned();
             return Err(Error::BadPack { path: self.path.clone(), what });
         }
-        self.index()?.verify(&self.index_path)
+        let index = self.index()?;
+        index.verify(&self.index_path)?;
+        // What an index leaves out nobody finds.
+        if index.stored_bytes().checked_add(8) != Some(*length) {
+            let what = "its index does not name all that it holds".to_owned();
+            return Err(Error::BadPack { path: self.path.clone(), what });
+        }
+        Ok(())
     }
 
     /// Removes it: the pack first, so that an index without a pack is what such a removal left, and nothing else. Others who

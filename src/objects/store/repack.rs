@@ -157,8 +157,24 @@ pub fn execute(
     store.packs().rescan()?;
     remove_remains(store)?;
     let names: HashSet<ObjectId> = store.packs().all().iter().map(|pack| *pack.name()).collect();
-    let packs: Vec<_> = plan.packs.iter().filter(|pack| names.contains(pack.name())).cloned().collect();
+    let mut packs: Vec<_> = plan.packs.iter().filter(|pack| names.contains(pack.name())).cloned().collect();
     let mut outcome = Outcome::default();
+    let mut unsound = None;
+    // What an index does not name would be lost with its pack.
+    packs.retain(|pack| match pack.verify() {
+        Ok(()) => true,
+        Err(error) if error.is_corruption() => {
+            outcome.damaged.push(error.to_string());
+            false
+        }
+        Err(error) => {
+            unsound = Some(error);
+            false
+        }
+    });
+    if let Some(error) = unsound {
+        return Err(error.into());
+    }
     progress.start("packing", plan.bytes);
     let mut merge =
         Merge { store, writer: store.pack(tmp)?, twice: twice(&packs, &plan.loose)?, outcome: &mut outcome };

@@ -9,9 +9,9 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{User, geteuid};
 
 use crate::error::{CmdResult, CommandError};
-use crate::objects::Repo;
 use crate::objects::format::Shared;
 use crate::objects::lock::Patience;
+use crate::objects::{Repo, repo};
 use crate::plumbing::postgres::find::{self, Binaries, Search};
 use crate::plumbing::postgres::settings::is_ours;
 use crate::ui::{self, Ui};
@@ -65,10 +65,12 @@ pub struct Command {
 }
 
 impl Command {
-    /// Returns whether it may change the repository, or run servers.
+    /// Returns whether it changes the repository or runs servers, whatever its words; others may, with some.
     pub fn changes(&self) -> bool {
-        let looks = ["fsck", "help", "version", "completions", "restore"];
-        !matches!(self.group, Group::Examine | Group::Interrogate) && !looks.contains(&self.name)
+        let looks =
+            ["psql", "url", "service-file", "pageserver", "pg", "restore", "hash-wal", "read-snapshot", "repack"];
+        let always = matches!(self.group, Group::Run | Group::Manipulate) || self.name == "snapshot";
+        always && !looks.contains(&self.name)
     }
 }
 
@@ -86,17 +88,14 @@ fn find_repo(named: Option<&Path>, folder: &Path) -> Result<Repo, CommandError> 
     Ok(Repo::open(&dir)?)
 }
 
-/// Refuses to have root make files in the repository of somebody else, who could do nothing there any more.
-fn refuse_as_root(repo: &Repo) -> CmdResult {
+/// Returns whose a repository is, if that is somebody else than root, who could do nothing any more with what root makes there.
+fn foreign_owner(repo: &Repo) -> Result<Option<String>, CommandError> {
     let owner = std::fs::metadata(repo.dir())?.uid();
     if !geteuid().is_root() || is_ours(owner) || repo.config().core.shared == Shared::Group {
-        return Ok(());
+        return Ok(None);
     }
-    let user = User::from_uid(owner.into()).ok().flatten().map_or_else(|| format!("#{owner}"), |user| user.name);
-    let dir = repo.dir().display();
-    let refused = format!("the repository '{dir}' belongs to {user}, who could not use what root makes there");
-    Err(CommandError::refused(refused)
-        .hint(format!("act as that user: runuser -u {user} -- zenith --repo '{dir}' ...")))
+    let user = User::from_uid(owner.into()).ok().flatten();
+    Ok(Some(user.map_or_else(|| format!("#{owner}"), |user| user.name)))
 }
 
 /// What a command works with.
@@ -131,9 +130,13 @@ impl Cx {
     pub fn repo(&mut self) -> Result<&Repo, CommandError> {
         if self.repo.is_none() {
             let repo = find_repo(self.repo_dir.as_deref(), &self.folder)?;
-            if self.changes {
-                refuse_as_root(&repo)?;
-            }
+            let repo = match foreign_owner(&repo)? {
+                None => repo,
+                Some(owner) if self.changes => {
+                    return Err(repo::Error::Foreign { dir: repo.dir().to_owned(), owner }.into());
+                }
+                Some(owner) => repo.of_somebody_else(owner),
+            };
             let repo = repo.with_patience(Patience::default().heeding(self.ui.stop_flag()));
             self.share(repo.config().core.shared);
             self.repo = Some(repo);

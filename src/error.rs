@@ -139,6 +139,9 @@ impl From<repo::Error> for CommandError {
             return error.into();
         }
         let hint = match &error {
+            repo::Error::Foreign { dir, owner } => {
+                Some(format!("act as that user: runuser -u {owner} -- zenith --repo '{}' ...", dir.display()))
+            }
             repo::Error::NotFound(_) => Some("create one: zenith init".to_owned()),
             repo::Error::Lacks { file: "HEAD", .. } => {
                 Some("write into it: ref: refs/branches/NAME, with a branch that is in its refs/branches".to_owned())

@@ -39,6 +39,8 @@ pub enum Error {
     /// PostgreSQL's settings, of which the command that seals WAL is one, are text.
     #[error("the path {0:?} is not UTF-8, so servers cannot work with it")]
     NotUtf8(PathBuf),
+    #[error("the repository '{}' belongs to {owner}, who could not use what root makes there", dir.display())]
+    Foreign { dir: PathBuf, owner: String },
     #[error("cannot use the repository '{}'", path.display())]
     Format { path: PathBuf, source: format::Error },
     #[error(transparent)]
@@ -58,6 +60,8 @@ pub struct Repo {
     timelines: Timelines,
     patience: Patience,
     tmp: OnceLock<Tmp>,
+    /// Whose it is, if nothing may be written to it for that.
+    foreign: Option<String>,
 }
 
 /// This process's folder `tmp/NAME/`, and its lock `tmp/NAME.lock`: others see by that that it is in use,
@@ -152,6 +156,7 @@ impl Repo {
             timelines: Timelines::open(&dir.join("timelines")),
             patience: Patience::default(),
             tmp: OnceLock::new(),
+            foreign: None,
             dir: dir.to_owned(),
             config,
         })
@@ -230,6 +235,11 @@ impl Repo {
         }
     }
 
+    /// Returns it for root, who writes nothing to it, since it belongs to `owner`.
+    pub fn of_somebody_else(self, owner: String) -> Repo {
+        Repo { foreign: Some(owner), ..self }
+    }
+
     pub fn trash(&self) -> Trash {
         Trash::open(&self.dir)
     }
@@ -244,6 +254,10 @@ impl Repo {
     pub fn tmp(&self) -> Result<&Path, Error> {
         if let Some(tmp) = self.tmp.get() {
             return Ok(tmp.dir.path());
+        }
+        // Whatever is written begins here.
+        if let Some(owner) = &self.foreign {
+            return Err(Error::Foreign { dir: self.dir.clone(), owner: owner.clone() });
         }
         let tmp = self.dir.join("tmp");
         let make = || {

@@ -15,6 +15,7 @@ use crate::objects::map::Map;
 use crate::objects::pg::Lsn;
 use crate::objects::refs::{RefKind, RefName, Tag, Value};
 use crate::objects::snapshot::{Content, Node, Snapshot};
+use crate::objects::store::Object;
 use crate::objects::store::encode::Encoded;
 use crate::objects::store::file::StoredFile;
 use crate::objects::store::midx;
@@ -114,7 +115,8 @@ impl Checker<'_> {
                     let (id, position) = index.entry(*number);
                     progress.advance(1);
                     let checked = self.copy(&id, store.packed_copy(pack, &id, position));
-                    checked.err().filter(|_| pack.is_there() || !is_merged(self.repo, pack)).map(text)
+                    let is_gone = checked.is_err() && !pack.is_there() && is_merged(self.repo, pack);
+                    if is_gone { self.wherever_it_is(&id) } else { checked }.err().map(text)
                 };
                 faults.extend(numbers.par_iter().filter_map(check).collect::<Vec<_>>());
                 for number in numbers {
@@ -127,7 +129,8 @@ impl Checker<'_> {
             let check = |id: &ObjectId| {
                 progress.advance(1);
                 // One that is gone lies in a pack by now.
-                self.copy(id, store.loose_copy(id).transpose()?).err().map(text)
+                let copy = store.loose_copy(id).transpose();
+                copy.map_or_else(|| self.wherever_it_is(id), |copy| self.copy(id, copy)).err().map(text)
             };
             faults.extend(ids.par_iter().filter_map(check).collect::<Vec<_>>());
             for id in ids {
@@ -145,7 +148,16 @@ impl Checker<'_> {
         let long = if encoded.kind == Kind::Wal { LONG_WAL } else { LONG };
         let _alone =
             (encoded.length > long).then(|| self.alone.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
-        let object = store.decode(id, encoded, path)?;
+        self.content(id, store.decode(id, encoded, path)?)
+    }
+
+    /// Checks an object that was moved since it was looked for.
+    fn wherever_it_is(&self, id: &ObjectId) -> Result<(), store::Error> {
+        self.content(id, self.repo.store().read(id)?)
+    }
+
+    fn content(&self, id: &ObjectId, object: Object) -> Result<(), store::Error> {
+        let store = self.repo.store();
         let malformed = |error| store.malformed(id, &error);
         match object.kind {
             Kind::Frame => {}
@@ -175,7 +187,7 @@ fn check_names(repo: &Repo, intervals: &Intervals, faults: &mut Vec<String>) -> 
         }
     }
     for timeline in timelines.values() {
-        let wrong = wrong_intervals(timeline, intervals);
+        let wrong = wrong_intervals(repo, timeline, intervals);
         wrong.chain(wrong_ancestors(timeline, &timelines)).for_each(|text| fault(CommandError::refused(text)));
     }
     let mut positions = Vec::new();
@@ -219,10 +231,20 @@ fn check_names(repo: &Repo, intervals: &Intervals, faults: &mut Vec<String>) -> 
 }
 
 /// Returns what is wrong with the WAL objects that a timeline's log names.
-fn wrong_intervals<'a>(timeline: &'a Timeline, intervals: &'a Intervals) -> impl Iterator<Item = String> + 'a {
-    timeline.log.wal.iter().filter_map(|line| match intervals.get(&line.object) {
+fn wrong_intervals<'a>(
+    repo: &'a Repo,
+    timeline: &'a Timeline,
+    intervals: &'a Intervals,
+) -> impl Iterator<Item = String> + 'a {
+    // What was sealed since the objects were read.
+    let sealed_since = |id: &ObjectId| {
+        let object = repo.store().read(id).ok()?;
+        wal::decode(&object.content).ok().map(|(start, bytes)| (start, bytes.len() as u64))
+    };
+    let found = move |id: &ObjectId| intervals.get(id).copied().or_else(|| sealed_since(id));
+    timeline.log.wal.iter().filter_map(move |line| match found(&line.object) {
         None => Some(format!("object {} is missing or damaged: WAL of timeline {}", line.object, timeline.id)),
-        Some((start, length)) if *start != line.start || line.end.since(*start) != *length => Some(format!(
+        Some((start, length)) if start != line.start || line.end.since(start) != length => Some(format!(
             "object {} is not the WAL from {} to {} of timeline {}",
             line.object, line.start, line.end, timeline.id
         )),
@@ -265,7 +287,8 @@ fn check_reachable(
     let mut each = |_, id| {
         needed += usize::from(all.contains(&id));
         let missing = || CommandError::refused(format!("object {id} is missing"));
-        if repo.store().contains(&id) { Ok(()) } else { Err(missing()) }
+        // Where it was a moment ago it may be no more.
+        if repo.store().contains(&id) || repo.store().stored(&id).is_ok() { Ok(()) } else { Err(missing()) }
     };
     let mut fault = |error: CommandError| {
         faults.push(error.text());

@@ -17,6 +17,7 @@ use crate::plumbing::instance::start::Context;
 use crate::plumbing::instance::superuser;
 use crate::plumbing::postgres::account::Account;
 use crate::plumbing::postgres::alive::keeps_locks;
+use crate::plumbing::postgres::find::may_be_configured;
 use crate::plumbing::postgres::initdb::{SUPERUSER, initdb};
 use crate::plumbing::update_ref::update_ref;
 use crate::plumbing::write_snapshot::{Cluster, Options, Outcome, Source, commit, inspect, store_files};
@@ -166,7 +167,7 @@ fn config_for(cx: &Cx, cluster: &Cluster, first: &First) -> Config {
         extensions: Vec::new(),
         core: Core { shared: first.shared, ..Core::default() },
         gc: Gc::default(),
-        postgres: Postgres { bin: cx.pg_bin.clone(), superuser: None },
+        postgres: Postgres { bin: cx.pg_bin.clone().filter(|dir| may_be_configured(dir)), superuser: None },
         snapshot: Default::default(),
         proxy: Default::default(),
         branch: BTreeMap::from([(first.branch.short().to_owned(), first.settings.clone())]),

@@ -310,3 +310,69 @@ fn a_pack_whose_index_leaves_something_out_stays() {
     let store = place.store();
     assert_eq!(all.iter().filter(|(id, _)| store.read(id).is_ok()).count(), 5);
 }
+
+#[test]
+fn a_multi_pack_index_that_is_stale_or_damaged_hides_nothing_and_is_made_anew() {
+    let env = Env::init();
+    let (objects, tmp) = (env.repo().join("objects"), env.repo().join("tmp"));
+    let multi = objects.join("pack").join(midx::FILE);
+    let mut all = fill(&objects, &tmp, 3, 0);
+    env.run(["repack", "--all"]).ok();
+    let old = fs::read(&multi).unwrap();
+    let more = content(77);
+    add_pack(&objects, &tmp, &[encoded(&more)]);
+    all.push((ObjectId::of(Kind::Frame, &more), more));
+    env.run(["repack", "--all"]).ok();
+    let new = fs::read(&multi).unwrap();
+    let check = |what: &str| {
+        let store = Store::open(&objects);
+        for (id, content) in &all {
+            assert!(store.read(id).unwrap().content == *content, "{what}: {id}");
+        }
+    };
+    let packs = || fs::read_dir(objects.join("pack")).unwrap().count();
+    let before = packs();
+    let put = |bytes: &[u8]| {
+        fs::remove_file(&multi).unwrap();
+        fs::write(&multi, bytes).unwrap();
+    };
+    // It names packs that are gone, as one that came back from a copy does.
+    put(&old);
+    check("stale");
+    env.run(["fsck"]).ok();
+    env.run(["repack", "--all"]).ok();
+    assert_eq!((fs::read(&multi).unwrap(), packs()), (new.clone(), before));
+    // A flipped bit anywhere.
+    for at in (4..new.len()).step_by(new.len() / 40) {
+        let mut damaged = new.clone();
+        damaged[at] ^= 4;
+        put(&damaged);
+        check(&format!("byte {at}"));
+        env.run(["repack"]).ok();
+        assert_eq!((fs::read(&multi).unwrap(), packs()), (new.clone(), before), "byte {at}");
+    }
+}
+
+#[test]
+fn fsck_beside_a_merge_finds_no_fault() {
+    let env = Env::init();
+    let (objects, tmp) = (env.repo().join("objects"), env.repo().join("tmp"));
+    fill(&objects, &tmp, 40, 40);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut number = 10_000;
+            while !over.load(Ordering::Relaxed) {
+                number += 1;
+                add_pack(&objects, &tmp, &[encoded(&content(number))]);
+                Store::open(&objects).write_loose(&tmp, Kind::Frame, &content(number + 100_000), 3).unwrap();
+                env.run(["repack", "--all"]).ok();
+            }
+        });
+        let runs: Vec<_> = (0..6).map(|_| env.run(["fsck"])).collect();
+        over.store(true, Ordering::Relaxed);
+        for ran in runs {
+            assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+        }
+    });
+}

@@ -161,11 +161,12 @@ impl Store {
     fn copies(&self, id: &ObjectId) -> impl Iterator<Item = Result<(Encoded, PathBuf), Error>> {
         let id = *id;
         let first = self.locate(&id);
-        let again = first.clone().map(|(pack, _)| pack);
-        let again = again.into_iter().flat_map(move |pack| self.packs.locate_again(&id, &pack));
-        let packed = first.into_iter().chain(again);
-        let packed = packed.map(move |(pack, at)| self.packed_copy(&pack, &id, at));
-        packed.chain(std::iter::once_with(move || self.loose_copy(&id).transpose()).flatten())
+        let pack = first.clone().map(|(pack, _)| pack);
+        let loose = std::iter::once_with(move || self.loose_copy(&id).transpose()).flatten();
+        // A multi-pack index that is damaged leads astray; the packs' own may know better.
+        let again = std::iter::once_with(move || self.packs.locate_again(&id, pack.as_deref())).flatten();
+        let packed = move |(pack, at): (Arc<Pack>, index::Position)| self.packed_copy(&pack, &id, at);
+        first.into_iter().map(packed).chain(loose).chain(again.map(packed))
     }
 
     /// Refuses an interval that no server wrote, before it is inflated.
@@ -181,7 +182,7 @@ impl Store {
     /// of the first: an object is damaged only if all of its copies are.
     fn first_good<T>(&self, id: &ObjectId, take: impl Fn(Encoded, PathBuf) -> Result<T, Error>) -> Result<T, Error> {
         for attempt in 0.. {
-            let mut failed = None;
+            let (mut failed, generation) = (None, self.packs.generation());
             for copy in self.copies(id) {
                 match copy.and_then(|(encoded, path)| take(encoded, path)) {
                     Ok(taken) => return Ok(taken),
@@ -189,7 +190,8 @@ impl Store {
                 }
             }
             // What it was in may have been merged with others since the last look, more than once on a busy machine.
-            if attempt == LOOKS || !self.packs.rescan()? {
+            let may_be_elsewhere = self.packs.rescan()? || self.packs.generation() != generation;
+            if attempt == LOOKS || !may_be_elsewhere {
                 return Err(failed.unwrap_or(Error::Missing { id: *id }));
             }
         }

@@ -3,10 +3,11 @@
 //! Nothing is looked at before the first look-up. That lists the folder once, and reads the own indexes of those packs
 //! that the multi-pack index does not name. At most [`MOST_OPEN`] packs are open at a time.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 use quick_cache::sync::Cache;
@@ -26,6 +27,8 @@ pub const MOST_OPEN: usize = 64;
 struct Known {
     /// Whether it was looked at.
     listed: bool,
+    /// The packs that have an index.
+    names: HashSet<ObjectId>,
     multi: Option<(midx::Version, Arc<MultiIndex>)>,
     /// The packs that the multi-pack index names, by number.
     named: Vec<Arc<Pack>>,
@@ -40,12 +43,18 @@ pub struct Packs {
     dir: PathBuf,
     files: Arc<OpenFiles>,
     known: RwLock<Known>,
+    generation: AtomicU64,
 }
 
 impl Packs {
     /// Returns those in `dir`, which need not be there. Looks at nothing yet.
     pub fn new(dir: &Path) -> Packs {
-        Packs { dir: dir.to_owned(), files: Arc::new(Cache::new(MOST_OPEN)), known: RwLock::default() }
+        Packs {
+            dir: dir.to_owned(),
+            files: Arc::new(Cache::new(MOST_OPEN)),
+            known: RwLock::default(),
+            generation: AtomicU64::new(0),
+        }
     }
 
     /// Returns the folder.
@@ -59,38 +68,32 @@ impl Packs {
         let (names, strange) = self.list()?;
         let path = self.dir.join(midx::FILE);
         let version = midx::version(&path);
+        let seen = known.multi.as_ref().map(|(version, _)| *version);
+        let multi = match known.multi.take() {
+            Some((seen, multi)) if Some(seen) == version => Some((seen, multi)),
+            // The packs' own indexes say the same as one that cannot be used.
+            _ => version.and_then(|version| Some((version, Arc::new(MultiIndex::open(&path).ok()?)))),
+        };
+        // One that names a pack which is not there is of another time.
+        known.multi = multi.filter(|(_, multi)| multi.packs().all(|name| names.contains(&name)));
         let strange =
             strange.into_iter().map(|path| (path.clone(), format!("'{}' is not named like a pack", path.display())));
         let mut broken: Vec<_> = strange.collect();
-        let mut changed = !known.listed;
-        if version.is_none() || version != known.multi.as_ref().map(|(version, _)| *version) {
-            let before = known.multi.take();
-            known.multi = version.and_then(|version| match MultiIndex::open(&path) {
-                Ok(multi) => Some((version, Arc::new(multi))),
-                // The packs' own indexes say the same.
-                Err(_) => None,
-            });
-            changed |= before.is_some() || known.multi.is_some();
-            known.named = match &known.multi {
-                Some((_, multi)) => multi.packs().map(|name| Arc::new(self.pack(name))).collect(),
-                None => Vec::new(),
-            };
-        }
-        let named: HashSet<ObjectId> = known.named.iter().map(|pack| *pack.name()).collect();
-        let is_there = |pack: &Arc<Pack>| names.contains(pack.name()) && !named.contains(pack.name());
-        let mut others: Vec<Arc<Pack>> = known.others.iter().filter(|pack| is_there(pack)).cloned().collect();
-        changed |= others.len() != known.others.len();
-        let opened: HashSet<ObjectId> = others.iter().map(|pack| *pack.name()).collect();
-        let mut fresh: Vec<ObjectId> =
-            names.into_iter().filter(|name| !named.contains(name) && !opened.contains(name)).collect();
-        fresh.sort_unstable();
-        for name in fresh {
-            let pack = self.pack(name);
+        let changed =
+            !known.listed || names != known.names || seen != known.multi.as_ref().map(|(version, _)| *version);
+        let opened: HashMap<ObjectId, Arc<Pack>> =
+            known.named.iter().chain(&known.others).map(|pack| (*pack.name(), pack.clone())).collect();
+        let pack = |name: &ObjectId| opened.get(name).cloned().unwrap_or_else(|| Arc::new(self.pack(*name)));
+        let named: Vec<ObjectId> =
+            known.multi.iter().flat_map(|(_, multi)| multi.packs().collect::<Vec<_>>()).collect();
+        let of_multi: HashSet<&ObjectId> = named.iter().collect();
+        let mut fresh: Vec<&ObjectId> = names.iter().filter(|name| !of_multi.contains(name)).collect();
+        // Those that were known before first, so that what came last is found first.
+        fresh.sort_unstable_by_key(|name| (!opened.contains_key(name), **name));
+        let mut others = Vec::new();
+        for pack in fresh.into_iter().map(pack) {
             match pack.open() {
-                Ok(()) => {
-                    changed = true;
-                    others.push(Arc::new(pack));
-                }
+                Ok(()) => others.push(pack),
                 // Another command merged it with others this instant.
                 Err(Error::Io(error)) if error.source.kind() == io::ErrorKind::NotFound && !pack.is_there() => {}
                 // That says nothing of the pack.
@@ -105,8 +108,17 @@ impl Packs {
                 }
             }
         }
-        (known.listed, known.others, known.broken) = (true, others, broken);
+        known.named = named.iter().map(pack).collect();
+        (known.listed, known.names, known.others, known.broken) = (true, names, others, broken);
+        if changed {
+            self.generation.fetch_add(1, Ordering::Relaxed);
+        }
         Ok(changed)
+    }
+
+    /// Returns a number that differs once somebody has found something changed: what was looked for before may be there.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
     }
 
     /// Returns the names of all packs that have an index, and the indexes that are not named like one.
@@ -178,18 +190,9 @@ impl Packs {
         })
     }
 
-    /// Returns all other places of an object: costs a look into each pack, if an object lies in more than one of them at
-    /// all.
-    pub fn locate_again(&self, id: &ObjectId, first: &Pack) -> Vec<(Arc<Pack>, Position)> {
-        let (packs, may_be) = self.with(|known| {
-            let several = known.multi.as_ref().is_some_and(|(_, multi)| multi.passed_over());
-            let all: Vec<_> = known.named.iter().chain(&known.others).cloned().collect();
-            (all, several || !known.others.is_empty())
-        });
-        if !may_be {
-            return Vec::new();
-        }
-        let others = packs.into_iter().rev().filter(|pack| pack.name() != first.name());
+    /// Returns all places of an object but the one in the pack `first`: costs a look into each pack.
+    pub fn locate_again(&self, id: &ObjectId, first: Option<&Pack>) -> Vec<(Arc<Pack>, Position)> {
+        let others = self.all().into_iter().rev().filter(|pack| first.is_none_or(|first| first.name() != pack.name()));
         others.filter_map(|pack| pack.index().ok()?.find(id).map(|position| (pack.clone(), position))).collect()
     }
 }

@@ -56,12 +56,14 @@ pub struct Plan {
     pub loose: Vec<ObjectId>,
     /// What will be read, bytes.
     pub bytes: u64,
+    /// The multi-pack index does not fit the packs, or is damaged.
+    pub is_stale: bool,
 }
 
 impl Plan {
     /// Returns whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.packs.is_empty() && self.loose.is_empty()
+        self.packs.is_empty() && self.loose.is_empty() && !self.is_stale
     }
 }
 
@@ -126,7 +128,10 @@ pub fn plan(store: &Store, extent: Extent) -> Result<Plan, Error> {
     let bytes = sizes[..merged].iter().map(|(bytes, _)| bytes).sum::<u64>() + loose_bytes;
     let names: HashSet<ObjectId> = sizes[..merged].iter().map(|(_, pack)| *pack.name()).collect();
     let (packs, kept): (Vec<_>, Vec<_>) = all.into_iter().partition(|pack| names.contains(pack.name()));
-    Ok(Plan { packs, kept: kept.len(), loose, bytes })
+    let path = store.packs().dir().join(midx::FILE);
+    let is_sound = || store.packs().multi().is_some_and(|multi| multi.verify(&path).is_ok());
+    let is_stale = path.exists() && !is_sound();
+    Ok(Plan { packs, kept: kept.len(), loose, bytes, is_stale })
 }
 
 /// Returns how many of the packs of these sizes, ascending, are to be merged, with so many bytes of loose objects.
@@ -156,6 +161,10 @@ pub fn execute(
     // Somebody else may have merged what the plan names.
     store.packs().rescan()?;
     remove_remains(store)?;
+    let index = store.packs().dir().join(midx::FILE);
+    if index.is_dir() {
+        return Err(Error::BadPack { path: index, what: "it is a folder".to_owned() }.into());
+    }
     let names: HashSet<ObjectId> = store.packs().all().iter().map(|pack| *pack.name()).collect();
     let mut packs: Vec<_> = plan.packs.iter().filter(|pack| names.contains(pack.name())).cloned().collect();
     let mut outcome = Outcome::default();
@@ -198,7 +207,9 @@ pub fn execute(
     emptied.retain(|pack| Some(*pack.name()) != outcome.pack);
     store.packs().rescan()?;
     let gone: HashSet<ObjectId> = emptied.iter().map(|pack| *pack.name()).collect();
-    let left: Vec<_> = store.packs().all().into_iter().filter(|pack| !gone.contains(pack.name())).collect();
+    // One that cannot be used is found by its own index, or missed.
+    let is_left = |pack: &Arc<Pack>| !gone.contains(pack.name()) && pack.open().is_ok();
+    let left: Vec<_> = store.packs().all().into_iter().filter(is_left).collect();
     midx::write(store.packs().dir(), tmp, &left)?;
     for pack in &emptied {
         pack.remove()?;

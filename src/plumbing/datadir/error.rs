@@ -17,6 +17,8 @@ use crate::progress::Interrupted;
 pub enum Error {
     #[error(transparent)]
     Io(#[from] FileError),
+    #[error("'{}' is a link to what whoever made it may not read: make it root's if you trust it (chown -h root)", .0.display())]
+    Link(PathBuf),
     /// Somebody writes to it meanwhile.
     #[error("'{}' changed while it was read", path.display())]
     Changed { path: PathBuf },

@@ -7,11 +7,12 @@ use std::path::Path;
 
 use nix::unistd::{Gid, Uid, User, geteuid, getgrouplist};
 
-/// Returns whether what the link at `path` leads to may be read by whoever made the link. Only root has to ask: for everybody else
-/// the system answers.
+/// Returns whether what the link at `path` leads to belongs to whoever made the link, or may be read by that user; or leads nowhere.
+/// Only root has to ask: for everybody else the system answers.
 pub fn may_follow(path: &Path) -> bool {
-    let Ok(link) = fs::symlink_metadata(path) else { return true };
-    !geteuid().is_root() || link.uid() == 0 || may_read(path, link.uid()).unwrap_or(false)
+    let (Ok(link), Ok(target)) = (fs::symlink_metadata(path), fs::metadata(path)) else { return true };
+    let is_own = link.uid() == 0 || link.uid() == target.uid();
+    !geteuid().is_root() || is_own || may_read(path, link.uid()).unwrap_or(false)
 }
 
 /// Returns whether the user `uid` may read the file, or list the folder, that `path` leads to: by the modes of it and of all
@@ -69,8 +70,8 @@ mod tests {
         assert!(may_follow(&link));
         fs::set_permissions(home.path(), Permissions::from_mode(0o700)).unwrap();
         assert!(!may_follow(&link));
-        fs::set_permissions(home.path(), Permissions::from_mode(0o755)).unwrap();
         fs::set_permissions(&secret, Permissions::from_mode(0o600)).unwrap();
+        // Its own, wherever root keeps it.
         lchown(&secret, Some(nobody), None).unwrap();
         assert!(may_follow(&link));
     }

@@ -77,7 +77,8 @@ impl Scan {
         let full = self.full(&path);
         let is_link = full.is_symlink();
         if is_link && !may_follow(&full) {
-            return Ok(());
+            // PostgreSQL needs what is in its own folders: nothing of that is left out in silence.
+            return if is_own(&path) { Err(Error::Link(full)) } else { Ok(()) };
         }
         let metadata = match fs::metadata(&full) {
             Err(error) if self.is_gone(&error) => return Ok(()),

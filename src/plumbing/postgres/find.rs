@@ -46,8 +46,7 @@ const USUAL: [&str; 8] = [
 /// Returns the programs of the wanted version, the newest if any will do.
 pub fn find(search: &Search) -> Result<Binaries, Error> {
     if let (None, Some(dir)) = (&search.explicit, &search.configured)
-        && geteuid().is_root()
-        && !is_roots(dir)
+        && !may_be_configured(dir)
     {
         return Err(Error::Untrusted(dir.clone()));
     }
@@ -85,14 +84,20 @@ pub fn find(search: &Search) -> Result<Binaries, Error> {
     })
 }
 
-/// Returns whether nobody but root can have put a program there: where PostgreSQL does not run as root it may write to the config
-/// that names the folder.
+/// Returns whether the config may name a folder: root takes that only for folders in which nobody but root can have put a program, since
+/// where PostgreSQL does not run as root it may write to the config.
+pub fn may_be_configured(dir: &Path) -> bool {
+    !geteuid().is_root() || is_roots(dir)
+}
+
 fn is_roots(dir: &Path) -> bool {
     let Ok(real) = fs::canonicalize(dir) else { return false };
     let programs = fs::read_dir(&real).into_iter().flatten().flatten().map(|entry| entry.path());
     let is_safe = |path: &Path| {
-        let others_write = |mode: u32| mode & 0o022 != 0 && mode & 0o1000 == 0;
-        fs::metadata(path).is_ok_and(|metadata| metadata.uid() == 0 && !others_write(metadata.mode()))
+        let Ok(metadata) = fs::metadata(path) else { return false };
+        // In a sticky folder others can make files, but not replace root's.
+        let is_sticky = metadata.is_dir() && metadata.mode() & 0o1000 != 0;
+        metadata.uid() == 0 && (metadata.mode() & 0o022 == 0 || is_sticky)
     };
     real.ancestors().all(is_safe) && programs.into_iter().all(|program| is_safe(&program))
 }

@@ -1,23 +1,16 @@
 //! Multi-pack indexes: a damaged one leads nowhere, never beyond its end.
 #![no_main]
 
-use std::fs;
-use std::path::PathBuf;
-use std::sync::LazyLock;
+use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
+use memmap2::MmapMut;
 use sha2::{Digest, Sha256};
 use zenith::objects::ObjectId;
 use zenith::objects::store::midx::MultiIndex;
 
 /// Bytes for each object.
 const EACH: usize = 48;
-
-static FILE: LazyLock<PathBuf> = LazyLock::new(|| {
-    let memory = PathBuf::from("/dev/shm");
-    let folder = if memory.is_dir() { memory } else { std::env::temp_dir() };
-    folder.join(format!("zenith-fuzz-multi-index-{}", std::process::id()))
-});
 
 fuzz_target!(|bytes: &[u8]| {
     // As it came; and as the objects of a sound one, of which a byte is damaged then.
@@ -54,14 +47,15 @@ fn build(packs: usize, rows: &[u8]) -> Vec<u8> {
 }
 
 fn look(bytes: &[u8], sound: bool) {
-    fs::write(&*FILE, bytes).expect("there is room");
-    let index = MultiIndex::open(&FILE);
-    let _ = fs::remove_file(&*FILE);
+    let mut map = MmapMut::map_anon(bytes.len().max(1)).expect("there is memory");
+    map[..bytes.len()].copy_from_slice(bytes);
+    let path = Path::new("fuzz");
+    let index = MultiIndex::of(map.make_read_only().expect("it is ours"), path);
     let Ok(index) = index else {
         assert!(!sound);
         return;
     };
-    assert!(!sound || index.verify(&FILE).is_ok());
+    assert!(!sound || index.verify(path).is_ok());
     let packs = index.packs().count();
     for id in index.ids().take(20) {
         let found = index.find(&id);

@@ -18,6 +18,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 
+use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
 use super::Error;
@@ -46,8 +47,12 @@ pub struct Index {
 impl Index {
     /// Opens an index and checks its size; the checksum is left to [`Index::verify`].
     pub fn open(path: &Path) -> Result<Index, Error> {
+        Index::of(map_file(path)?, path)
+    }
+
+    /// Takes the bytes of one, which lies at `path`.
+    pub fn of(map: Mmap, path: &Path) -> Result<Index, Error> {
         let bad = |what: &str| Error::BadPack { path: path.to_owned(), what: what.to_owned() };
-        let map = map_file(path)?;
         if map.get(..4) != Some(MAGIC) {
             return Err(bad("it does not begin like an index"));
         }

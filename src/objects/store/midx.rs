@@ -23,6 +23,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 
 use super::Error;
@@ -69,8 +70,12 @@ pub struct MultiIndex {
 impl MultiIndex {
     /// Opens it and checks its size; the checksum is left to [`MultiIndex::verify`].
     pub fn open(path: &Path) -> Result<MultiIndex, Error> {
+        MultiIndex::of(map_file(path)?, path)
+    }
+
+    /// Takes the bytes of one, which lies at `path`.
+    pub fn of(map: Mmap, path: &Path) -> Result<MultiIndex, Error> {
         let bad = |what: &str| Error::BadPack { path: path.to_owned(), what: what.to_owned() };
-        let map = map_file(path)?;
         if map.get(..4) != Some(MAGIC) || map.len() < HEADER + FOOTER {
             return Err(bad("it does not begin like a multi-pack index"));
         }

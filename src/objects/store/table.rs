@@ -111,7 +111,7 @@ impl Table {
     pub fn with_prefix(&self, prefix: &str) -> Vec<ObjectId> {
         let first = prefix.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
         let numbers = first.map_or(0..self.count(), |byte| self.bucket(byte));
-        numbers.map(|number| self.id(number)).filter(|id| id.to_string().starts_with(prefix)).collect()
+        numbers.filter(|number| begins_with(self.raw(*number), prefix)).map(|number| self.id(number)).collect()
     }
 
     /// Checks the file, whose last 32 bytes are the SHA-256 of all before, and that the ids are in order.
@@ -132,6 +132,13 @@ impl Table {
         let in_place = |byte: u8| self.bucket(byte).all(|number| self.raw(number)[0] == byte);
         (1..self.count()).all(|number| self.raw(number - 1) <= self.raw(number)) && (0..=255).all(in_place)
     }
+}
+
+/// Returns whether an id, printed, begins with `prefix`.
+fn begins_with(id: &[u8], prefix: &str) -> bool {
+    let digit = |at: usize| id.get(at / 2).map(|byte| if at.is_multiple_of(2) { byte >> 4 } else { byte & 15 });
+    let mut digits = prefix.chars().enumerate();
+    digits.all(|(at, wanted)| digit(at).and_then(|digit| char::from_digit(digit.into(), 16)) == Some(wanted))
 }
 
 /// Returns the fan-out of ids of which so many begin with each byte.

@@ -131,6 +131,8 @@ impl Repo {
     /// lost.
     pub fn change_config<E: From<Error>>(&self, change: impl FnOnce(&str) -> Result<String, E>) -> Result<(), E> {
         let path = self.dir.join("config");
+        // Refused where nothing may be written, before the lock is made.
+        self.tmp()?;
         // Not the config itself, which is another file after each change.
         let held = self.patience.open(&self.dir.join("config.lock"), Mode::Exclusive).map_err(Error::Lock)?;
         let text = fs::read_to_string(&path).map_err(cannot::<Error>("read", &path))?;

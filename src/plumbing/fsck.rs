@@ -214,6 +214,8 @@ fn check_names(repo: &Repo, intervals: &Intervals, faults: &mut Vec<String>) -> 
                 }
                 (Some(_), Value::Tag(tag)) => positions.push(tag.position),
                 (Some(timeline), Value::Branch(_)) => positions.push(timeline.tip()),
+                // Made since the timelines were read.
+                (None, value) if timeline.is_none() && repo.timelines().read(value.timeline()).is_ok() => {}
                 (None, value) => {
                     let text = format!("'{name}' names timeline {}, which cannot be read", value.timeline());
                     fault(CommandError::refused(text));

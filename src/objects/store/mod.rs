@@ -161,10 +161,12 @@ impl Store {
     fn copies(&self, id: &ObjectId) -> impl Iterator<Item = Result<(Encoded, PathBuf), Error>> {
         let id = *id;
         let first = self.locate(&id);
-        let pack = first.clone().map(|(pack, _)| pack);
+        let known = first.clone();
         let loose = std::iter::once_with(move || self.loose_copy(&id).transpose()).flatten();
         // A multi-pack index that is damaged leads astray; the packs' own may know better.
-        let again = std::iter::once_with(move || self.packs.locate_again(&id, pack.as_deref())).flatten();
+        let again =
+            std::iter::once_with(move || self.packs.locate_again(&id, known.as_ref().map(|(pack, at)| (&**pack, *at))))
+                .flatten();
         let packed = move |(pack, at): (Arc<Pack>, index::Position)| self.packed_copy(&pack, &id, at);
         first.into_iter().map(packed).chain(loose).chain(again.map(packed))
     }

@@ -190,9 +190,12 @@ impl Packs {
         })
     }
 
-    /// Returns all places of an object but the one in the pack `first`: costs a look into each pack.
-    pub fn locate_again(&self, id: &ObjectId, first: Option<&Pack>) -> Vec<(Arc<Pack>, Position)> {
-        let others = self.all().into_iter().rev().filter(|pack| first.is_none_or(|first| first.name() != pack.name()));
-        others.filter_map(|pack| pack.index().ok()?.find(id).map(|position| (pack.clone(), position))).collect()
+    /// Returns all places of an object that the packs' own indexes know of, but `first`: costs a look into each pack.
+    pub fn locate_again(&self, id: &ObjectId, first: Option<(&Pack, Position)>) -> Vec<(Arc<Pack>, Position)> {
+        let is_first =
+            |pack: &Pack, position| first.is_some_and(|(first, at)| first.name() == pack.name() && at == position);
+        let places = self.all().into_iter().rev();
+        let places = places.filter_map(|pack| pack.index().ok()?.find(id).map(|position| (pack.clone(), position)));
+        places.filter(|(pack, position)| !is_first(pack, *position)).collect()
     }
 }

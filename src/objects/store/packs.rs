@@ -69,23 +69,21 @@ impl Packs {
         let path = self.dir.join(midx::FILE);
         let version = midx::version(&path);
         let seen = known.multi.as_ref().map(|(version, _)| *version);
-        let multi = match known.multi.take() {
+        let multi = match known.multi.clone() {
             Some((seen, multi)) if Some(seen) == version => Some((seen, multi)),
             // The packs' own indexes say the same as one that cannot be used.
             _ => version.and_then(|version| Some((version, Arc::new(MultiIndex::open(&path).ok()?)))),
         };
         // One that names a pack which is not there is of another time.
-        known.multi = multi.filter(|(_, multi)| multi.packs().all(|name| names.contains(&name)));
+        let multi = multi.filter(|(_, multi)| multi.packs().all(|name| names.contains(&name)));
         let strange =
             strange.into_iter().map(|path| (path.clone(), format!("'{}' is not named like a pack", path.display())));
         let mut broken: Vec<_> = strange.collect();
-        let changed =
-            !known.listed || names != known.names || seen != known.multi.as_ref().map(|(version, _)| *version);
+        let changed = !known.listed || names != known.names || seen != multi.as_ref().map(|(version, _)| *version);
         let opened: HashMap<ObjectId, Arc<Pack>> =
             known.named.iter().chain(&known.others).map(|pack| (*pack.name(), pack.clone())).collect();
         let pack = |name: &ObjectId| opened.get(name).cloned().unwrap_or_else(|| Arc::new(self.pack(*name)));
-        let named: Vec<ObjectId> =
-            known.multi.iter().flat_map(|(_, multi)| multi.packs().collect::<Vec<_>>()).collect();
+        let named: Vec<ObjectId> = multi.iter().flat_map(|(_, multi)| multi.packs().collect::<Vec<_>>()).collect();
         let of_multi: HashSet<&ObjectId> = named.iter().collect();
         let mut fresh: Vec<&ObjectId> = names.iter().filter(|name| !of_multi.contains(name)).collect();
         // Those that were known before first, so that what came last is found first.
@@ -108,8 +106,9 @@ impl Packs {
                 }
             }
         }
-        known.named = named.iter().map(pack).collect();
-        (known.listed, known.names, known.others, known.broken) = (true, names, others, broken);
+        // All at once: the numbers in the one are those of packs in the other.
+        let named = named.iter().map(pack).collect();
+        *known = Known { listed: true, names, multi, named, others, broken };
         if changed {
             self.generation.fetch_add(1, Ordering::Relaxed);
         }

@@ -109,7 +109,7 @@ pub fn plan(store: &Store, extent: Extent) -> Result<Plan, Error> {
     let loose = loose::ids(store.dir(), "")?;
     let mut sizes = Vec::new();
     for pack in &all {
-        // One that is lost stays in the index of all, where fsck misses it.
+        // One that goes this instant is in nobody's way.
         if let Ok(metadata) = fs::metadata(pack.path()) {
             sizes.push((metadata.len(), pack.clone()));
         }

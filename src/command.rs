@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Command as Clap};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{User, geteuid};
+use nix::unistd::{Uid, User, geteuid};
 
 use crate::error::{CmdResult, CommandError};
 use crate::objects::format::Shared;
@@ -80,7 +80,7 @@ fn find_repo(named: Option<&Path>, folder: &Path) -> Result<Repo, CommandError> 
     let dir = Repo::locate(named.unwrap_or(folder))?;
     let owner = std::fs::metadata(&dir)?.uid();
     if named.is_none() && !is_ours(owner) {
-        let user = User::from_uid(owner.into()).ok().flatten().map_or_else(|| owner.to_string(), |user| user.name);
+        let user = name_of(owner.into()).unwrap_or_else(|| owner.to_string());
         let refused = format!("the repository '{}' belongs to another user: {user}", dir.display());
         let hint = format!("if you trust that user, name it: zenith --repo '{}'", dir.display());
         return Err(CommandError::refused(refused).hint(hint));
@@ -94,8 +94,7 @@ fn foreign_owner(repo: &Repo) -> Result<Option<String>, CommandError> {
     if !geteuid().is_root() || is_ours(owner) || repo.config().core.shared == Shared::Group {
         return Ok(None);
     }
-    let user = User::from_uid(owner.into()).ok().flatten();
-    Ok(Some(user.map_or_else(|| format!("#{owner}"), |user| user.name)))
+    Ok(Some(name_of(owner.into()).unwrap_or_else(|| format!("#{owner}"))))
 }
 
 /// What a command works with.
@@ -203,10 +202,14 @@ impl Cx {
     }
 }
 
+/// Returns the name of an OS user, if the system knows one.
+fn name_of(user: Uid) -> Option<String> {
+    User::from_uid(user).ok().flatten().map(|user| user.name)
+}
+
 /// Returns the name of the OS user.
 pub fn os_user() -> String {
-    let user = User::from_uid(nix::unistd::geteuid()).ok().flatten();
-    user.map(|user| user.name).or_else(|| std::env::var("USER").ok()).unwrap_or_else(|| "postgres".to_owned())
+    name_of(geteuid()).or_else(|| std::env::var("USER").ok()).unwrap_or_else(|| "postgres".to_owned())
 }
 
 /// Completes words with names from the repository of the current folder: fast, and silent where

@@ -41,6 +41,20 @@ pub enum Mode {
     Exclusive,
 }
 
+/// Locks the file `path`, made if it is not there, against everybody else; `None` where somebody has it.
+pub fn try_open(path: &Path) -> Result<Option<File>, Error> {
+    let file = open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(cannot("lock", path)(error)),
+    }
+}
+
+fn open(path: &Path) -> Result<File, Error> {
+    File::options().create(true).truncate(false).write(true).open(path).map_err(cannot("lock", path))
+}
+
 /// How long locks are waited for, and what ends that.
 #[derive(Debug, Clone)]
 pub struct Patience {
@@ -110,8 +124,7 @@ impl Patience {
 
     /// Locks the file `path`, made if it is not there, against everybody else; or shared.
     pub fn open(&self, path: &Path, mode: Mode) -> Result<File, Error> {
-        let file = File::options().create(true).truncate(false).write(true).open(path);
-        let file = file.map_err(cannot::<Error>("lock", path))?;
+        let file = open(path)?;
         self.lock(&file, path, mode)?;
         Ok(file)
     }

@@ -38,6 +38,7 @@ impl From<RepackError> for CommandError {
     fn from(error: RepackError) -> CommandError {
         match error {
             RepackError::Store(error) => error.into(),
+            RepackError::Lock(error) => error.into(),
             RepackError::Interrupted(error) => error.into(),
         }
     }

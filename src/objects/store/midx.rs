@@ -11,7 +11,6 @@
 //! | n × 48 | each object, sorted by id: id (32), number of its pack (4), offset in that (8), length of its stored form (4) |
 //! | 256 × 4 | fan-out: how many objects have ids whose first byte is at most this entry's number |
 //! | 4 | number of objects, n |
-//! | 4 | number of copies that were passed over, of objects that lie in several of the packs |
 //! | 32 | SHA-256 of all bytes before |
 //!
 //! It is made of the packs' own indexes, so it may be removed at any time. Packs that it does not name are looked up in
@@ -40,7 +39,7 @@ const NAME: usize = 32;
 /// Bytes for each object: id, pack, offset, length.
 const EACH: usize = ObjectId::LEN + 4 + 8 + 4;
 /// Bytes behind the objects.
-const FOOTER: usize = FANOUT_BYTES + 4 + 4 + 32;
+const FOOTER: usize = FANOUT_BYTES + 4 + 32;
 
 /// The file's name, in the folder of the packs.
 pub const FILE: &str = "multi-pack-index";
@@ -64,7 +63,6 @@ pub fn version(path: &Path) -> Option<Version> {
 pub struct MultiIndex {
     table: Table,
     packs: usize,
-    passed_over: u32,
 }
 
 impl MultiIndex {
@@ -82,13 +80,12 @@ impl MultiIndex {
         let packs = u32_at(&map, 4) as usize;
         let footer = map.len() - FOOTER;
         let count = u32_at(&map, footer + FANOUT_BYTES) as usize;
-        let passed_over = u32_at(&map, footer + FANOUT_BYTES + 4);
         let ids = HEADER + packs * NAME;
         if count.checked_mul(EACH).and_then(|bytes| bytes.checked_add(ids)) != Some(footer) {
             return Err(bad("its length does not fit the number of its objects"));
         }
         let layout = Layout { fanout: footer, ids, stride: EACH, count };
-        Ok(MultiIndex { table: Table::new(map, layout).map_err(bad)?, packs, passed_over })
+        Ok(MultiIndex { table: Table::new(map, layout).map_err(bad)?, packs })
     }
 
     /// Returns the names of the packs, those written first first.
@@ -104,11 +101,6 @@ impl MultiIndex {
     /// Returns the number of objects.
     pub fn count(&self) -> usize {
         self.table.count()
-    }
-
-    /// Returns whether there are copies of which this knows nothing.
-    pub fn passed_over(&self) -> bool {
-        self.passed_over > 0
     }
 
     /// Returns the number of an object among all, by which others may remember it.
@@ -164,7 +156,7 @@ pub fn write(dir: &Path, tmp: &Path, packs: &[Arc<Pack>]) -> Result<(), Error> {
         out.put(MAGIC)?;
         out.put(&u32::try_from(packs.len()).map_err(io::Error::other)?.to_le_bytes())?;
         packs.iter().try_for_each(|pack| out.put(&pack.name().0))?;
-        let (mut counts, mut passed_over) = ([0u32; 256], 0u32);
+        let mut counts = [0u32; 256];
         let mut bucket = Vec::new();
         for byte in 0..=255u8 {
             bucket.clear();
@@ -172,9 +164,7 @@ pub fn write(dir: &Path, tmp: &Path, packs: &[Arc<Pack>]) -> Result<(), Error> {
                 bucket.extend(index.entries(index.bucket(byte)).map(|(id, at)| (id, u32::MAX - number, at)));
             }
             bucket.sort_unstable_by_key(|(id, from_last, _)| (*id, *from_last));
-            let all = bucket.len();
             bucket.dedup_by_key(|(id, ..)| *id);
-            passed_over = passed_over.saturating_add(u32::try_from(all - bucket.len()).map_err(io::Error::other)?);
             counts[usize::from(byte)] = u32::try_from(bucket.len()).map_err(io::Error::other)?;
             for (id, from_last, at) in &bucket {
                 out.put(&id.0)?;
@@ -186,7 +176,6 @@ pub fn write(dir: &Path, tmp: &Path, packs: &[Arc<Pack>]) -> Result<(), Error> {
         let count = counts.iter().try_fold(0u32, |sum, count| sum.checked_add(*count));
         out.put(&fanout(&counts))?;
         out.put(&count.ok_or_else(|| io::Error::other("more than 2^32 objects"))?.to_le_bytes())?;
-        out.put(&passed_over.to_le_bytes())?;
         let checksum = out.hasher.clone().finalize();
         out.file.write_all(&checksum)?;
         out.file.flush()?;

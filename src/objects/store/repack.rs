@@ -14,7 +14,7 @@
 //! the lock is on `objects/pack/repack.lock`.
 
 use std::collections::HashSet;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,6 +26,7 @@ use super::{Error, Store, loose, midx};
 use crate::objects::durable;
 use crate::objects::file_error::cannot;
 use crate::objects::id::ObjectId;
+use crate::objects::lock;
 use crate::progress::{Interrupted, Progress};
 
 /// A pack counts as this large at least, bytes: below that it is its file that costs, not what is in it. With that, a store of
@@ -89,6 +90,8 @@ pub struct Outcome {
 pub enum RepackError {
     #[error(transparent)]
     Store(#[from] Error),
+    #[error(transparent)]
+    Lock(#[from] lock::Error),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
 }
@@ -165,25 +168,8 @@ pub fn execute(
     if index.is_dir() {
         return Err(Error::BadPack { path: index, what: "it is a folder".to_owned() }.into());
     }
-    let names: HashSet<ObjectId> = store.packs().all().iter().map(|pack| *pack.name()).collect();
-    let mut packs: Vec<_> = plan.packs.iter().filter(|pack| names.contains(pack.name())).cloned().collect();
     let mut outcome = Outcome::default();
-    let mut unsound = None;
-    // What an index does not name would be lost with its pack.
-    packs.retain(|pack| match pack.verify() {
-        Ok(()) => true,
-        Err(error) if error.is_corruption() => {
-            outcome.damaged.push(error.to_string());
-            false
-        }
-        Err(error) => {
-            unsound = Some(error);
-            false
-        }
-    });
-    if let Some(error) = unsound {
-        return Err(error.into());
-    }
+    let packs = sound_packs(store, plan, &mut outcome.damaged)?;
     progress.start("packing", plan.bytes);
     let mut merge =
         Merge { store, writer: store.pack(tmp)?, twice: twice(&packs, &plan.loose)?, outcome: &mut outcome };
@@ -224,17 +210,25 @@ pub fn execute(
 }
 
 /// Takes the lock against others that merge; `None` where somebody has it.
-fn lock(store: &Store) -> Result<Option<File>, Error> {
+fn lock(store: &Store) -> Result<Option<File>, RepackError> {
     let dir = store.packs().dir();
     durable::create_dir_all(dir).map_err(cannot::<Error>("create", dir))?;
-    let path = dir.join("repack.lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path);
-    let file = file.map_err(cannot::<Error>("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(TryLockError::WouldBlock) => Ok(None),
-        Err(TryLockError::Error(error)) => Err(cannot("lock", &path)(error)),
+    Ok(lock::try_open(&dir.join("repack.lock"))?)
+}
+
+/// Returns the packs of a plan that are there, and whose indexes name all that they hold: what an index does not name would be
+/// lost with its pack. The others are `damaged`.
+fn sound_packs(store: &Store, plan: &Plan, damaged: &mut Vec<String>) -> Result<Vec<Arc<Pack>>, Error> {
+    let names: HashSet<ObjectId> = store.packs().all().iter().map(|pack| *pack.name()).collect();
+    let mut sound = Vec::new();
+    for pack in plan.packs.iter().filter(|pack| names.contains(pack.name())) {
+        match pack.verify() {
+            Ok(()) => sound.push(pack.clone()),
+            Err(error) if error.is_corruption() => damaged.push(error.to_string()),
+            Err(error) => return Err(error),
+        }
     }
+    Ok(sound)
 }
 
 /// Returns the objects that lie in several of the packs, or in one and loose. Takes memory for a 256th of all at a time.

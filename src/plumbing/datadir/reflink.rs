@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::Error;
 use super::restore::restore;
 use crate::objects::file_error::cannot;
-use crate::objects::lock::{Mode, Patience};
+use crate::objects::lock::{self, Mode, Patience};
 use crate::objects::snapshot::Snapshot;
 use crate::objects::store::Store;
 use crate::objects::{ObjectId, durable};
@@ -77,11 +77,8 @@ pub fn restore_or_clone(
 /// Removes all copies, each at once: a crash leaves all of it or nothing. Does nothing while somebody makes or clones one.
 fn remove_all(copies: &Path) -> Result<(), Error> {
     let path = copies.join(LOCK);
-    let lock = File::options().create(true).truncate(false).write(true).open(&path);
-    let lock = lock.map_err(cannot::<Error>("open", &path))?;
-    if lock.try_lock().is_err() {
-        return Ok(());
-    }
+    let held = lock::try_open(&path).map_err(|error| cannot::<Error>("lock", &path)(io::Error::other(error)))?;
+    let Some(_held) = held else { return Ok(()) };
     for old in fs::read_dir(copies).map_err(cannot::<Error>("list", copies))?.flatten() {
         if old.file_name() != LOCK {
             durable::discard_dir(copies, &old.path()).map_err(cannot::<Error>("remove", &old.path()))?;

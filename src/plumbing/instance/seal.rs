@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::{Error, alive, ask};
+use super::{Error, PATIENCE, PAUSE, alive, ask};
 use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::objects::pg::{Lsn, segment};
@@ -13,10 +13,6 @@ use crate::plumbing::datadir::wal::{Sealed, Upto, hold, seal};
 use crate::plumbing::datadir::wal_end;
 use crate::plumbing::postgres::alive::Status;
 use crate::plumbing::postgres::{self, server};
-
-/// How long other commands are waited for that start a server or see to what it left, and between two looks.
-const PATIENCE: Duration = Duration::from_secs(25);
-const PAUSE: Duration = Duration::from_millis(10);
 
 /// Seals what PostgreSQL has flushed of a timeline's active WAL: asks its server if one runs, and takes all up to an end
 /// that is believed (INVARIANT 6) if none does. Waits for a server that is about to start, or whose remains are seen to.

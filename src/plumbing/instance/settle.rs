@@ -198,8 +198,10 @@ fn show(repo: &Repo, instance: &Instance, id: TimelineId) -> Result<Files, Comma
     }
     // Those that were restored lie beside the layer of a mount that was refused.
     if mount::is_in_sight(&dir)? {
-        // Restored ones are whole and durable before the WAL is laid out; before that no server has run on them.
-        let is_whole = layer.try_exists()? || wal_end::is_laid_out(repo, id)?;
+        // Restored ones are whole and durable before the WAL is laid out, and only then a server runs on them, which leaves its
+        // options there: that the WAL is gone proves nothing.
+        let is_whole =
+            layer.try_exists()? || wal_end::is_laid_out(repo, id)? || dir.join("data/postmaster.opts").try_exists()?;
         return Ok(if is_whole { Files::InSight } else { Files::Absent });
     }
     if !layer.try_exists()? {

@@ -103,7 +103,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     } else {
         let Outcome { objects, packs, loose, packs_now, .. } = &outcome;
         cx.say(format_args!(
-            "packed {objects} objects of {packs} packs and {loose} loose ones: packs now {packs_now}"
+            "packed {objects} objects, of {packs} packs and {loose} loose ones; packs now: {packs_now}"
         ))?;
     }
     match outcome.damaged.first() {

@@ -30,7 +30,7 @@ const KNOWN_FLAGS: u16 = 15;
 
 /// PostgreSQL's own limit for a record, `XLogRecordMaxSize`, bytes.
 const MAX_RECORD: u32 = 1020 << 20;
-/// Bytes asked of the source at a time.
+/// The most bytes asked of the source at a time.
 const CHUNK: usize = 32 * PAGE;
 
 /// Gives WAL bytes.
@@ -356,14 +356,14 @@ impl<S: WalSource> WalReader<S> {
     /// Returns as much of the page at `lsn` as the source has.
     fn page(&mut self, lsn: Lsn) -> Result<&[u8], WalError> {
         let within = lsn >= self.chunk_start && lsn.since(self.chunk_start) < self.filled as u64;
-        if !within || (lsn.since(self.chunk_start) as usize + PAGE > self.filled && self.filled < CHUNK) {
-            if self.chunk.is_empty() {
-                self.chunk = vec![0; CHUNK];
-            }
+        if !within || lsn.since(self.chunk_start) as usize + PAGE > self.filled {
+            // Twice as much each time: who looks up one record reads a page or two.
+            let room = (2 * self.chunk.len()).clamp(PAGE, CHUNK);
+            self.chunk.resize(room, 0);
             // At the end of the WAL this happens for each record: no more than what is there may be touched.
             (self.filled, self.chunk_start) = (0, lsn);
             let read = self.source.read(lsn, &mut self.chunk);
-            self.filled = read.map_err(|error| WalError { lsn, what: What::Io(error) })?.min(CHUNK);
+            self.filled = read.map_err(|error| WalError { lsn, what: What::Io(error) })?.min(room);
         }
         let offset = lsn.since(self.chunk_start) as usize;
         let end = (offset + PAGE).min(self.filled);

@@ -12,6 +12,7 @@ use crate::error::{CmdResult, CommandError};
 use crate::objects::format::Shared;
 use crate::objects::lock::Patience;
 use crate::objects::{Repo, repo};
+use crate::plumbing::postgres::account::{Account, postgres};
 use crate::plumbing::postgres::find::{self, Binaries, Search};
 use crate::plumbing::postgres::settings::is_ours;
 use crate::ui::{self, Ui};
@@ -74,9 +75,9 @@ impl Command {
     }
 }
 
-/// Opens the repository that the user named, or the one that `folder` lies in. One that belongs to somebody else has to be named:
+/// Finds the repository that the user named, or the one that `folder` lies in. One that belongs to somebody else has to be named:
 /// whoever made it in a folder that others work below, such as `/tmp`, would have his programs run as them.
-fn find_repo(named: Option<&Path>, folder: &Path) -> Result<Repo, CommandError> {
+fn find_repo(named: Option<&Path>, folder: &Path) -> Result<PathBuf, CommandError> {
     let dir = Repo::locate(named.unwrap_or(folder))?;
     let owner = std::fs::metadata(&dir)?.uid();
     if named.is_none() && !is_ours(owner) {
@@ -85,7 +86,19 @@ fn find_repo(named: Option<&Path>, folder: &Path) -> Result<Repo, CommandError> 
         let hint = format!("if you trust that user, name it: zenith --repo '{}'", dir.display());
         return Err(CommandError::refused(refused).hint(hint));
     }
-    Ok(Repo::open(&dir)?)
+    Ok(dir)
+}
+
+/// Has root, who can run PostgreSQL as nobody but the OS user `postgres`, become that user for what is that user's, and before a
+/// command `changes` anything.
+fn enter(dir: &Path, changes: bool) -> CmdResult {
+    let owner = Uid::from_raw(std::fs::metadata(dir)?.uid());
+    let is_theirs = || postgres().is_some_and(|user| user.uid == owner);
+    if !geteuid().is_root() || !(is_theirs() || changes && owner.is_root()) {
+        return Ok(());
+    }
+    // Who needs an account and gets none is told then.
+    Account::detect().map_or(Ok(()), |account| Ok(account.enter(dir)?))
 }
 
 /// Returns whose a repository is, if that is somebody else than root, who could do nothing any more with what root makes there.
@@ -128,7 +141,9 @@ impl Cx {
     /// Returns the repository, found and opened at the first call.
     pub fn repo(&mut self) -> Result<&Repo, CommandError> {
         if self.repo.is_none() {
-            let repo = find_repo(self.repo_dir.as_deref(), &self.folder)?;
+            let dir = find_repo(self.repo_dir.as_deref(), &self.folder)?;
+            enter(&dir, self.changes)?;
+            let repo = Repo::open(&dir)?;
             let repo = match foreign_owner(&repo)? {
                 None => repo,
                 Some(owner) if self.changes => {
@@ -217,11 +232,13 @@ pub fn os_user() -> String {
 pub mod complete {
     use clap_complete::engine::CompletionCandidate;
 
+    use crate::objects::Repo;
     use crate::objects::refs::RefKind;
 
     fn names(kinds: &[RefKind]) -> Vec<CompletionCandidate> {
         let named = std::env::var_os("ZENITH_DIR").map(std::path::PathBuf::from);
-        let Ok(repo) = super::find_repo(named.as_deref(), ".".as_ref()) else { return Vec::new() };
+        let Ok(dir) = super::find_repo(named.as_deref(), ".".as_ref()) else { return Vec::new() };
+        let Ok(repo) = Repo::open(&dir) else { return Vec::new() };
         let refs = kinds.iter().flat_map(|kind| repo.refs().list(*kind).unwrap_or_default());
         refs.map(|(name, _)| CompletionCandidate::new(name.short())).collect()
     }

@@ -6,10 +6,16 @@
 //! The folder `.zenith` itself decides: with its own mode right, nobody else gets any further. Only while the files
 //! below it are being seen to it has the sticky bit, so that whoever opens it next goes on where a crash ended that.
 
+use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
+
+use nix::unistd::geteuid;
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, fchmod, fstat, openat, statat};
 
 use super::format::Shared;
 
@@ -48,15 +54,16 @@ pub fn close(dir: &Path, shared: Shared) -> io::Result<()> {
 }
 
 /// Gives all of a repository the modes that it should have, unless it has them. Costs a look at one folder; the first
-/// time, one at each file. What belongs to somebody else stays as it is.
+/// time, one at each file. What belongs to somebody else stays as it is, and all of somebody else's repository.
 pub fn repair(dir: &Path, shared: Shared) -> io::Result<()> {
-    if fs::metadata(dir)?.mode() & 0o7777 == shared.folder() {
+    let metadata = fs::metadata(dir)?;
+    if metadata.mode() & 0o7777 == shared.folder() || metadata.uid() != geteuid().as_raw() {
         return Ok(());
     }
-    let closed = set(dir, shared.folder() | STICKY)?;
-    if closed {
-        repair_below(dir, Path::new(""), shared)?;
-        close(dir, shared)?;
+    let Some(folder) = open(CWD, dir, OFlags::DIRECTORY)? else { return Ok(()) };
+    if set(&folder, |_| shared.folder() | STICKY)? {
+        repair_below(&folder, Path::new(""), shared)?;
+        set(&folder, |_| shared.folder())?;
     }
     Ok(())
 }
@@ -69,36 +76,56 @@ fn is_left_alone(path: &Path) -> bool {
     matches!(names.as_slice(), ["run"] | ["datadirs", "copies"] | ["datadirs", _, "data"])
 }
 
-/// Sees to what is in the folder `below` of the repository `dir`.
-fn repair_below(dir: &Path, below: &Path, shared: Shared) -> io::Result<()> {
-    let entries = match fs::read_dir(dir.join(below)) {
-        Ok(entries) => entries,
-        Err(error) if is_not_ours(&error) => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    for entry in entries {
+/// Sees to what is in an open folder, `below` in the repository. Every name is looked up in the open folder, and no link is followed:
+/// others who may write there may put a link to a file of ours in any place, at any time.
+fn repair_below(folder: &OwnedFd, below: &Path, shared: Shared) -> io::Result<()> {
+    for entry in Dir::read_from(folder)? {
         let entry = entry?;
-        let (path, kind, below) = (entry.path(), entry.file_type()?, below.join(entry.file_name()));
-        if is_left_alone(&below) {
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        let below = below.join(name);
+        if name == "." || name == ".." || is_left_alone(&below) {
             continue;
         }
-        if kind.is_dir() {
-            set(&path, shared.folder())?;
-            repair_below(dir, &below, shared)?;
-        } else if kind.is_file() {
-            match fs::symlink_metadata(&path) {
-                Ok(metadata) => drop(set(&path, shared.file(metadata.mode()))?),
-                Err(error) if is_not_ours(&error) => {}
-                Err(error) => return Err(error),
+        // A pipe would be waited for.
+        let kind = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).map(|stat| FileType::from_raw_mode(stat.st_mode));
+        let Some(opened) = (match kind {
+            Ok(FileType::Directory) => open(folder, Path::new(name), OFlags::DIRECTORY)?,
+            Ok(FileType::RegularFile) => open(folder, Path::new(name), OFlags::NONBLOCK)?,
+            _ => None,
+        }) else {
+            continue;
+        };
+        if kind == Ok(FileType::Directory) {
+            if set(&opened, |_| shared.folder())? {
+                repair_below(&opened, &below, shared)?;
             }
+        } else {
+            set(&opened, |mode| shared.file(mode))?;
         }
     }
     Ok(())
 }
 
-/// Sets a mode; returns whether that was ours to do.
-fn set(path: &Path, mode: u32) -> io::Result<bool> {
-    match fs::set_permissions(path, Permissions::from_mode(mode)) {
+/// Opens a file or folder, but no link; `None` where that is not for us.
+fn open(folder: impl AsFd, name: &Path, what: OFlags) -> io::Result<Option<OwnedFd>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | what;
+    match openat(folder, name, flags, Mode::empty()).map_err(io::Error::from) {
+        Ok(opened) => Ok(Some(opened)),
+        Err(error) if is_not_ours(&error) => Ok(None),
+        Err(error) if matches!(error.raw_os_error(), Some(nix::libc::ELOOP | nix::libc::ENOTDIR)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes the mode of an open file or folder what `mode` says of the one that it has; returns whether that was ours to do.
+fn set(opened: &OwnedFd, mode: impl FnOnce(u32) -> u32) -> io::Result<bool> {
+    let stat = fstat(opened)?;
+    // A file with a second name may be something else there.
+    let is_another = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_nlink > 1;
+    if stat.st_uid != geteuid().as_raw() || is_another {
+        return Ok(false);
+    }
+    match fchmod(opened, Mode::from_raw_mode(mode(stat.st_mode & 0o7777))).map_err(io::Error::from) {
         Ok(()) => Ok(true),
         Err(error) if is_not_ours(&error) => Ok(false),
         Err(error) => Err(error),
@@ -140,6 +167,22 @@ mod tests {
         fs::set_permissions(&dir, Permissions::from_mode(0o1700)).unwrap();
         repair(&dir, Shared::No).unwrap();
         assert_eq!([&dir, &folder, &file].map(|path| mode(path)), [0o700, 0o700, 0o600]);
+        // What a link leads to is somebody else's business, and so is a file that has a name elsewhere.
+        let outside = home.path().join("outside");
+        fs::create_dir_all(outside.join("folder")).unwrap();
+        fs::write(outside.join("file"), "").unwrap();
+        let open = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+        [(&outside, 0o755), (&outside.join("folder"), 0o755), (&outside.join("file"), 0o644), (&dir, 0o755)]
+            .iter()
+            .for_each(|(path, mode)| open(path, *mode));
+        std::os::unix::fs::symlink(&outside, dir.join("to-folder")).unwrap();
+        std::os::unix::fs::symlink(outside.join("file"), dir.join("to-file")).unwrap();
+        fs::hard_link(outside.join("file"), dir.join("linked")).unwrap();
+        repair(&dir, Shared::No).unwrap();
+        assert_eq!(
+            [&outside, &outside.join("folder"), &outside.join("file")].map(|path| mode(path)),
+            [0o755, 0o755, 0o644]
+        );
         // With the folder right nothing below it is looked at.
         fs::set_permissions(&file, Permissions::from_mode(0o640)).unwrap();
         repair(&dir, Shared::No).unwrap();

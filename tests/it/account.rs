@@ -43,6 +43,18 @@ const LIFE: &str = r#"
     ps -o user= -p $(head -qn 1 .zenith/datadirs/*/data/postmaster.pid | paste -sd ,)
     "$0" stop --all
     "$0" fsck
+    echo "not postgres's: $(find .zenith ! -user postgres | head -n 3)."
+    # What the servers' user puts into the repository leads root nowhere.
+    echo secret > of-root
+    chmod 600 of-root
+    for place in instances/pg1/log instances/pg1/lock instances/pg2/log config.lock; do
+        setpriv --reuid=postgres --regid=postgres --clear-groups ln -sf "$PWD/of-root" ".zenith/$place"
+    done
+    "$0" start main 2>&1 || true
+    "$0" start try 2>&1 || true
+    "$0" config snapshot.wal_threshold 1GB 2>&1 || true
+    "$0" stop --all 2>&1 || true
+    echo "of root: $(cat of-root)."
 "#;
 
 #[test]
@@ -60,7 +72,7 @@ fn root_without_user_namespaces_has_a_whole_life() {
     bash.arg(program.get_program()).current_dir(env.path());
     bash.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let said = checked(&mut bash);
-    for line in ["try has 2", "main has 1", "postgres\npostgres"] {
+    for line in ["try has 2", "main has 1", "postgres\npostgres", "not postgres's: .", "of root: secret."] {
         assert!(said.contains(line), "{line:?} is not in:\n{said}");
     }
 }

@@ -148,4 +148,14 @@ fn root_makes_nothing_in_the_repository_of_somebody_else() {
     assert!(refused.err.contains("belongs to nobody") && refused.err.contains("runuser -u nobody"), "{}", refused.err);
     env.run(["--repo", &repo, "log"]).ok();
     env.run(["--repo", &repo, "fsck"]).ok();
+    // Nor are its modes set right by who only looks.
+    fs::set_permissions(env.repo(), Permissions::from_mode(0o755)).unwrap();
+    env.run(["--repo", &repo, "log"]).ok();
+    assert_eq!(mode(&env.repo()), 0o755);
+    // The servers' user is no exception where root's servers run as root.
+    if let Ok(Some(_)) = nix::unistd::User::from_name("postgres") {
+        crate::support::checked(Command::new("chown").args(["-R", "postgres"]).arg(env.repo()));
+        env.run(["log"]).fails(1, &["belongs to another user: postgres"]);
+        env.run(["--repo", &repo, "branch", "x"]).fails(1, &["belongs to postgres"]);
+    }
 }

@@ -13,6 +13,8 @@ use std::net::SocketAddr;
 use nix::unistd::geteuid;
 use tokio::net::{TcpStream, UnixStream};
 
+use crate::plumbing::postgres::account::postgres;
+
 /// Who is at the other end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
@@ -37,9 +39,11 @@ impl Peer {
         Peer { uid: owner(stream, address), address: Some(address) }
     }
 
-    /// Returns whether it is the user as whom this process runs, whose the repository is.
+    /// Returns whether it is the user as whom this process runs, whose the repository is; or root, who became that user.
     pub fn is_owner(&self) -> bool {
-        self.uid == Some(geteuid().as_raw())
+        let own = geteuid();
+        let is_root = || self.uid == Some(0) && postgres().is_some_and(|user| user.uid == own);
+        self.uid == Some(own.as_raw()) || is_root()
     }
 }
 

@@ -1,13 +1,16 @@
 //! As whom PostgreSQL runs. It refuses root; where zenith is root, as in containers and CI, the
 //! server gets a user namespace in which root has an ordinary number: no file changes its owner.
-//! Where that is forbidden it runs as the OS user `postgres`.
+//! Where that is forbidden it runs as the OS user `postgres`, who writes the repository then, too: whatever root would do in there, by a
+//! link of that user's it would do elsewhere. So root gives the repository away and becomes that user, for good.
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
-use nix::unistd::{User, geteuid};
+use nix::unistd::{User, geteuid, initgroups, setgid, setuid};
 use rustix::fs::{AtFlags, CWD, Dir, Gid, Mode, OFlags, Uid, chownat, fchown, openat};
 use rustix::io::Errno;
 
@@ -31,15 +34,35 @@ const POSTGRES: [&str; 4] = ["--reuid=postgres", "--regid=postgres", "--init-gro
 impl Account {
     /// Returns the account for this process, having tried that it works.
     pub fn detect() -> Result<Account, Error> {
+        static OF_ROOT: OnceLock<Account> = OnceLock::new();
         if !geteuid().is_root() {
             return Ok(Account::Own);
+        }
+        if let Some(account) = OF_ROOT.get() {
+            return Ok(account.clone());
         }
         let candidates = [Account::UserNamespace, Account::Postgres];
         let works = |account: &Account| {
             let tried = account.command(Path::new("true")).stdout(Stdio::null()).stderr(Stdio::null()).status();
             tried.is_ok_and(|status| status.success())
         };
-        candidates.into_iter().find(works).ok_or(Error::Root)
+        let account = candidates.into_iter().find(works).ok_or(Error::Root)?;
+        Ok(OF_ROOT.get_or_init(|| account).clone())
+    }
+
+    /// Becomes the account for good, where it is the OS user `postgres`, and gives it the repository `dir` if that is root's.
+    /// Nothing of what belongs to that user may have been opened before.
+    pub fn enter(&self, dir: &Path) -> Result<(), Error> {
+        let Some(user) = postgres().filter(|_| *self == Account::Postgres) else { return Ok(()) };
+        if std::fs::metadata(dir).map_err(cannot::<Error>("look at", dir))?.uid() != user.uid.as_raw() {
+            self.own(dir)?;
+        }
+        let become_it = || {
+            initgroups(c"postgres", user.gid)?;
+            setgid(user.gid)?;
+            setuid(user.uid)
+        };
+        become_it().map_err(io::Error::from).map_err(cannot::<Error>("become postgres for", dir))
     }
 
     /// Returns a command that runs `program` as this account, without the caller's `PG…` variables.
@@ -60,12 +83,18 @@ impl Account {
         if *self != Account::Postgres {
             return Ok(());
         }
-        let Ok(Some(user)) = User::from_name("postgres") else { return Err(Error::Root) };
+        let Some(user) = postgres() else { return Err(Error::Root) };
         let owner = (Uid::from_raw(user.uid.as_raw()), Gid::from_raw(user.gid.as_raw()));
         let folder = openat(CWD, path, FOLDER, Mode::empty()).map_err(io::Error::from);
         let owned = folder.and_then(|folder| Ok(own_tree(folder, owner)?));
         owned.map_err(cannot::<Error>("give to postgres what is in", path))
     }
+}
+
+/// Returns the OS user `postgres`, if there is one.
+pub fn postgres() -> Option<&'static User> {
+    static POSTGRES: OnceLock<Option<User>> = OnceLock::new();
+    POSTGRES.get_or_init(|| User::from_name("postgres").ok().flatten()).as_ref()
 }
 
 fn wrapped(wrapper: &str, arguments: &[&str], program: &Path) -> Command {
@@ -79,7 +108,6 @@ const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLO
 /// Gives an owner an open folder with all that is in it. Every name is looked up in the open folder, and no link is
 /// followed: the owner, who has some of it already, may put a link to a file of somebody else in any place, at any time.
 fn own_tree(folder: OwnedFd, owner: (Uid, Gid)) -> Result<(), Errno> {
-    fchown(&folder, Some(owner.0), Some(owner.1))?;
     for entry in Dir::read_from(&folder)? {
         let entry = entry?;
         let name = entry.file_name();
@@ -99,13 +127,14 @@ fn own_tree(folder: OwnedFd, owner: (Uid, Gid)) -> Result<(), Errno> {
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    // Last, so that a folder which is the owner's has nothing in it that is not.
+    fchown(&folder, Some(owner.0), Some(owner.1))
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::{MetadataExt, symlink};
+    use std::os::unix::fs::symlink;
 
     use super::*;
 

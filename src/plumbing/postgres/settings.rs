@@ -9,10 +9,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::unistd::{User, geteuid};
+use nix::unistd::geteuid;
 use sha2::{Digest, Sha256};
 
 use super::Error;
+use super::account::{self, Account};
 use super::conf::{self, Values};
 use super::policy::{Class, RULES, Rule, Value, without_schedulers};
 use super::process::Process;
@@ -198,10 +199,10 @@ pub fn socket_dir(preferred: &Path, fallback: &Path) -> Result<PathBuf, Error> {
     Ok(dir)
 }
 
-/// Returns whether what belongs to that user is this user's, or for root that of the account that its servers may have.
+/// Returns whether what belongs to that user is this user's, or for root that of the account that its servers have.
 pub fn is_ours(uid: u32) -> bool {
-    let of_servers = || User::from_name("postgres").ok().flatten().is_some_and(|user| user.uid.as_raw() == uid);
-    uid == geteuid().as_raw() || (geteuid().is_root() && of_servers())
+    let is_postgres = || account::postgres().is_some_and(|user| user.uid.as_raw() == uid);
+    uid == geteuid().as_raw() || is_postgres() && matches!(Account::detect(), Ok(Account::Postgres))
 }
 
 fn make_private(dir: &Path) -> Result<(), Error> {

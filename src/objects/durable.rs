@@ -17,13 +17,6 @@ use std::sync::OnceLock;
 use rayon::prelude::*;
 use tempfile::NamedTempFile;
 
-/// Whether an immutable file was new or had been there before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Put {
-    New,
-    Existing,
-}
-
 /// Where each sync is noted.
 static TRACE: OnceLock<PathBuf> = OnceLock::new();
 
@@ -98,21 +91,6 @@ pub fn replace_with(file: NamedTempFile, path: &Path) -> io::Result<()> {
     sync_all(file.as_file())?;
     file.persist(path).map_err(|error| error.error)?;
     sync_dir(parent(path)?)
-}
-
-/// Publishes a finished temporary file under a name that is given by its content: a file that
-/// is there already is the same file, and success.
-pub fn put_immutable(file: NamedTempFile, path: &Path) -> io::Result<Put> {
-    sync_all(file.as_file())?;
-    let dir = parent(path)?;
-    match file.persist_noclobber(path) {
-        Ok(_) => sync_dir(dir).map(|()| Put::New),
-        Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
-            // Whoever wrote it may not have synced the folder yet.
-            sync_dir(dir).map(|()| Put::Existing)
-        }
-        Err(error) => Err(error.error),
-    }
 }
 
 /// Renames a prepared folder, whose files are synced already, to a name that must be free.

@@ -14,6 +14,119 @@ use zenith::progress::Hidden;
 
 use crate::support::{Env, Random};
 
+#[test]
+fn a_damaged_pack_of_the_same_name_is_replaced_and_not_believed() {
+    let place = Place::new();
+    let all = fill(&place.objects, &place.tmp, 3, 0);
+    let aside: Vec<(PathBuf, Vec<u8>)> = [place.files("pack"), place.files("idx")]
+        .concat()
+        .into_iter()
+        .map(|path| (path.clone(), fs::read(path).unwrap()))
+        .collect();
+    place.repack(Extent::All);
+    let [merged] = place.files("pack").try_into().unwrap();
+    let mut bytes = fs::read(&merged).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&merged, &bytes).unwrap();
+    assert!(all.iter().any(|(id, _)| place.store().read(id).is_err()));
+    // From a backup.
+    aside.iter().for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
+    place.repack(Extent::All);
+    check(&place.store(), &all);
+}
+
+#[test]
+fn an_object_that_is_damaged_is_written_again() {
+    let place = Place::new();
+    let content = content(5);
+    let id = place.store().write_loose(&place.tmp, Kind::Wal, &content, 3).unwrap();
+    let path = place.objects.join(&id.to_string()[..2]).join(&id.to_string()[2..]);
+    for in_a_pack in [false, true] {
+        let damaged = if in_a_pack {
+            place.repack(Extent::All);
+            place.files("pack").remove(0)
+        } else {
+            path.clone()
+        };
+        let mut bytes = fs::read(&damaged).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&damaged, &bytes).unwrap();
+        assert!(place.store().read(&id).is_err());
+        assert_eq!(place.store().write_loose(&place.tmp, Kind::Wal, &content, 3).unwrap(), id);
+        assert_eq!(place.store().read(&id).unwrap().content, content);
+    }
+}
+
+#[test]
+fn a_pack_with_a_damaged_object_is_passed_over_from_then_on() {
+    let place = Place::new();
+    fill(&place.objects, &place.tmp, 4, 0);
+    let damaged = place.files("pack").remove(0);
+    let mut bytes = fs::read(&damaged).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&damaged, &bytes).unwrap();
+    let first = place.repack(Extent::Geometric);
+    assert_eq!((first.damaged.len(), first.packs, first.packs_now), (1, 3, 2));
+    // Nothing of it was written again.
+    assert_eq!(first.objects, 6);
+    assert!(damaged.is_file());
+    assert!(plan(&place.store(), Extent::Geometric).unwrap().is_empty());
+    let all = place.repack(Extent::All);
+    assert_eq!((all.damaged.len(), all.packs_now), (1, 2));
+    // Once it was brought back from elsewhere.
+    bytes[middle] ^= 1;
+    fs::write(&damaged, &bytes).unwrap();
+    assert_eq!(place.repack(Extent::All).packs_now, 1);
+    assert_eq!(place.files("damaged"), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_pack_whose_writer_was_killed_goes_when_it_is_old() {
+    let place = Place::new();
+    let all = fill(&place.objects, &place.tmp, 3, 0);
+    let written = place.files("pack").remove(0);
+    let lone = place.objects.join("pack").join(format!("{}.pack", ObjectId([7; 32])));
+    fs::copy(&written, &lone).unwrap();
+    place.repack(Extent::All);
+    assert!(lone.is_file(), "it may be being written");
+    let old = std::time::SystemTime::now() - Duration::from_secs(7200);
+    fs::File::options().write(true).open(&lone).unwrap().set_modified(old).unwrap();
+    fill(&place.objects, &place.tmp, 3, 0);
+    place.repack(Extent::All);
+    assert!(!lone.exists());
+    // Killed amid that, just when the index came.
+    let [pack] = place.files("pack").try_into().unwrap();
+    fs::rename(&pack, pack.with_extension("lone")).unwrap();
+    fill(&place.objects, &place.tmp, 3, 0);
+    place.repack(Extent::All);
+    check(&place.store(), &all);
+    assert_eq!(place.files("lone"), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn merged_packs_are_closed_by_a_file_system_that_runs() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select generate_series(1, 1000) i; checkpoint");
+    env.run(["snapshot"]).ok();
+    env.run(["repack", "--all"]).ok();
+    let mount = env.file_system("main");
+    let gone = || {
+        let files = fs::read_dir(format!("/proc/{mount}/fd")).unwrap().flatten();
+        files
+            .filter(|file| fs::read_link(file.path()).is_ok_and(|to| to.to_string_lossy().contains(".pack (deleted)")))
+            .count()
+    };
+    let until = Instant::now() + Duration::from_secs(90);
+    while gone() > 0 {
+        assert!(Instant::now() < until, "{} merged packs are open", gone());
+        std::thread::sleep(Duration::from_millis(500));
+    }
+}
+
 /// A folder with a store in it.
 struct Place {
     _home: tempfile::TempDir,

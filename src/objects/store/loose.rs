@@ -47,7 +47,7 @@ pub fn read(dir: &Path, id: &ObjectId) -> Result<Option<Encoded>, Error> {
     if encoded.id == *id { Ok(Some(encoded)) } else { Err(corrupt(format!("it says that it is {}", encoded.id))) }
 }
 
-/// Publishes an object.
+/// Publishes an object, in place of a damaged copy if there is one.
 pub fn write(dir: &Path, tmp: &Path, object: &Encoded) -> Result<(), Error> {
     object.check_length()?;
     let path = path(dir, &object.id);
@@ -56,9 +56,9 @@ pub fn write(dir: &Path, tmp: &Path, object: &Encoded) -> Result<(), Error> {
     let written = durable::temp_file(tmp).and_then(|mut file| {
         io::Write::write_all(&mut file, &bytes)?;
         durable::create_dir_all(path.parent().expect("invariant: made by `path`"))?;
-        durable::put_immutable(file, &path)
+        durable::replace_with(file, &path)
     });
-    written.map(drop).map_err(cannot::<Error>("write", &path))
+    written.map_err(cannot::<Error>("write", &path))
 }
 
 /// Makes an object durable that is there: whoever published it may have been killed before its name was.

@@ -329,13 +329,15 @@ impl Store {
         })
     }
 
-    /// Stores one object by itself. Returns its id; one that is there already is not written again, but made durable.
+    /// Stores one object by itself. Returns its id; one that is there already, and sound, is not written again, but made durable.
     pub fn write_loose(&self, tmp: &Path, kind: Kind, content: &[u8], level: i32) -> Result<ObjectId, Error> {
         let id = ObjectId::of(kind, content);
+        // Who gave it to us may drop it now, so a copy that is there has to be read.
+        let is_sound = self.contains(&id) && self.read(&id).is_ok();
         match self.locate(&id) {
-            Some((pack, _)) => pack.secure()?,
-            None if loose::path(&self.dir, &id).exists() => loose::secure(&self.dir, &id)?,
-            None => loose::write(&self.dir, tmp, &Encoded::compress(id, kind, content, level))?,
+            Some((pack, _)) if is_sound => pack.secure()?,
+            None if is_sound => loose::secure(&self.dir, &id)?,
+            _ => loose::write(&self.dir, tmp, &Encoded::compress(id, kind, content, level))?,
         }
         Ok(id)
     }

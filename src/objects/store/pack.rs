@@ -13,7 +13,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -31,6 +31,8 @@ use crate::objects::id::ObjectId;
 
 const MAGIC: &[u8; 4] = b"ZNP1";
 const END: &[u8; 4] = b"ZNPE";
+/// The ending of the empty file beside a pack that says that the pack is damaged.
+const DAMAGED: &str = "damaged";
 
 /// Files of packs, open, with their length in bytes.
 pub type OpenFiles = Cache<PathBuf, Arc<(File, u64)>>;
@@ -143,10 +145,32 @@ impl Pack {
         Ok(())
     }
 
+    /// Returns whether it was found to be damaged, and is the same file since.
+    pub fn is_marked(&self) -> bool {
+        let modified = |path: &Path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+        let marked = modified(&self.path.with_extension(DAMAGED));
+        marked.is_some_and(|marked| modified(&self.path).is_some_and(|written| written <= marked))
+    }
+
+    /// Notes that it is damaged, or is not, for those who would read all of it in vain.
+    pub fn set_marked(&self, is_damaged: bool) -> Result<(), Error> {
+        let path = self.path.with_extension(DAMAGED);
+        // Without the note it is found out again.
+        let noted = match is_damaged {
+            true => std::fs::write(&path, ""),
+            false => match std::fs::remove_file(&path) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                removed => removed,
+            },
+        };
+        noted.map_err(cannot::<Error>("write", &path))
+    }
+
     /// Removes it: the pack first, so that an index without a pack is what such a removal left, and nothing else. Others who
     /// have it open go on with it; who looks for its objects finds them where they were put before.
     pub fn remove(&self) -> Result<(), Error> {
         self.files.remove(&self.path);
+        self.set_marked(false)?;
         durable::remove(&self.path).map_err(cannot::<Error>("remove", &self.path))?;
         durable::remove(&self.index_path).map_err(cannot::<Error>("remove", &self.index_path))
     }
@@ -189,6 +213,28 @@ impl PackWriter {
         self.file.write_all(bytes).map_err(cannot::<Error>("write in", &self.tmp))
     }
 
+    /// Returns where the pack ends now.
+    pub fn mark(&self) -> Mark {
+        Mark { offset: self.offset, entries: self.entries.len(), hasher: self.hasher.clone() }
+    }
+
+    /// Takes back what was added since `mark`.
+    pub fn roll_back(&mut self, mark: Mark) -> Result<(), Error> {
+        let Mark { offset, entries, hasher } = mark;
+        let mut cut = || {
+            self.file.flush()?;
+            let file = self.file.get_mut().as_file_mut();
+            file.set_len(offset)?;
+            file.seek(SeekFrom::Start(offset)).map(drop)
+        };
+        cut().map_err(cannot::<Error>("write in", &self.tmp))?;
+        for (id, _) in self.entries.drain(entries..) {
+            self.seen.remove(&id);
+        }
+        (self.offset, self.hasher) = (offset, hasher);
+        Ok(())
+    }
+
     /// Returns whether this pack holds the object already.
     pub fn contains(&self, id: &ObjectId) -> bool {
         self.seen.contains(id)
@@ -225,14 +271,24 @@ impl PackWriter {
         let publish = || {
             durable::create_dir_all(&self.dir)?;
             let file = self.file.into_inner().map_err(|error| error.into_error())?;
-            durable::put_immutable(file, &path)?;
-            let mut file = durable::temp_file(&self.tmp)?;
-            file.write_all(&index)?;
-            durable::put_immutable(file, &path.with_extension("idx"))
+            let mut index_file = durable::temp_file(&self.tmp)?;
+            index_file.write_all(&index)?;
+            // Whatever is there by these names may be damaged; these are whole.
+            durable::replace_with(file, &path)?;
+            durable::replace_with(index_file, &path.with_extension("idx"))?;
+            // Somebody who was suspended meanwhile may have seen it taken for what a crash left.
+            std::fs::metadata(&path).map(drop)
         };
         publish().map_err(cannot::<Error>("write", &path))?;
         Ok(Some(Published { name, bytes: self.offset + index.len() as u64 }))
     }
+}
+
+/// A place to which a pack can be taken back.
+pub struct Mark {
+    offset: u64,
+    entries: usize,
+    hasher: Sha256,
 }
 
 /// A pack that was published.

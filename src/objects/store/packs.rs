@@ -106,6 +106,10 @@ impl Packs {
                 }
             }
         }
+        // What is open takes its room on the disk although it was removed.
+        for gone in opened.values().filter(|pack| !names.contains(pack.name())) {
+            self.files.remove(gone.path());
+        }
         // All at once: the numbers in the one are those of packs in the other.
         let named = named.iter().map(pack).collect();
         *known = Known { listed: true, names, multi, named, others, broken };

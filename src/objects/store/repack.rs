@@ -5,7 +5,8 @@
 //! again about as often, however many packs came one by one.
 //!
 //! An object is moved as it is stored, after it was read and checked against its id; of several copies one that stands alone
-//! is preferred. One that is damaged stays where it is, with its whole pack.
+//! is preferred. One that is damaged stays where it is, with its whole pack, which is marked by an empty file `<name>.damaged`:
+//! unless everything is merged, it is passed over from then on.
 //!
 //! # Order
 //! The new pack is published, then a [multi-pack index](super::midx) that names it, then the old packs are removed: a crash
@@ -18,6 +19,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::encode::{Encoded, Encoding};
 use super::index::Index;
@@ -111,7 +113,7 @@ pub fn plan(store: &Store, extent: Extent) -> Result<Plan, Error> {
     let all = store.packs().all();
     let loose = loose::ids(store.dir(), "")?;
     let mut sizes = Vec::new();
-    for pack in &all {
+    for pack in all.iter().filter(|pack| extent == Extent::All || !pack.is_marked()) {
         // One that goes this instant is in nobody's way.
         if let Ok(metadata) = fs::metadata(pack.path()) {
             sizes.push((metadata.len(), pack.clone()));
@@ -170,6 +172,9 @@ pub fn execute(
     }
     let mut outcome = Outcome::default();
     let packs = sound_packs(store, plan, &mut outcome.damaged)?;
+    // Others may have come to lie alone since the plan.
+    let is_alone = packs.len() == 1 && plan.packs.len() > 1 && plan.loose.is_empty();
+    let packs = if is_alone { Vec::new() } else { packs };
     progress.start("packing", plan.bytes);
     let mut merge =
         Merge { store, writer: store.pack(tmp)?, twice: twice(&packs, &plan.loose)?, outcome: &mut outcome };
@@ -224,7 +229,10 @@ fn sound_packs(store: &Store, plan: &Plan, damaged: &mut Vec<String>) -> Result<
     for pack in plan.packs.iter().filter(|pack| names.contains(pack.name())) {
         match pack.verify() {
             Ok(()) => sound.push(pack.clone()),
-            Err(error) if error.is_corruption() => damaged.push(error.to_string()),
+            Err(error) if error.is_corruption() => {
+                pack.set_marked(true)?;
+                damaged.push(error.to_string());
+            }
             Err(error) => return Err(error),
         }
     }
@@ -257,9 +265,11 @@ struct Merge<'a> {
 }
 
 impl Merge<'_> {
-    /// Moves all objects of a pack, in the order in which they lie there. Returns whether it is no longer needed.
+    /// Moves all objects of a pack, in the order in which they lie there. Returns whether it is no longer needed; of one that is,
+    /// nothing is moved.
     fn pack(&mut self, pack: &Pack, progress: &dyn Progress) -> Result<bool, RepackError> {
         let index = pack.index()?;
+        let (begin, objects) = (self.writer.mark(), self.outcome.objects);
         let mut is_needed = false;
         for number in index.in_order_of_offsets() {
             let (id, position) = index.entry(number);
@@ -268,6 +278,11 @@ impl Merge<'_> {
             is_needed |= !self.object(&id, read)?;
             progress.advance(u64::from(position.length));
         }
+        if is_needed {
+            self.writer.roll_back(begin)?;
+            self.outcome.objects = objects;
+        }
+        pack.set_marked(is_needed)?;
         Ok(!is_needed)
     }
 
@@ -322,7 +337,9 @@ impl Store {
             match checked {
                 Ok(encoded) if !matches!(encoded.encoding, Encoding::Xor(_)) => return Ok(encoded),
                 Ok(encoded) => best = best.or(Some(encoded)),
-                Err(error) => failed = failed.or(Some(error)),
+                Err(error) if error.is_corruption() => failed = failed.or(Some(error)),
+                // That one may be what others are stored against.
+                Err(error) => return Err(error),
             }
         }
         best.ok_or_else(|| failed.unwrap_or(Error::Missing { id: *id }))
@@ -337,8 +354,40 @@ pub(super) fn is_remain(store: &Store, path: &Path) -> bool {
     gone && Index::open(path).is_ok_and(|index| index.ids().all(lies_elsewhere))
 }
 
+/// How old a pack without an index is before it counts as what a crash left. A writer makes the one right after the other.
+const LEFT_BEHIND: Duration = Duration::from_secs(3600);
+/// The ending of such a pack while it is being removed.
+const LONE: &str = "lone";
+
+/// Removes packs whose writers were killed before they gave them an index: nobody knows what is in them. A writer that
+/// was suspended just there finds its pack gone, and says that it failed.
+fn remove_lone(store: &Store) -> Result<(), Error> {
+    let listing = fs::read_dir(store.packs().dir()).map_err(cannot::<Error>("list", store.packs().dir()))?;
+    for path in listing.flatten().map(|entry| entry.path()) {
+        let (pack, lone) = (path.with_extension("pack"), path.with_extension(LONE));
+        let has_index = || path.with_extension("idx").exists();
+        let is_old = || {
+            let modified = fs::metadata(&pack).and_then(|metadata| metadata.modified()).ok();
+            modified.and_then(|modified| modified.elapsed().ok()).is_some_and(|age| age > LEFT_BEHIND)
+        };
+        if path == pack && !has_index() && is_old() {
+            fs::rename(&pack, &lone).map_err(cannot::<Error>("remove", &pack))?;
+        } else if path != lone {
+            continue;
+        }
+        // The index came this instant.
+        if has_index() && !pack.exists() {
+            fs::rename(&lone, &pack).map_err(cannot::<Error>("bring back", &pack))?;
+        } else {
+            durable::remove(&lone).map_err(cannot::<Error>("remove", &lone))?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes such indexes.
 fn remove_remains(store: &Store) -> Result<(), Error> {
+    remove_lone(store)?;
     for (path, _) in store.packs().broken() {
         if is_remain(store, &path) {
             durable::remove(&path).map_err(cannot::<Error>("remove", &path))?;

@@ -136,6 +136,12 @@ impl Base {
         self.repo.store().forget_frames();
     }
 
+    /// Closes the files of packs that were merged with others.
+    pub fn close_packs_that_are_gone(&self) {
+        // Where the folder cannot be listed they stay open until the next look.
+        let _ = self.repo.store().refresh();
+    }
+
     fn note(&self, ino: u64, first: u32, count: u32) {
         if self.note_until.is_some_and(|until| Instant::now() < until) {
             let mut touched = self.touched.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

@@ -1,5 +1,6 @@
 //! Memory of a file system that nobody reads from: what a start leaves in the caches is of no more use, since PostgreSQL
-//! and the kernel have it too, and thirty databases at rest are to take little.
+//! and the kernel have it too, and thirty databases at rest are to take little. And room on the disk: of packs that were merged
+//! with others since they were opened.
 
 use std::time::{Duration, Instant};
 
@@ -8,9 +9,13 @@ use super::Vfs;
 /// Nothing is read for so long before memory is given back.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// So often it is looked after packs that are gone.
+const LOOK: Duration = Duration::from_secs(60);
+
 /// When something was read last.
 #[derive(Debug)]
 pub struct Idle {
+    looked: Instant,
     /// Frames that were wanted so far.
     wanted: u64,
     since: Instant,
@@ -20,7 +25,7 @@ pub struct Idle {
 impl Default for Idle {
     /// Begins to watch.
     fn default() -> Idle {
-        Idle { wanted: 0, since: Instant::now(), given_back: false }
+        Idle { looked: Instant::now(), wanted: 0, since: Instant::now(), given_back: false }
     }
 }
 
@@ -29,11 +34,15 @@ impl Idle {
     pub fn look(&mut self, vfs: &Vfs) {
         let (hits, misses) = vfs.base().cached();
         if hits + misses != self.wanted {
-            *self = Idle { wanted: hits + misses, ..Idle::default() };
+            *self = Idle { wanted: hits + misses, looked: self.looked, ..Idle::default() };
         } else if !self.given_back && self.since.elapsed() > PATIENCE {
             self.given_back = true;
             vfs.base().forget();
             give_back();
+        }
+        if self.looked.elapsed() > LOOK {
+            self.looked = Instant::now();
+            vfs.base().close_packs_that_are_gone();
         }
     }
 }

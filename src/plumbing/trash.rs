@@ -5,9 +5,17 @@ use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::objects::refs::{Expect, RefName, Signature, Tag, Value};
 use crate::objects::trash::{Entry, Item, What};
+use crate::plumbing::instance::hold_stopped;
+use crate::progress::Progress;
 
 /// Brings a branch or a tag back as `name`, and takes it out of the trash.
-pub fn restore(repo: &Repo, item: &Item, name: Option<&str>, signature: &Signature) -> Result<RefName, CommandError> {
+pub fn restore(
+    repo: &Repo,
+    item: &Item,
+    name: Option<&str>,
+    signature: &Signature,
+    progress: &dyn Progress,
+) -> Result<RefName, CommandError> {
     let Entry { what, branch, position, message, .. } = item.entry()?;
     let name = name.unwrap_or(branch);
     let (name, value) = match what {
@@ -22,8 +30,13 @@ pub fn restore(repo: &Repo, item: &Item, name: Option<&str>, signature: &Signatu
                 .hint("what was committed is in the branch; copy the files from there if you need them"));
         }
     };
+    let held = match &value {
+        Value::Branch(_) => Some(hold_stopped(repo, &[name.short()], "brought back", progress)?),
+        Value::Tag(_) => None,
+    };
     let _kept = repo.timelines().keep()?;
     update_ref(repo, &name, &Expect::Absent, Some(&value), signature)?;
+    drop(held);
     repo.trash().remove(repo.tmp()?, item)?;
     Ok(name)
 }

@@ -11,7 +11,7 @@ use crate::objects::refs::{self, Expect, RefKind, RefName, Value, revision};
 use crate::objects::timeline::Position;
 use crate::plumbing::fork_timeline::fork_timeline;
 use crate::plumbing::instance::trash;
-use crate::plumbing::instance::{self, Held, Instance};
+use crate::plumbing::instance::{self, hold_stopped};
 use crate::plumbing::postgres::server::Status;
 use crate::plumbing::rev_list::{All, position};
 use crate::plumbing::rev_parse::with_position;
@@ -96,7 +96,7 @@ fn create(cx: &mut Cx, repo: &Repo, name: &str, start: &str, args: &Args) -> Cmd
     if old.is_some() && !args.force {
         return Err(refs::Error::Exists(branch).into());
     }
-    let _held = hold_stopped(cx, repo, name, "moved")?;
+    drop(hold_stopped(repo, &[name], "moved", &cx.ui)?);
     if old.is_none() {
         // Left by one that was deleted as a ref, and may have been live.
         config::take_settings(repo, branch.short(), None)?;
@@ -107,9 +107,10 @@ fn create(cx: &mut Cx, repo: &Repo, name: &str, start: &str, args: &Args) -> Cmd
     let at_end = resolved.exact && resolved.name.as_ref().is_some_and(|name| name.kind() == RefKind::Branch);
     let signature = cx.sign(format!("branch: created from {start}"));
     let expect = old.map_or(Expect::Absent, Expect::Exactly);
-    let made = update_ref(repo, &branch, &expect, Some(&Value::Branch(timeline)), &signature);
+    let made = hold_stopped(repo, &[name], "moved", &cx.ui)
+        .and_then(|_held| update_ref(repo, &branch, &expect, Some(&Value::Branch(timeline)), &signature));
     if made.is_err() {
-        // Another command took the name meanwhile, and nobody knows the new timeline.
+        // Another command took the name or started its server meanwhile, and nobody knows the new timeline.
         let is_unneeded = || trash::is_referenced(repo, timeline, &|_| false).map(|is_needed| !is_needed);
         repo.timelines().remove(repo.tmp()?, timeline, is_unneeded)?;
     }
@@ -130,13 +131,13 @@ fn delete(cx: &Cx, repo: &Repo, name: &str) -> Result<(Changed, Position), Comma
         return Err(CommandError::refused(format!("cannot delete '{name}': HEAD names it"))
             .hint("let HEAD name another one first: zenith symbolic-ref refs/branches/NAME"));
     }
-    let held = hold_stopped(cx, repo, branch.short(), "deleted")?;
+    let mut held = hold_stopped(repo, &[branch.short()], "deleted", &cx.ui)?;
     let tip = revision::tip(repo, &branch)?.ok_or_else(|| refs::Error::Unknown(branch.clone()))?;
     let expect = Expect::Exactly(Value::Branch(tip.timeline));
     if let Some(item) = update_ref(repo, &branch, &expect, None, &cx.sign("branch: deleted"))?.kept {
         say_kept(cx, &branch, &item, false);
     }
-    if let Some((held, instance)) = held {
+    if let Some((held, instance)) = held.instances[0].take() {
         instance.remove(repo, held)?;
     }
     config::take_settings(repo, branch.short(), None)?;
@@ -148,17 +149,23 @@ fn delete(cx: &Cx, repo: &Repo, name: &str) -> Result<(Changed, Position), Comma
 fn rename(cx: &mut Cx, repo: &Repo, old: Option<&str>, new: &str, json: bool) -> CmdResult {
     let from = branch_or_head(repo, old)?;
     let to = RefName::branch(new)?;
-    let held = hold_stopped(cx, repo, from.short(), "renamed")?;
+    let mut held = hold_stopped(repo, &[from.short(), new], "renamed", &cx.ui)?;
     let signature = cx.sign(format!("branch: renamed {} to {new}", from.short()));
     if repo.refs().read(&to)?.is_some() {
         return Err(refs::Error::Exists(to).into());
     }
+    // The timeline has one name or the other all the time, and somebody else may look for them one after the other.
+    let _kept = repo.timelines().keep()?;
     // First, so that a crash leaves them with both names rather than with the old one.
     config::take_settings(repo, new, Some(from.short()))?;
     let renamed = repo.refs().rename(repo.tmp()?, &from, &to, &signature);
     config::take_settings(repo, if renamed.is_ok() { from.short() } else { new }, None)?;
     renamed?;
-    if let Some((_held, mut instance)) = held {
+    // Left by a branch of that name that was deleted as a ref.
+    if let Some((held, instance)) = held.instances[1].take() {
+        instance.remove(repo, held)?;
+    }
+    if let Some((_held, instance)) = &mut held.instances[0] {
         new.clone_into(&mut instance.config.branch);
         instance.write(repo)?;
     }
@@ -167,18 +174,6 @@ fn rename(cx: &mut Cx, repo: &Repo, old: Option<&str>, new: &str, json: bool) ->
         cx.json(&Changed::new(new, tip))?;
     }
     Ok(())
-}
-
-/// Keeps the server of a branch from being started, if the branch has an instance; refuses where that runs.
-fn hold_stopped(cx: &Cx, repo: &Repo, name: &str, what: &str) -> Result<Option<(Held, Instance)>, CommandError> {
-    let held = instance::hold_of_branch(repo, name, &cx.ui)?;
-    match &held {
-        Some((_, instance)) if instance.status(repo) != Status::Stopped || instance.timeline().is_some() => {
-            Err(CommandError::refused(format!("'{name}' is running and cannot be {what}"))
-                .hint(format!("stop it first: zenith stop {name}")))
-        }
-        _ => Ok(held),
-    }
 }
 
 fn list(cx: &mut Cx, repo: &Repo, args: &Args) -> CmdResult {

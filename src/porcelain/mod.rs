@@ -109,11 +109,15 @@ fn branch_or_head(repo: &Repo, name: Option<&str>) -> Result<RefName, CommandErr
 fn find_instance(repo: &Repo, name: Option<&str>) -> Result<Option<Instance>, CommandError> {
     let is_open = |instance: &Instance| instance.timeline().is_some() || instance.status(repo) != Status::Stopped;
     let text = name.unwrap_or("HEAD");
-    let own = match branch_or_head(repo, name) {
-        Ok(branch) => instance::of_branch(repo, branch.short())?.filter(is_open),
-        Err(_) => None,
+    // One whose branch was deleted as a ref goes on.
+    let branch = if matches!(text, "HEAD" | "@") { repo.refs().head().ok() } else { RefName::branch(text).ok() };
+    let own = match branch {
+        Some(branch) => instance::of_branch(repo, branch.short())?.filter(is_open),
+        None => None,
     };
-    let shown = read_only::of_revision(repo, text)?.into_iter().rfind(is_open);
+    let mut shown: Vec<Instance> = read_only::of_revision(repo, text)?.into_iter().filter(is_open).collect();
+    shown.sort_by_key(|instance| !is_elsewhere(repo, instance));
+    let shown = shown.pop();
     let found = own.or(shown).or_else(|| Instance::read(repo, text).ok().filter(is_open));
     if found.is_none() {
         // Says what is wrong with the name, if that is it.
@@ -122,9 +126,27 @@ fn find_instance(repo: &Repo, name: Option<&str>) -> Result<Option<Instance>, Co
     Ok(found)
 }
 
+/// Returns whether a server shows what a tag was, and is no more.
+fn is_elsewhere(repo: &Repo, instance: &Instance) -> bool {
+    let text = &instance.config.branch;
+    // Another revision is a moment that was found once, and is shown as long as the user likes.
+    let is_name = !text.contains(['@', '~']) && instance.is_read_only();
+    is_name && {
+        let now = revision::resolve(repo, text, &jiff::Zoned::now());
+        now.map_or(true, |now| instance.config.at != Some(now.position.to_string()))
+    }
+}
+
 /// Returns the running instance that the user means, and where its server is.
 fn running(repo: &Repo, name: Option<&str>) -> Result<(Instance, Endpoint), CommandError> {
     match find_instance(repo, name)?.filter(|instance| instance.status(repo) != Status::Stopped) {
+        Some(instance) if is_elsewhere(repo, &instance) => {
+            let text = &instance.config.branch;
+            Err(CommandError::refused(format!(
+                "the server of '{text}' shows what that was before it was moved or deleted"
+            ))
+            .hint(format!("see what it is now: zenith stop {text}; zenith start --read-only {text}")))
+        }
         Some(instance) => {
             let endpoint = instance.endpoint(repo)?;
             Ok((instance, endpoint))

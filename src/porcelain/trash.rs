@@ -107,7 +107,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         None => list(cx, &repo, args.json),
         Some(Action::Restore { id, name }) => {
             let item = repo.trash().find(&id)?;
-            let name = restore(&repo, &item, name.as_deref(), &cx.sign("trash: restored"))?;
+            let name = restore(&repo, &item, name.as_deref(), &cx.sign("trash: restored"), &cx.ui)?;
             let (kind, name, lsn) = (name.kind().word(), name.short(), item.entry()?.position.lsn);
             cx.say(format_args!("{kind} {name} is back at {lsn}"))
         }

@@ -191,6 +191,109 @@ fn what_is_made_of_a_server_that_shuts_down_waits_for_it() {
 }
 
 #[test]
+fn a_name_that_changes_hands_has_one_server() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select 1 i");
+    env.run(["branch", "y"]).ok();
+    // A start, of a branch without an instance, that has come as far as the refs when the branch gets another name.
+    let refs =
+        std::fs::File::options().write(true).create(true).truncate(false).open(env.repo().join("refs.lock")).unwrap();
+    refs.lock().unwrap();
+    let mut start = env.command(["start", "y"]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    wait_until("the start's instance", || env.repo().join("instances/pg2/config").is_file());
+    let mut rename =
+        env.command(["branch", "-m", "y", "z"]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    thread::sleep(Duration::from_millis(300));
+    drop(refs);
+    let (started, renamed) = (start.wait().unwrap().success(), rename.wait().unwrap().success());
+    assert_ne!(started, renamed, "one of them comes first");
+    env.run(["stop", "--all"]).ok();
+
+    // A server whose branch was deleted as a ref has the name until it is stopped.
+    env.run(["branch", "x", "main"]).ok();
+    env.run(["branch", "w", "main"]).ok();
+    env.run(["start", "x"]).ok();
+    env.sql("x", "insert into t values (2)");
+    env.run(["update-ref", "-d", "refs/branches/x"]).ok();
+    env.run(["branch", "-m", "w", "x"]).fails(1, &["'x' is running"]);
+    env.run(["branch", "x", "main"]).fails(1, &["'x' is running"]);
+    assert_eq!(env.sql("x", "select count(*) from t"), "2");
+    env.run(["stop", "x"]).ok();
+    env.run(["branch", "-m", "w", "x"]).ok();
+    env.run(["start", "x"]).ok();
+    assert_eq!(env.sql("x", "select count(*) from t"), "1");
+    assert_eq!(
+        env.json(["pg", "list", "--json"]).as_array().unwrap().iter().filter(|one| one["branch"] == "x").count(),
+        1
+    );
+}
+
+#[test]
+fn a_branch_gets_another_name_only_while_no_timeline_is_removed() {
+    let env = Env::init();
+    let removal = std::fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(env.repo().join("timelines/lock"))
+        .unwrap();
+    removal.lock().unwrap();
+    let mut rename = env.command(["branch", "-m", "main", "prod"]).spawn().unwrap();
+    thread::sleep(Duration::from_millis(500));
+    // Whoever removes one looks at the names of all branches, and then at each.
+    assert!(env.repo().join("refs/branches/main").is_file());
+    assert!(rename.try_wait().unwrap().is_none());
+    drop(removal);
+    assert!(rename.wait().unwrap().success());
+    assert!(env.repo().join("refs/branches/prod").is_file());
+}
+
+#[test]
+fn a_flush_waits_for_no_standby() {
+    let env = Env::init();
+    env.run(["config", "branch.main.live", "true"]).ok();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t(i int)");
+    for setting in ["synchronous_standby_names = 'nobody'", "wal_writer_delay = '10s'"] {
+        env.sql("main", &format!("alter system set {setting}"));
+    }
+    env.sql("main", "select pg_reload_conf()");
+    wait_until("the setting", || env.sql("main", "show synchronous_standby_names") == "nobody");
+    env.sql("main", "set synchronous_commit = off; insert into t values (1)");
+    env.run(["branch", "y"]).ok();
+    assert_eq!(env.sql("main", "select count(*) from pg_stat_activity where wait_event = 'SyncRep'"), "0");
+}
+
+#[test]
+fn a_program_that_was_replaced_goes_on_with_the_new_one() {
+    let env = Env::init();
+    let program = env.path().join("zenith");
+    let installed = |to: &std::path::Path| std::fs::copy(env.command(["version"]).get_program(), to).unwrap();
+    installed(&program);
+    let run = |words: &[&str]| {
+        let plain = env.command(words);
+        let mut command = std::process::Command::new(&program);
+        command.args(words).current_dir(env.path());
+        command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        crate::support::checked(&mut command)
+    };
+    run(&["start"]);
+    let guardian =
+        || std::process::Command::new("pgrep").arg("-f").arg(format!("{} .*guard-datadir", program.display())).output();
+    let guardian =
+        || String::from_utf8(guardian().unwrap().stdout).unwrap().lines().next().and_then(|pid| pid.parse().ok());
+    wait_until("a guardian", || guardian().is_some());
+    let new = env.path().join("new");
+    installed(&new);
+    std::fs::rename(new, &program).unwrap();
+    let first: i32 = guardian().unwrap();
+    kill(Pid::from_raw(first), Signal::SIGKILL).unwrap();
+    wait_until("another guardian", || guardian().is_some_and(|pid| pid != first));
+    run(&["stop"]);
+}
+
+#[test]
 fn a_server_that_is_suspended_is_asked_in_vain_not_waited_for() {
     let env = Env::init();
     env.run(["start"]).ok();

@@ -47,7 +47,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-pub use self::find::{hold_of_branch, hold_or_create};
+pub use self::find::{hold_or_create, hold_stopped};
 pub use self::hold::Held;
 use crate::error::{Class, CommandError};
 use crate::objects::file_error::{FileError, cannot};

@@ -174,10 +174,13 @@ fn copy_pages(path: &Path, from: u64, to: &Path) -> io::Result<()> {
 /// which a damaged entry may.
 pub fn is_referenced(repo: &Repo, id: TimelineId, own: &dyn Fn(&RefName) -> bool) -> Result<bool, CommandError> {
     for kind in KINDS {
-        // One that is damaged may.
-        let Ok(refs) = repo.refs().list(kind) else { return Ok(true) };
-        if refs.iter().any(|(name, value)| value.timeline() == id && !own(name)) {
-            return Ok(true);
+        for short in repo.refs().files(kind)? {
+            let Ok(name) = RefName::new(kind, &short) else { continue };
+            match repo.refs().read(&name) {
+                Ok(Some(value)) if value.timeline() != id || own(&name) => {}
+                // One that is damaged may refer to it, and so may one that has another name since the look at the names.
+                _ => return Ok(true),
+            }
         }
     }
     if repo.trash().list()?.iter().any(|item| item.entry.as_ref().is_none_or(|entry| entry.names(id))) {

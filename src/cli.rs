@@ -147,6 +147,10 @@ fn global_args() -> [Arg; 5] {
 /// Runs the program. Returns its exit code.
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     close_inherited();
+    // A file that becomes too large is an error like any other, as for PostgreSQL.
+    // SAFETY: no handler is installed.
+    let _ =
+        unsafe { nix::sys::signal::signal(nix::sys::signal::Signal::SIGXFSZ, nix::sys::signal::SigHandler::SigIgn) };
     clap_complete::CompleteEnv::with_factory(clap).complete();
     let matches = match clap().try_get_matches_from(words) {
         Ok(matches) => matches,

@@ -262,6 +262,7 @@ impl From<datadir::Error> for CommandError {
             datadir::Error::Changed { .. } => {
                 CommandError::new(Class::Refused, error).hint("stop its server first, or use pg_basebackup")
             }
+            datadir::Error::Journal { .. } | datadir::Error::Layer { .. } => CommandError::new(Class::Corrupt, error),
             other => disk_hint(CommandError::new(Class::Refused, other)),
         }
     }

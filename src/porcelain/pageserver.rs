@@ -15,6 +15,7 @@ use crate::plumbing::instance;
 use crate::plumbing::instance::mount::background;
 use crate::plumbing::pageserver::{self, Addresses, Error, Options, PageServer, Place, log_file};
 use crate::plumbing::postgres::account::Account;
+use crate::plumbing::postgres::process::own_program;
 use crate::plumbing::postgres::server::{Status, tail};
 use crate::ui::Ui;
 
@@ -314,7 +315,7 @@ fn systemd_word(text: &str) -> String {
 
 fn unit(cx: &mut Cx, repo: &Repo, manager: Option<Manager>) -> CmdResult {
     let here = if cfg!(target_os = "macos") { Manager::Launchd } else { Manager::Systemd };
-    let program = std::env::current_exe()?;
+    let program = own_program()?;
     let (program, place) = (program.display().to_string(), repo.dir().display().to_string());
     match manager.unwrap_or(here) {
         Manager::Systemd => writeln!(

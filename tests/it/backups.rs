@@ -44,7 +44,7 @@ fn a_table_that_is_dropped_before_a_snapshot_copies_it_does_not_keep_the_branch_
         let repo = Repo::open(&env.repo()).unwrap();
         let server = instance::of_branch(&repo, "main").unwrap().unwrap();
         let timeline = server.timeline().unwrap();
-        let mut backup = Some(Backup::begin(&server.endpoint(&repo).unwrap()).unwrap());
+        let mut backup = Some(Backup::begin(&server.endpoint(&repo).unwrap(), &Hidden).unwrap());
         // The vacuum writes about pages of which the WAL has no image, and the drop cuts the file before it is copied.
         env.sql("main", "vacuum t");
         env.sql("main", "drop table t");
@@ -52,7 +52,7 @@ fn a_table_that_is_dropped_before_a_snapshot_copies_it_does_not_keep_the_branch_
             (Options { timeline: Some(timeline), ..Options::default() }, repo.datadir(timeline).join("data"));
         fs::write(data.join("own"), "before the end").unwrap();
         let mut end_backup = || {
-            let ended = backup.take().unwrap().end()?;
+            let ended = backup.take().unwrap().end(&Hidden)?;
             // What is read from now on may be newer than the end.
             fs::write(data.join("own"), "after").unwrap();
             seal_active(&repo, timeline)?;

@@ -266,6 +266,30 @@ fn files_that_cannot_be_shown_are_kept() {
 }
 
 #[test]
+fn files_that_cannot_be_shown_now_are_not_given_up() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "alter system set work_mem = '77MB'");
+    let dir = cut_power(&env, "main");
+    let prepared = dir.join("prepared").is_file();
+    // Such as a process that has too little memory, or no descriptors.
+    let limited = |words: &[&str]| {
+        let plain = env.command(words);
+        let mut command = Command::new("prlimit");
+        command.arg("--as=30000000").arg(plain.get_program()).args(words).current_dir(env.path());
+        command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?)))).output().unwrap()
+    };
+    for words in [&["start"][..], &["stop"]] {
+        assert!(!limited(words).status.success());
+    }
+    assert_eq!(datadirs_in_trash(&env), Vec::<serde_json::Value>::new());
+    if prepared {
+        env.run(["start"]).ok();
+        assert_eq!(env.sql("main", "show work_mem"), "77MB");
+    }
+}
+
+#[test]
 fn files_of_the_user_that_changed_are_kept_although_nothing_was_committed() {
     use std::os::unix::fs::PermissionsExt;
     for start in [&["start"][..], &["start", "--eager"]] {

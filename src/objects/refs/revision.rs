@@ -178,18 +178,28 @@ fn look_up(repo: &Repo, text: &str, revision: &Revision, now: &Zoned) -> Result<
     Ok(Resolved { position, name, exact: revision.suffixes.is_empty() })
 }
 
-/// Returns the position of the base: that of a tag, or the tip of a timeline.
-fn base(repo: &Repo, text: &str, base: &str) -> Result<(Option<RefName>, Position), Error> {
-    let refs = repo.refs();
-    let candidates: Vec<RefName> = if base == "HEAD" {
-        vec![refs.head()?]
+/// Returns what the ref is by which a revision begins, or that it begins with none.
+pub fn base_value(repo: &Repo, text: &str, now: &Zoned) -> Option<Value> {
+    let base = Revision::parse(text, now).ok()?.base;
+    names_of(repo, &base).ok()?.iter().find_map(|name| repo.refs().read(name).ok()?)
+}
+
+/// Returns the refs that a base may name, in the order in which they are looked for.
+fn names_of(repo: &Repo, base: &str) -> Result<Vec<RefName>, Error> {
+    Ok(if base == "HEAD" {
+        vec![repo.refs().head()?]
     } else if base.starts_with("refs/") {
         vec![RefName::full(base).map_err(super::Error::from)?]
     } else {
         let kinds = [RefKind::Tag, RefKind::Branch, RefKind::Remote];
         kinds.into_iter().filter_map(|kind| RefName::new(kind, base).ok()).collect()
-    };
-    for name in candidates {
+    })
+}
+
+/// Returns the position of the base: that of a tag, or the tip of a timeline.
+fn base(repo: &Repo, text: &str, base: &str) -> Result<(Option<RefName>, Position), Error> {
+    let refs = repo.refs();
+    for name in names_of(repo, base)? {
         match refs.read(&name)? {
             Some(Value::Tag(tag)) => return Ok((Some(name), tag.position)),
             Some(Value::Branch(_)) => {

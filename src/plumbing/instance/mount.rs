@@ -30,7 +30,7 @@ use crate::error::{Class, CommandError};
 use crate::objects::file_error::{FileError, cannot};
 use crate::objects::{ObjectId, Repo, durable};
 use crate::plumbing::datadir::mounts;
-use crate::plumbing::postgres::process::Process;
+use crate::plumbing::postgres::process::{Process, own_program};
 use crate::plumbing::postgres::server;
 
 /// How long a file system's process may take to end once it is unmounted: it writes what is not durable. After that it is
@@ -44,9 +44,9 @@ pub enum Error {
     /// FUSE is not to be had here.
     #[error("cannot mount '{}'", dir.display())]
     Refused { dir: PathBuf, source: io::Error },
-    /// The process says itself why.
-    #[error("{0}")]
-    Failed(String),
+    /// The process says itself why: what it was to show is damaged, or something that may pass.
+    #[error("{said}")]
+    Failed { said: String, is_damaged: bool },
     /// Somebody did: that is no reason why it could not be mounted.
     #[error("the file system's process of '{}' was killed", .0.display())]
     Killed(PathBuf),
@@ -149,7 +149,7 @@ pub fn is_prepared(dir: &Path) -> bool {
 /// Returns a command for a zenith that outlives this one and writes what it has to say to `log`.
 pub fn background(repo: &Repo, log: &Path) -> io::Result<Command> {
     let log = File::options().create(true).append(true).open(log)?;
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = Command::new(own_program()?);
     // Not in this terminal's group, so that Ctrl-C does not reach it.
     command.process_group(0).current_dir("/").env("NO_COLOR", "1").stdin(Stdio::null()).stdout(Stdio::null());
     command.stderr(log).arg("--repo").arg(repo.dir());
@@ -201,10 +201,13 @@ fn mount_once(repo: &Repo, dir: &Path, wanted: &Wanted) -> Result<(), Error> {
         server::let_run(child);
         return Ok(());
     }
-    if child.wait().is_ok_and(|status| status.signal() == Some(Signal::SIGKILL as i32)) {
+    let status = child.wait().ok();
+    if status.is_some_and(|status| status.signal() == Some(Signal::SIGKILL as i32)) {
         return Err(Error::Killed(dir.join("data")));
     }
-    Err(Error::Failed(server::tail(wanted.log, log_start).trim_start_matches("error: ").replace('\n', "; ")))
+    let is_damaged = status.and_then(|status| status.code()) == Some(Class::Corrupt as i32);
+    let said = server::tail(wanted.log, log_start).trim_start_matches("error: ").replace('\n', "; ");
+    Err(Error::Failed { said, is_damaged })
 }
 
 /// Returns the line that the process of a file system answers with, however long it takes: it may have much to read. One that
@@ -304,7 +307,7 @@ pub fn guard(repo: &Path, dir: &Path, alive: &Path) -> io::Result<Child> {
     if !lock.try_take() {
         return Err(io::ErrorKind::ResourceBusy.into());
     }
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = Command::new(own_program()?);
     command.process_group(0).current_dir("/").env("NO_COLOR", "1").arg("--repo").arg(repo);
     command.args(["guard-datadir", "--with-server"]).arg(alive).arg(dir);
     // Who unmounts waits for it too, and so for all that it has to do then.
@@ -314,7 +317,7 @@ pub fn guard(repo: &Path, dir: &Path, alive: &Path) -> io::Result<Child> {
 /// Starts a process that reads what it is told to from the data directory `data`: see
 /// [`read_ahead`](crate::plumbing::read_ahead).
 pub fn reader(data: &Path) -> io::Result<Child> {
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = Command::new(own_program()?);
     command.process_group(0).current_dir("/").arg("read-ahead").arg(data);
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
 }

@@ -15,9 +15,14 @@ use crate::plumbing::postgres::process::{Process, inheritors, lockers};
 pub struct PidLock(File);
 
 impl PidLock {
-    /// Opens the file `path`; makes it, if it is not there.
+    /// Opens the file `path`; makes it, if it is not there. On a disk that nobody can write to any more it can be locked all the
+    /// same, by who stops a server there.
     pub fn open(path: &Path) -> io::Result<PidLock> {
-        File::options().create(true).truncate(false).read(true).write(true).open(path).map(PidLock)
+        let opened = File::options().create(true).truncate(false).read(true).write(true).open(path);
+        match opened {
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(path).map(PidLock),
+            opened => opened.map(PidLock),
+        }
     }
 
     /// Returns whether a process has the lock on the file `path`; `None` if there is no such file.

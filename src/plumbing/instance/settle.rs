@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use super::unchanged::unchanged;
 use super::{Instance, maintain, mount, own_files, prefetch, slots, trash};
-use crate::error::{CmdResult, CommandError};
+use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::pg::Lsn;
 use crate::objects::pg::control::State;
 use crate::objects::refs::{Expect, RefName, Signature, Value};
@@ -50,15 +50,23 @@ pub fn settle(
     signature: &Signature,
     progress: &dyn Progress,
 ) -> Result<Settled, CommandError> {
-    settle_at(repo, instance, None, patience, signature, progress)
+    settle_knowingly(repo, instance, Accepted::default(), patience, signature, progress)
 }
 
-/// The same, where the user may know that the WAL ends at `accepted`, although it should go on: then its files go to
-/// the trash as they are.
-pub fn settle_at(
+/// What the user accepts that is lost otherwise only where it is certain.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Accepted {
+    /// The WAL ends here, although it should go on: then the files go to the trash as they are.
+    pub end: Option<Lsn>,
+    /// Files that cannot be shown now go to the trash.
+    pub hidden_files: bool,
+}
+
+/// The same, with what the user accepts.
+pub fn settle_knowingly(
     repo: &Repo,
     instance: &mut Instance,
-    accepted: Option<Lsn>,
+    accepted: Accepted,
     patience: Instant,
     signature: &Signature,
     progress: &dyn Progress,
@@ -85,8 +93,8 @@ pub fn settle_at(
     let _lock = repo.datadir(id).exists().then(lock).transpose()?;
     // Nobody is alive, and nobody starts meanwhile; the file system's process sees that its files are needed.
     let held = instance.alive(repo).take_after_others()?;
-    secure_end(repo, &branch, (id, &held), accepted, signature)?;
-    if let Some(end) = accepted {
+    secure_end(repo, &branch, (id, &held), accepted.end, signature)?;
+    if let Some(end) = accepted.end {
         own_files::pass_on(repo, &repo.timelines().read(id)?)?;
         let why = format!("stop: the end of the WAL at {end} was accepted");
         // Its files may have pages of what was committed behind the end.
@@ -96,7 +104,7 @@ pub fn settle_at(
         return Ok(Settled::Sealed { timeline: id, snapshot: None });
     }
     let dir = repo.datadir(id);
-    let files = show(repo, instance, id)?;
+    let files = show(repo, instance, id, accepted.hidden_files)?;
     let clear = || match files {
         Files::Absent => Ok(mount::remove(repo.tmp()?, &dir)?),
         Files::InSight | Files::Hidden => set_aside(false, "start: it was cut off"),
@@ -189,8 +197,9 @@ enum Files {
     Absent,
 }
 
-/// Mounts the data directory of an epoch again, if it is a lazy one whose process has ended.
-fn show(repo: &Repo, instance: &Instance, id: TimelineId) -> Result<Files, CommandError> {
+/// Mounts the data directory of an epoch again, if it is a lazy one whose process has ended. What may be possible later is an
+/// error, unless it was accepted: for a want of memory no settings are given up.
+fn show(repo: &Repo, instance: &Instance, id: TimelineId, is_accepted: bool) -> Result<Files, CommandError> {
     let dir = repo.datadir(id);
     let layer = local::dir(&dir);
     if !mount::is_served(&dir) {
@@ -210,10 +219,28 @@ fn show(repo: &Repo, instance: &Instance, id: TimelineId) -> Result<Files, Comma
     if !mount::is_prepared(&dir) {
         return Ok(Files::Hidden);
     }
-    let Ok(Some(snapshot)) = local::snapshot_below(&layer) else { return Ok(Files::Hidden) };
+    let hide = |error: CommandError| {
+        match error.class {
+        Class::Corrupt => Ok(Files::Hidden),
+        _ if is_accepted => Ok(Files::Hidden),
+        _ => Err(error.hint(format!(
+            "the files of its last server cannot be shown now; to go on without what was set in them: zenith start {} --eager",
+            instance.config.branch
+        ))),
+    }
+    };
+    let snapshot = match local::snapshot_below(&layer) {
+        Ok(Some(snapshot)) => snapshot,
+        Ok(None) => return Ok(Files::Hidden),
+        Err(error) => return hide(error.into()),
+    };
     let (log, alive) = (instance.log(repo), instance.alive(repo));
     let wanted = mount::Wanted { snapshot: &snapshot, hydrate: false, log: &log, alive: alive.path() };
-    Ok(if mount::mount(repo, &dir, &wanted).is_ok() { Files::InSight } else { Files::Hidden })
+    match mount::mount(repo, &dir, &wanted) {
+        Ok(()) => Ok(Files::InSight),
+        Err(mount::Error::Failed { is_damaged: true, .. }) => Ok(Files::Hidden),
+        Err(error) => hide(error.into()),
+    }
 }
 
 /// Puts away what the user changed in the files of an epoch. What of it cannot be read goes to the trash with them. Where there is no room for it nothing goes: the user makes some.

@@ -63,9 +63,10 @@ pub fn snapshot(
         }
         None => repo.timelines().snapshot_before(repo.timelines().read(timeline)?.tip())?.1.object,
     };
-    let mut backup = Some(super::ask(repo, timeline, Backup::begin)?.ok_or_else(not_running)?);
+    let mut backup =
+        Some(super::ask(repo, timeline, |endpoint| Backup::begin(endpoint, progress))?.ok_or_else(not_running)?);
     let mut end_backup = || {
-        let ended = backup.take().expect("invariant: called once").end()?;
+        let ended = backup.take().expect("invariant: called once").end(progress)?;
         seal_active(repo, timeline)?;
         Ok(ended)
     };

@@ -10,7 +10,7 @@ use super::hold::hold_all;
 use super::mount::{self, Wanted};
 use super::prefetch::{self, Plan};
 use super::seal::seal_active;
-use super::settle::{secure_end, settle};
+use super::settle::{Accepted, secure_end, settle, settle_knowingly};
 use super::{Config, Instance, PATIENCE, free_port, hold_or_create, list, logs, own_files, slots, socket_dir};
 use crate::error::{CmdResult, CommandError};
 use crate::objects::file_error::cannot;
@@ -29,6 +29,7 @@ use crate::plumbing::datadir::wal_end::LAID_OUT;
 use crate::plumbing::fork_timeline::fork_timeline_as;
 use crate::plumbing::postgres::alive::Held;
 use crate::plumbing::postgres::find::Binaries;
+use crate::plumbing::postgres::process::own_program;
 use crate::plumbing::postgres::recovery;
 use crate::plumbing::postgres::server::{self, Status};
 use crate::plumbing::postgres::settings::{self, Role, Settings, shell_command};
@@ -130,7 +131,8 @@ fn start_stopped(cx: &Context, instance: &mut Instance, branch: &RefName, wish: 
         return Ok(outcome);
     }
     // What a crash left open.
-    settle(repo, instance, Instant::now() + PATIENCE, cx.signature, cx.progress)?;
+    let accepted = Accepted { hidden_files: wish.eager, ..Accepted::default() };
+    settle_knowingly(repo, instance, accepted, Instant::now() + PATIENCE, cx.signature, cx.progress)?;
     let parent = repo.refs().read_branch(branch)?;
     seal_active(repo, parent)?;
     let from = repo.timelines().read(parent)?.tip();
@@ -474,7 +476,7 @@ impl Drop for Epoch<'_> {
 /// Returns the command with which PostgreSQL hands over a completed segment. The shell becomes it, so that nothing is left that
 /// holds the server's lock.
 fn archive_command(timeline: TimelineId) -> Result<String, postgres::Error> {
-    let program = std::env::current_exe();
+    let program = own_program();
     let program = program.map_err(cannot::<postgres::Error>("find", Path::new("zenith")))?;
     let timeline = timeline.to_string();
     // Seen from the data directory, in which the server runs it: the repository may be moved meanwhile, and another one may

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::settle::{Settled, settle, settle_at};
+use super::settle::{Accepted, Settled, settle, settle_knowingly};
 use super::{Error, Instance, PATIENCE, read_only};
 use crate::error::CommandError;
 use crate::objects::Repo;
@@ -75,5 +75,6 @@ pub fn accept_end(
         return Err(CommandError::refused(format!("the server of '{name}' runs"))
             .hint(format!("stop it first: zenith stop {name}")));
     }
-    settle_at(repo, &mut instance, Some(end), Instant::now() + PATIENCE, signature, progress)
+    let accepted = Accepted { end: Some(end), ..Accepted::default() };
+    settle_knowingly(repo, &mut instance, accepted, Instant::now() + PATIENCE, signature, progress)
 }

@@ -43,6 +43,14 @@ const ANONYMOUS_PAUSE: Duration = Duration::from_secs(1);
 const MOMENT: Duration = Duration::from_secs(60);
 /// Who comes so soon after a failed start is told of that one.
 const FAILURE: Duration = Duration::from_secs(2);
+
+/// A revision other than a branch, as it was found.
+struct Moment {
+    found: Instant,
+    position: Position,
+    /// What the ref was by which it begins.
+    base: Option<Value>,
+}
 /// How long a client waits for others to make room, and between two looks.
 const ROOM_WAIT: Duration = Duration::from_millis(500);
 const ROOM_PAUSE: Duration = Duration::from_millis(10);
@@ -190,7 +198,7 @@ pub struct Supervisor {
     who: String,
     slots: Mutex<HashMap<Target, Arc<Slot>>>,
     /// By name, and whether the owner asked.
-    moments: Mutex<HashMap<(String, bool), (Instant, Position)>>,
+    moments: Mutex<HashMap<(String, bool), Moment>>,
     last_anonymous: Mutex<Option<Instant>>,
     /// Held by whoever looks for room for one more server: the owner's, and one of others.
     own_room: AsyncMutex<()>,
@@ -375,20 +383,25 @@ impl Supervisor {
         {
             return found(Target::Branch(name));
         }
-        if let Some((when, position)) = lock(&self.moments).get(&(name.clone(), is_owner))
-            && when.elapsed() < MOMENT
-            && repo.timelines().exists(position.timeline)
+        // A tag that was moved is another place, and a branch that was moved has another past.
+        let now = jiff::Zoned::now();
+        let base = revision::base_value(&repo, &name, &now);
+        if let Some(moment) = lock(&self.moments).get(&(name.clone(), is_owner))
+            && moment.found.elapsed() < MOMENT
+            && moment.base == base
+            && repo.timelines().exists(moment.position.timeline)
         {
-            return found(Target::At(name.clone(), *position));
+            return found(Target::At(name.clone(), moment.position));
         }
         if !is_owner {
             self.admit_anonymous()?;
         }
-        match resolve_now(&repo, &name, &jiff::Zoned::now()) {
+        match resolve_now(&repo, &name, &now) {
             Ok(resolved) => {
                 let mut moments = lock(&self.moments);
-                moments.retain(|_, (when, _)| when.elapsed() < MOMENT);
-                moments.insert((name.clone(), is_owner), (Instant::now(), resolved.position));
+                moments.retain(|_, moment| moment.found.elapsed() < MOMENT);
+                let moment = Moment { found: Instant::now(), position: resolved.position, base };
+                moments.insert((name.clone(), is_owner), moment);
                 Ok(Found { target: Target::At(name, resolved.position), is_admitted: true })
             }
             Err(error) => Err(unknown(&repo, &name, &error)),

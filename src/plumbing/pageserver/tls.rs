@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
 
 use super::Error;
+use crate::objects::durable;
 use crate::objects::file_error::cannot;
 
 /// What PostgreSQL's clients ask for over TLS.
@@ -53,18 +54,24 @@ pub fn acceptor(own: Option<Files>, dir: &Path) -> Result<TlsAcceptor, Error> {
 /// Returns the certificate in `dir`; makes it if there is none.
 fn made(dir: &Path) -> Result<Files, Error> {
     let files = Files { certificate: dir.join("server.crt"), key: dir.join("server.key") };
-    if files.certificate.is_file() && files.key.is_file() {
+    // Those of an earlier program may have been cut off by a crash.
+    let is_whole = |path: &Path| fs::metadata(path).is_ok_and(|file| file.is_file() && file.len() > 0);
+    if is_whole(&files.certificate) && is_whole(&files.key) {
         return Ok(files);
     }
     let fail = |source| Error::Certificate { path: files.certificate.clone(), source: Box::new(source) };
     let made = rcgen::generate_simple_self_signed(NAMES.map(str::to_owned)).map_err(fail)?;
+    // The certificate last: without it both are made anew.
     write(&files.key, &made.signing_key.serialize_pem(), 0o600).map_err(cannot::<Error>("write", &files.key))?;
     write(&files.certificate, &made.cert.pem(), 0o666).map_err(cannot::<Error>("write", &files.certificate))?;
     Ok(files)
 }
 
-/// Writes a file with a mode of which the umask takes what it takes.
+/// Writes a file with a mode of which the umask takes what it takes, durably: there is the whole of it or none.
 fn write(path: &Path, text: &str, mode: u32) -> io::Result<()> {
-    let mut file = fs::File::options().create(true).write(true).truncate(true).mode(mode).open(path)?;
-    file.write_all(text.as_bytes())
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mode = fs::Permissions::from_mode(mode);
+    let mut file = tempfile::Builder::new().prefix("tls-").permissions(mode).tempfile_in(dir)?;
+    file.write_all(text.as_bytes())?;
+    durable::replace_with(file, path)
 }

@@ -105,7 +105,12 @@ impl Alive {
     }
 
     fn open(&self) -> Result<Option<File>, Error> {
-        match File::options().read(true).write(true).open(&self.path) {
+        let opened = match File::options().read(true).write(true).open(&self.path) {
+            // Enough to look.
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(&self.path),
+            opened => opened,
+        };
+        match opened {
             Ok(file) => Ok(Some(file)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(cannot::<Error>("open", &self.path)(error)),

@@ -26,6 +26,14 @@ impl fmt::Display for Process {
     }
 }
 
+/// Returns the path of the running program. Where an upgrade has replaced it since it began, that is the path of the new one: the
+/// system says then that its own is deleted.
+pub fn own_program() -> io::Result<PathBuf> {
+    let program = std::env::current_exe()?;
+    let replaced = program.to_str().and_then(|path| path.strip_suffix(" (deleted)")).map(PathBuf::from);
+    Ok(replaced.filter(|path| path.is_file() && !program.exists()).unwrap_or(program))
+}
+
 /// A text that names no process.
 #[derive(Debug, PartialEq, Eq)]
 pub struct NoProcess;

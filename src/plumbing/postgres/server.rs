@@ -367,8 +367,8 @@ fn flushed_lsn_of(mut client: Client, port: u16) -> Result<Lsn, Error> {
         sleep(LONGEST_PAUSE);
         if begun.elapsed() > FLUSH_WAIT {
             may_wait = false;
-            // One that wrote something: else PostgreSQL does not wait for its flush.
-            let commit = "SET synchronous_commit = on; SELECT pg_logical_emit_message(true, 'zenith', '')";
+            // One that wrote something: else PostgreSQL does not wait for its flush. It waits for no standby: see SESSION.
+            let commit = "SELECT pg_logical_emit_message(true, 'zenith', '')";
             client.batch_execute(commit).map_err(query)?;
         }
     }
@@ -394,16 +394,45 @@ pub fn terminate(endpoint: &Endpoint, pids: &[i32]) -> Result<(), Error> {
     })
 }
 
+/// Does something that may take as long as it does, such as a checkpoint: until the user does not want to wait, or the server
+/// gives no sign of life. A thread that waits in vain is left behind.
+fn wait_for<T: Send + 'static>(
+    endpoint: &Endpoint,
+    progress: &dyn Progress,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let (done, is_done) = mpsc::channel();
+    let thread = thread::Builder::new().name("backup".to_owned()).spawn(move || drop(done.send(work())));
+    thread.map_err(cannot::<Error>("ask the server in", &endpoint.socket_dir))?;
+    let mut asked = Instant::now();
+    loop {
+        match is_done.recv_timeout(LONGEST_PAUSE) {
+            Ok(result) => return result,
+            Err(mpsc::RecvTimeoutError::Timeout) => progress.check()?,
+            Err(mpsc::RecvTimeoutError::Disconnected) => {
+                return Err(Error::Silent { port: endpoint.port, seconds: asked.elapsed().as_secs() });
+            }
+        }
+        if asked.elapsed() > ANSWER_WAIT {
+            match ask(endpoint, |_| Ok(())) {
+                Err(error @ Error::Silent { .. }) => return Err(error),
+                // One that shuts down refuses new sessions, and ends ours.
+                _ => asked = Instant::now(),
+            }
+        }
+    }
+}
+
 /// A server in backup mode. Dropping it ends the backup without a result.
 pub struct Backup {
     client: Client,
-    port: u16,
+    endpoint: Endpoint,
 }
 
 impl Backup {
     /// Begins a backup: every page that changes from now on is in the WAL as a whole. Its checkpoint is done at
     /// once: the function holds back vacuum as long as it waits, and would wait for minutes. It may take as long as it does.
-    pub fn begin(endpoint: &Endpoint) -> Result<Backup, Error> {
+    pub fn begin(endpoint: &Endpoint, progress: &dyn Progress) -> Result<Backup, Error> {
         let port = endpoint.port;
         let query = move |source| Error::Query { port, source };
         let (mut client, is_before_15) = ask(endpoint, move |mut client| {
@@ -415,19 +444,23 @@ impl Backup {
         } else {
             "SELECT pg_backup_start('zenith', true)"
         };
-        client.query_one(begin, &[]).map_err(query)?;
-        Ok(Backup { client, port })
+        let client = wait_for(endpoint, progress, move || client.query_one(begin, &[]).map(|_| client).map_err(query))?;
+        Ok(Backup { client, endpoint: endpoint.clone() })
     }
 
     /// Ends it. Returns the label, and the LSN from which on what was copied is consistent.
-    pub fn end(mut self) -> Result<(String, Lsn), Error> {
-        let query = |source| Error::Query { port: self.port, source };
-        let end = if is_before_15(&mut self.client).map_err(query)? {
-            "SELECT labelfile, lsn::text FROM pg_stop_backup(false, false)"
-        } else {
-            "SELECT labelfile, lsn::text FROM pg_backup_stop(false)"
-        };
-        let row = self.client.query_one(end, &[]).map_err(query)?;
+    pub fn end(self, progress: &dyn Progress) -> Result<(String, Lsn), Error> {
+        let Backup { mut client, endpoint } = self;
+        let port = endpoint.port;
+        let row = wait_for(&endpoint, progress, move || {
+            let query = |source| Error::Query { port, source };
+            let end = if is_before_15(&mut client).map_err(query)? {
+                "SELECT labelfile, lsn::text FROM pg_stop_backup(false, false)"
+            } else {
+                "SELECT labelfile, lsn::text FROM pg_backup_stop(false)"
+            };
+            client.query_one(end, &[]).map_err(query)
+        })?;
         let (label, lsn): (String, String) = (row.get(0), row.get(1));
         let lsn = lsn.parse().map_err(|error| Error::Failed { program: "postgres", output: format!("{error}") })?;
         Ok((label, lsn))

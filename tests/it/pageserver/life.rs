@@ -412,3 +412,19 @@ fn a_name_or_a_port_that_another_branch_got_leads_nobody_there() {
     assert_eq!(daemon.ask("c", name), Ok("b".into()));
     assert_eq!(daemon.ask("d", name), Ok("c".into()));
 }
+
+#[test]
+fn a_tag_that_moves_is_another_place_at_once() {
+    let daemon = Daemon::new(&[]);
+    let env = &daemon.env;
+    env.run(["tag", "v"]).ok();
+    assert_eq!(daemon.ask("v", "select name from whoami").unwrap(), "main");
+    env.sql("main", "update whoami set name = 'later'");
+    env.run(["tag", "-f", "v", "main"]).ok();
+    assert_eq!(daemon.ask("v", "select name from whoami").unwrap(), "later");
+    assert_eq!(env.sql("v", "select name from whoami"), "later");
+    env.run(["tag", "-d", "v"]).ok();
+    assert!(daemon.ask("v", "select name from whoami").unwrap_err().starts_with("3D000"));
+    env.run(["psql", "v", "--", "-c", "select 1"]).fails(1, &["unknown revision 'v'"]);
+    env.run(["stop", "v"]).ok();
+}

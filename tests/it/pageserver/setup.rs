@@ -42,6 +42,24 @@ fn ports_that_are_taken_are_no_obstacle() {
 }
 
 #[test]
+fn a_certificate_that_a_crash_left_empty_is_made_anew() {
+    let env = Env::init();
+    let start = || env.run(["pageserver", "start", "--listen", "0", "--http", "0"]).ok();
+    start();
+    env.run(["pageserver", "stop"]).ok();
+    for name in ["server.key", "server.crt"] {
+        fs::write(env.repo().join("pageserver").join(name), "").unwrap();
+        start();
+        env.run(["pageserver", "stop"]).ok();
+        assert!(fs::metadata(env.repo().join("pageserver").join(name)).unwrap().len() > 0);
+    }
+    assert_eq!(
+        fs::metadata(env.repo().join("pageserver").join("server.key")).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+}
+
+#[test]
 fn addresses_are_what_people_type_and_a_second_start_is_no_error() {
     let env = Env::init();
     env.run(["pageserver", "start", "--listen", "example.org:5432"]).fails(2, &["localhost:5432"]);

@@ -149,6 +149,10 @@ fn delete(cx: &Cx, repo: &Repo, name: &str) -> Result<(Changed, Position), Comma
 fn rename(cx: &mut Cx, repo: &Repo, old: Option<&str>, new: &str, json: bool) -> CmdResult {
     let from = branch_or_head(repo, old)?;
     let to = RefName::branch(new)?;
+    if from == to {
+        // As in git, that is no error.
+        return report_renamed(cx, repo, &to, json);
+    }
     let mut held = hold_stopped(repo, &[from.short(), new], "renamed", &cx.ui)?;
     let signature = cx.sign(format!("branch: renamed {} to {new}", from.short()));
     if repo.refs().read(&to)?.is_some() {
@@ -169,11 +173,15 @@ fn rename(cx: &mut Cx, repo: &Repo, old: Option<&str>, new: &str, json: bool) ->
         new.clone_into(&mut instance.config.branch);
         instance.write(repo)?;
     }
-    if json {
-        let tip = revision::tip(repo, &to)?.ok_or(refs::Error::Unknown(to))?;
-        cx.json(&Changed::new(new, tip))?;
+    report_renamed(cx, repo, &to, json)
+}
+
+fn report_renamed(cx: &mut Cx, repo: &Repo, name: &RefName, json: bool) -> CmdResult {
+    if !json {
+        return Ok(());
     }
-    Ok(())
+    let tip = revision::tip(repo, name)?.ok_or_else(|| refs::Error::Unknown(name.clone()))?;
+    cx.json(&Changed::new(name.short(), tip))
 }
 
 fn list(cx: &mut Cx, repo: &Repo, args: &Args) -> CmdResult {

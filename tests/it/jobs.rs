@@ -145,6 +145,7 @@ fn quiet_says_nothing_and_json_is_json() {
     let made = env.json(["branch", "--json", "b"]);
     assert_eq!(made["name"], "b");
     assert_eq!(env.json(["branch", "--json", "-m", "b", "c"])["name"], "c");
+    assert_eq!(env.json(["branch", "--json", "-m", "c", "c"])["name"], "c");
     assert_eq!(env.json(["tag", "--json", "v"])["name"], "v");
     assert_eq!(env.json(["tag", "--json", "-d", "v"])[0]["name"], "v");
     let ran = env.run(["start", "-q", "a"]);

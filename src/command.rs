@@ -80,7 +80,10 @@ impl Command {
 fn find_repo(named: Option<&Path>, folder: &Path) -> Result<PathBuf, CommandError> {
     let dir = Repo::locate(named.unwrap_or(folder))?;
     let owner = std::fs::metadata(&dir)?.uid();
-    if named.is_none() && !is_ours(owner) {
+    // Nor does somebody's link lead to another one of ours.
+    let maker = std::fs::symlink_metadata(&dir)?.uid();
+    if named.is_none() && (!is_ours(owner) || maker != owner) {
+        let owner = if is_ours(owner) { maker } else { owner };
         let user = name_of(owner.into()).unwrap_or_else(|| owner.to_string());
         let refused = format!("the repository '{}' belongs to another user: {user}", dir.display());
         let hint = format!("if you trust that user, name it: zenith --repo '{}'", dir.display());
@@ -94,11 +97,14 @@ fn find_repo(named: Option<&Path>, folder: &Path) -> Result<PathBuf, CommandErro
 fn enter(dir: &Path, changes: bool) -> CmdResult {
     let owner = Uid::from_raw(std::fs::metadata(dir)?.uid());
     let is_theirs = || postgres().is_some_and(|user| user.uid == owner);
-    if !geteuid().is_root() || !(is_theirs() || changes && owner.is_root()) {
+    // Other folders have such files, too.
+    let is_repository = ["timelines", "objects", "refs", "tmp"].iter().all(|name| dir.join(name).is_dir());
+    let may_own = changes && owner.is_root() && is_repository;
+    if !geteuid().is_root() || !(is_theirs() || may_own) {
         return Ok(());
     }
     // Who needs an account and gets none is told then.
-    Account::detect().map_or(Ok(()), |account| Ok(account.enter(dir)?))
+    Account::detect().map_or(Ok(()), |account| Ok(account.enter(dir, may_own)?))
 }
 
 /// Returns whose a repository is, if that is somebody else than root, who could do nothing any more with what root makes there.

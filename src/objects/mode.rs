@@ -60,7 +60,9 @@ pub fn repair(dir: &Path, shared: Shared) -> io::Result<()> {
     if metadata.mode() & 0o7777 == shared.folder() || metadata.uid() != geteuid().as_raw() {
         return Ok(());
     }
-    let Some(folder) = open(CWD, dir, OFlags::DIRECTORY)? else { return Ok(()) };
+    // The folder itself may lie elsewhere.
+    let Ok(dir) = fs::canonicalize(dir) else { return Ok(()) };
+    let Some(folder) = open(CWD, &dir, OFlags::DIRECTORY)? else { return Ok(()) };
     if set(&folder, |_| shared.folder() | STICKY)? {
         repair_below(&folder, Path::new(""), shared)?;
         set(&folder, |_| shared.folder())?;

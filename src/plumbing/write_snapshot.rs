@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::command::Cx;
@@ -22,6 +23,7 @@ use crate::objects::timeline::{History, TimelineId};
 use crate::objects::{Kind, ObjectId, Repo};
 use crate::plumbing::datadir::control::Control;
 use crate::plumbing::datadir::exclude::Unlogged;
+use crate::plumbing::datadir::rights::is_readable_for;
 use crate::plumbing::datadir::scan::{Known, Scan};
 use crate::plumbing::datadir::wal::{Root, Upto, seal};
 use crate::plumbing::datadir::write::{Bytes, Item, Statistics, TreeWriter};
@@ -258,7 +260,9 @@ pub fn store_files(
             let label = read("backup_label").and_then(|label| parse_label(&label, read("backup_manifest").as_deref()));
             check_state(&cluster, label.as_ref())?;
             if options.parent.is_none() {
-                configuration = conf_files::gather(Some(dir), cluster.major, options.config.as_deref(), etc);
+                let owner = fs::metadata(dir)?.uid();
+                let may_read = |path: &Path| is_readable_for(path, owner);
+                configuration = conf_files::gather(Some(dir), cluster.major, options.config.as_deref(), etc, &may_read);
             }
             add_files(&mut writer, dir, false, known(dir)?.as_ref(), &configuration, progress)?;
             writer.flush()?;
@@ -296,7 +300,7 @@ pub fn store_files(
             let label = aside.files.get("backup_label").and_then(|label| parse_label(label, manifest));
             check_state(&cluster, label.as_ref())?;
             if !has_conf {
-                configuration = conf_files::gather(None, cluster.major, options.config.as_deref(), etc);
+                configuration = conf_files::gather(None, cluster.major, options.config.as_deref(), etc, &|_| true);
             }
             (cluster, label, wal_dir)
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IsTerminal};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::command::{Cx, os_user};
@@ -70,15 +71,15 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let shared = if args.shared { Shared::Group } else { Shared::No };
     cx.share(shared);
     // All is made in a folder of its own and renamed at the end: there is a whole repository or none.
-    let workshop = tempfile::Builder::new().prefix(".zenith-init-").tempdir_in(&parent)?;
-    if !keeps_locks(workshop.path())? {
+    let place = tempfile::Builder::new().prefix(".zenith-init-").tempdir_in(&parent)?;
+    let workshop = place.path();
+    if !keeps_locks(workshop)? {
         let refused = format!(
             "the file system of '{}' does not keep locks (flock), which prove that a server lives",
             parent.display()
         );
         return Err(CommandError::refused(refused).hint("use a local file system such as ext4, XFS, btrfs or APFS"));
     }
-    let workshop = workshop.path();
     let options = Options { config, ..Options::default() };
     // What is taken from elsewhere is a copy.
     let settings = Branch { live: args.from.is_none(), ..Branch::default() };
@@ -88,18 +89,19 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         Some(from) => Some(cx.folder.join(from)),
         None => Some(new_cluster(cx, workshop)?),
     };
-    let (mut repo, outcome) = match &cluster {
+    let (repo, outcome) = match &cluster {
         Some(dir) => from_dir(cx, workshop, dir, &first, &options)?,
         None => from_stream(cx, workshop, &first, &options)?,
     };
-    if args.from.is_some() {
-        repo = with_superuser(cx, repo, &outcome)?;
-    }
     let signature = cx.sign("init");
     update_ref(&repo, &branch, &Expect::Absent, Some(&Value::Branch(outcome.timeline)), &signature)?;
     repo.refs().set_head(repo.tmp()?, &branch, &signature)?;
     drop(repo);
     durable::publish_dir(&workshop.join(FOLDER), &target)?;
+    drop(place);
+    if args.from.is_some() {
+        find_superuser(cx, &target, &outcome)?;
+    }
     if let Some(folder) = &outcome.configuration {
         cx.ui.status(format!("the configuration was copied from '{}'", folder.display()));
     }
@@ -109,26 +111,28 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
 }
 
 /// Notes as whom to connect to a cluster that comes from elsewhere, if that is not the usual one.
-fn with_superuser(cx: &Cx, repo: Repo, outcome: &Outcome) -> Result<Repo, CommandError> {
+fn find_superuser(cx: &Cx, dir: &Path, outcome: &Outcome) -> CmdResult {
     let find = || {
-        let (binaries, account) = (cx.binaries(Some(&repo))?, Account::detect()?);
+        Account::detect()?.enter(dir, true)?;
+        // As whoever this is now.
+        let account = Account::detect()?;
+        let repo = Repo::open(dir)?;
+        let binaries = cx.binaries(Some(&repo))?;
         let signature = cx.sign("init");
         let context =
             Context { repo: &repo, binaries: &binaries, account: &account, progress: &cx.ui, signature: &signature };
-        superuser::find(&context, Position { timeline: outcome.timeline, lsn: outcome.lsn })
+        let names = superuser::find(&context, Position { timeline: outcome.timeline, lsn: outcome.lsn })?;
+        if names.iter().any(|name| name == SUPERUSER) {
+            return Ok(());
+        }
+        let mut config = repo.config().clone();
+        config.postgres.superuser = names.into_iter().next();
+        Ok::<_, CommandError>(Repo::reopen_with(dir, &config).map(drop)?)
     };
-    match find() {
-        Ok(names) if names.iter().any(|name| name == SUPERUSER) => Ok(repo),
-        Ok(names) => {
-            let mut config = repo.config().clone();
-            config.postgres.superuser = names.into_iter().next();
-            Ok(Repo::reopen_with(repo.dir(), &config)?)
-        }
-        Err(error) => {
-            cx.ui.warning(format!("cannot find out who is superuser, so 'postgres' is assumed: {}", error.text()));
-            Ok(repo)
-        }
+    if let Err(error) = find() {
+        cx.ui.warning(format!("cannot find out who is superuser, so 'postgres' is assumed: {}", error.text()));
     }
+    Ok(())
 }
 
 /// Returns the folder of a configuration, which may be given as the file itself.
@@ -144,8 +148,9 @@ fn new_cluster(cx: &Cx, workshop: &Path) -> Result<PathBuf, CommandError> {
     let cluster = workshop.join("cluster");
     fs::create_dir(&cluster)?;
     let account = Account::detect()?;
-    // Also the way there.
-    account.own(workshop)?;
+    // Nothing else here: root goes on in it.
+    account.own(&cluster)?;
+    fs::set_permissions(workshop, PermissionsExt::from_mode(0o711))?;
     initdb(&cx.binaries(None)?, &account, &cluster, &os_user())?;
     Ok(cluster)
 }

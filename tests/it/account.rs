@@ -55,6 +55,27 @@ const LIFE: &str = r#"
     "$0" config snapshot.wal_threshold 1GB 2>&1 || true
     "$0" stop --all 2>&1 || true
     echo "of root: $(cat of-root)."
+    # A link that leads to another folder of root's gives that away to nobody, nor does a folder that only looks like a repository.
+    mkdir -p theirs victim && chmod 700 victim && echo secret > victim/config && echo > victim/HEAD
+    chown postgres theirs
+    setpriv --reuid=postgres --regid=postgres --clear-groups ln -s "$PWD/victim" theirs/.zenith
+    (cd theirs && "$0" stop 2>&1 || true; "$0" --repo .zenith stop 2>&1 || true)
+    "$0" init another > /dev/null
+    setpriv --reuid=postgres --regid=postgres --clear-groups ln -sfn "$PWD/another/.zenith" theirs/.zenith
+    (cd theirs && "$0" branch x 2>&1 || true)
+    echo "still root's: $(find victim another ! -user root | head -n 3)."
+    # Nor one that lies where others can put something in its place.
+    mkdir open && chmod 777 open && "$0" init open > /dev/null
+    "$0" -C open start 2>&1 || true
+    # What comes from elsewhere is looked into by the servers' user.
+    pg=$(ls -d /usr/lib/postgresql/*/bin | tail -n 1)
+    install -d -o postgres -m 700 cluster
+    setpriv --reuid=postgres --regid=postgres --clear-groups "$pg/initdb" -D cluster -U boss > /dev/null
+    "$0" init --from cluster imported > /dev/null
+    "$0" -C imported start
+    "$0" -C imported psql -- -XqAtc "select 'user is ' || current_user"
+    "$0" -C imported stop
+    ls -a imported
 "#;
 
 #[test]
@@ -72,7 +93,16 @@ fn root_without_user_namespaces_has_a_whole_life() {
     bash.arg(program.get_program()).current_dir(env.path());
     bash.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let said = checked(&mut bash);
-    for line in ["try has 2", "main has 1", "postgres\npostgres", "not postgres's: .", "of root: secret."] {
+    for line in [
+        "try has 2",
+        "main has 1",
+        "postgres\npostgres",
+        "not postgres's: .",
+        "of root: secret.",
+        "still root's: .",
+        "lies where others than root",
+        "user is boss",
+    ] {
         assert!(said.contains(line), "{line:?} is not in:\n{said}");
     }
 }

@@ -251,6 +251,20 @@ fn a_branch_gets_another_name_only_while_no_timeline_is_removed() {
 }
 
 #[test]
+fn files_that_include_each_other_again_and_again_are_read_a_bounded_number_of_times() {
+    let env = Env::init();
+    env.run(["restore", "main", "dir"]).ok();
+    let conf = env.path().join("dir/postgresql.conf");
+    let text = std::fs::read_to_string(&conf).unwrap() + &"include 'postgresql.conf'\n".repeat(12);
+    std::fs::write(&conf, text).unwrap();
+    let begun = Instant::now();
+    env.run(["init", "--from", "dir", "other"]).ok();
+    assert!(begun.elapsed() < PATIENCE);
+    let started = env.run(["-C", "other", "start"]);
+    assert!(begun.elapsed() < PATIENCE && started.code == 1, "{started:?}");
+}
+
+#[test]
 fn a_flush_waits_for_no_standby() {
     let env = Env::init();
     env.run(["config", "branch.main.live", "true"]).ok();

@@ -15,6 +15,11 @@ pub fn may_follow(path: &Path) -> bool {
     !geteuid().is_root() || is_own || may_read(path, link.uid()).unwrap_or(false)
 }
 
+/// Returns whether root may read a file on behalf of the user `uid`: whoever wrote its name into a file of that user's could have.
+pub fn is_readable_for(path: &Path, uid: u32) -> bool {
+    !geteuid().is_root() || uid == 0 || may_read(path, uid).unwrap_or(true)
+}
+
 /// Returns whether the user `uid` may read the file, or list the folder, that `path` leads to: by the modes of it and of all
 /// folders above it.
 fn may_read(path: &Path, uid: u32) -> std::io::Result<bool> {

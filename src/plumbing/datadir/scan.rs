@@ -7,6 +7,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::unistd::geteuid;
+
 use super::Error;
 use super::blocks::Blocks;
 use super::control::Changes;
@@ -24,7 +26,13 @@ const CONTROL_FILE: &[u8] = b"global/pg_control";
 #[derive(Debug)]
 enum Found {
     Dir,
-    File { length: u64 },
+    File {
+        length: u64,
+        /// Whose it was when it was looked at.
+        owner: u32,
+        /// Device and inode, of one that a link leads to.
+        target: Option<(u64, u64)>,
+    },
 }
 
 /// The paths of a data directory, sorted, without what snapshots leave out.
@@ -101,7 +109,8 @@ impl Scan {
             }
             Found::Dir
         } else if kind.is_file() {
-            Found::File { length: metadata.len() }
+            let identity = (metadata.dev(), metadata.ino());
+            Found::File { length: metadata.len(), owner: metadata.uid(), target: is_link.then_some(identity) }
         } else {
             return Ok(());
         };
@@ -119,7 +128,7 @@ impl Scan {
 
     /// Returns the length of all files together, in bytes.
     pub fn total_bytes(&self) -> u64 {
-        self.paths.iter().map(|(_, _, found)| if let Found::File { length } = found { *length } else { 0 }).sum()
+        self.paths.iter().map(|(_, _, found)| if let Found::File { length, .. } = found { *length } else { 0 }).sum()
     }
 
     /// Hands out folders, links, files and the parts of files. Opens one file at a time. With what is
@@ -130,7 +139,7 @@ impl Scan {
         let (control, others): (Vec<_>, Vec<_>) = self.paths.iter().partition(|(path, ..)| is_control(path));
         others.into_iter().chain(control).flat_map(move |(path, mode, found)| match found {
             Found::Dir => vec![Ok(Item::Dir { path: path.clone(), mode: *mode })],
-            Found::File { length } => self.file(path, *mode, *length, known).unwrap_or_else(|error| vec![Err(error)]),
+            Found::File { .. } => self.file(path, *mode, found, known).unwrap_or_else(|error| vec![Err(error)]),
         })
     }
 
@@ -138,9 +147,10 @@ impl Scan {
         &self,
         path: &[u8],
         mode: u32,
-        length: u64,
+        found: &Found,
         known: Option<&Known>,
     ) -> Result<Vec<Result<Item, Error>>, Error> {
+        let Found::File { length, owner, target } = *found else { return Ok(Vec::new()) };
         let is_noted = !self.elsewhere.iter().any(|link| path.starts_with(link) && path.get(link.len()) == Some(&b'/'));
         let changed = known.filter(|_| is_noted).map_or(Changed::All, |known| known.of(path, length));
         if let Changed::Nothing = changed {
@@ -153,6 +163,12 @@ impl Scan {
             Err(error) if self.is_gone(&error) => return Ok(Vec::new()),
             Err(error) => return Err(cannot::<Error>("open", &full)(error)),
         };
+        // Whoever may write there may have put a link in its place since, to what root may read and he may not.
+        let opened = file.metadata().map_err(cannot::<Error>("read", &full))?;
+        let is_another = opened.uid() != owner || target.is_some_and(|target| target != (opened.dev(), opened.ino()));
+        if geteuid().is_root() && is_another {
+            return Err(Error::Changed { path: full });
+        }
         let mut items = vec![Ok(Item::File { path: path.to_vec(), mode, length })];
         for offset in (0..length).step_by(UNIT_BYTES) {
             let bytes = (length - offset).min(UNIT_BYTES as u64);

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use nix::unistd::{User, geteuid, initgroups, setgid, setuid};
-use rustix::fs::{AtFlags, CWD, Dir, Gid, Mode, OFlags, Uid, chownat, fchown, openat};
+use rustix::fs::{AtFlags, CWD, Dir, Gid, Mode, OFlags, Uid, chownat, fchown, fstat, openat};
 use rustix::io::Errno;
 
 use super::Error;
@@ -50,19 +50,31 @@ impl Account {
         Ok(OF_ROOT.get_or_init(|| account).clone())
     }
 
-    /// Becomes the account for good, where it is the OS user `postgres`, and gives it the repository `dir` if that is root's.
-    /// Nothing of what belongs to that user may have been opened before.
-    pub fn enter(&self, dir: &Path) -> Result<(), Error> {
+    /// Becomes the account for good, where it is the OS user `postgres`, if the repository `dir` is that user's, or `may_own`
+    /// is set and it is root's: then that user gets it first. Nobody else may be able to put something in its place meanwhile.
+    pub fn enter(&self, dir: &Path, may_own: bool) -> Result<(), Error> {
         let Some(user) = postgres().filter(|_| *self == Account::Postgres) else { return Ok(()) };
-        if std::fs::metadata(dir).map_err(cannot::<Error>("look at", dir))?.uid() != user.uid.as_raw() {
-            self.own(dir)?;
+        let failed = || cannot::<Error>("become postgres for", dir);
+        let real = std::fs::canonicalize(dir).map_err(failed())?;
+        let folder = openat(CWD, &real, FOLDER | OFlags::NOFOLLOW, Mode::empty()).map_err(io::Error::from);
+        let folder = folder.map_err(failed())?;
+        let owner = fstat(&folder).map_err(io::Error::from).map_err(failed())?.st_uid;
+        if owner != user.uid.as_raw() {
+            if owner != 0 || !may_own {
+                return Ok(());
+            }
+            if !real.ancestors().skip(1).all(is_roots) {
+                return Err(Error::Exposed(real));
+            }
+            let owner = (Uid::from_raw(user.uid.as_raw()), Gid::from_raw(user.gid.as_raw()));
+            own_tree(folder, owner).map_err(io::Error::from).map_err(failed())?;
         }
         let become_it = || {
             initgroups(c"postgres", user.gid)?;
             setgid(user.gid)?;
             setuid(user.uid)
         };
-        become_it().map_err(io::Error::from).map_err(cannot::<Error>("become postgres for", dir))
+        become_it().map_err(io::Error::from).map_err(failed())
     }
 
     /// Returns a command that runs `program` as this account, without the caller's `PG…` variables.
@@ -89,6 +101,14 @@ impl Account {
         let owned = folder.and_then(|folder| Ok(own_tree(folder, owner)?));
         owned.map_err(cannot::<Error>("give to postgres what is in", path))
     }
+}
+
+/// Returns whether a file or folder is root's, and nobody else can write to it, nor replace what root has in it.
+pub fn is_roots(path: &Path) -> bool {
+    let Ok(metadata) = std::fs::metadata(path) else { return false };
+    // In a sticky folder others can make files, but not replace root's.
+    let is_sticky = metadata.is_dir() && metadata.mode() & 0o1000 != 0;
+    metadata.uid() == 0 && (metadata.mode() & 0o022 == 0 || is_sticky)
 }
 
 /// Returns the OS user `postgres`, if there is one.

@@ -31,31 +31,35 @@ pub enum Include {
 /// Returns the settings that the files of a data directory make, those that include others too. What cannot be
 /// read is passed over: the server says so when it starts.
 pub fn read(data_dir: &Path) -> Values {
-    let mut values = Values::new();
-    read_file(&data_dir.join("postgresql.conf"), &mut values, 0);
+    let (mut values, mut left) = (Values::new(), MOST_FILES);
+    read_file(&data_dir.join("postgresql.conf"), &mut values, 0, &mut left);
     // ALTER SYSTEM has the last word.
-    read_file(&data_dir.join("postgresql.auto.conf"), &mut values, 0);
+    read_file(&data_dir.join("postgresql.auto.conf"), &mut values, 0, &mut MOST_FILES.clone());
     values
 }
 
 /// Returns the settings that one file makes.
 pub fn read_one(path: &Path) -> Values {
     let mut values = Values::new();
-    read_file(path, &mut values, 0);
+    read_file(path, &mut values, 0, &mut MOST_FILES.clone());
     values
 }
 
-fn read_file(path: &Path, values: &mut Values, depth: u32) {
-    if depth > DEPTH {
+/// Files that are read of a configuration at most: those that include each other twice are twice as many at each depth.
+pub const MOST_FILES: usize = 1000;
+
+fn read_file(path: &Path, values: &mut Values, depth: u32, left: &mut usize) {
+    if depth > DEPTH || *left == 0 {
         return;
     }
+    *left -= 1;
     for line in text(path).unwrap_or_default().lines().filter_map(parse) {
         match line {
             Line::Setting(name, value) => {
                 values.insert(name, value);
             }
             Line::Include(kind, target) => {
-                included(path, kind, &target).iter().for_each(|path| read_file(path, values, depth + 1));
+                included(path, kind, &target).iter().for_each(|path| read_file(path, values, depth + 1, left));
             }
         }
     }

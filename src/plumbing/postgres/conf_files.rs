@@ -43,22 +43,28 @@ const NOTHING: &str = "# This cluster came without a postgresql.conf: PostgreSQL
 
 /// Returns the configuration files to put into the data directory `data_dir` of a cluster of version `major`, which is
 /// not there if the cluster comes as a stream. They are in `folder`, if that is known, or where the cluster itself or
-/// `etc` says.
-pub fn gather(data_dir: Option<&Path>, major: u32, folder: Option<&Path>, etc: &Path) -> Configuration {
+/// `etc` says. What the cluster's owner `may_read` counts, and nothing else.
+pub fn gather(
+    data_dir: Option<&Path>,
+    major: u32,
+    folder: Option<&Path>,
+    etc: &Path,
+    may_read: &dyn Fn(&Path) -> bool,
+) -> Configuration {
     let inside = data_dir.filter(|dir| folder.is_none() && dir.join("postgresql.conf").is_file());
     if let Some(dir) = inside {
-        return Files::take(dir, Some(dir)).into_configuration(None);
+        return Files::take(dir, Some(dir), may_read).into_configuration(None);
     }
     let found = || data_dir.and_then(|dir| folder_of(dir, major, etc));
     let Some(folder) = folder.map(Path::to_owned).or_else(found) else {
         let nothing = ("postgresql.conf".into(), NOTHING.as_bytes().to_vec());
         return Configuration { files: vec![nothing], ..Configuration::default() };
     };
-    let mut files = Files::take(&folder, None);
+    let mut files = Files::take(&folder, None, may_read);
     let values = conf::read_one(&folder.join("postgresql.conf"));
     for (setting, name) in [("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf")] {
         let path = values.get(setting).map_or_else(|| folder.join(name), |path| folder.join(path));
-        if let Some(text) = conf::text(&path) {
+        if let Some(text) = conf::text(&path).filter(|_| may_read(&path)) {
             files.taken.push((name.into(), text.into_bytes()));
         }
     }
@@ -100,12 +106,16 @@ struct Files<'a> {
     folders: BTreeSet<PathBuf>,
     /// Of files from elsewhere.
     count: u32,
+    /// Of all that were read.
+    read: usize,
+    /// Whether the cluster's owner could read a file, as which zenith may not run.
+    may_read: &'a dyn Fn(&Path) -> bool,
 }
 
 impl<'a> Files<'a> {
     /// Takes `postgresql.conf` in `folder` and what it includes.
-    fn take(folder: &Path, data_dir: Option<&'a Path>) -> Files<'a> {
-        let mut files = Files { data_dir, taken: Vec::new(), folders: BTreeSet::new(), count: 0 };
+    fn take(folder: &Path, data_dir: Option<&'a Path>, may_read: &'a dyn Fn(&Path) -> bool) -> Files<'a> {
+        let mut files = Files { data_dir, taken: Vec::new(), folders: BTreeSet::new(), count: 0, read: 0, may_read };
         files.add(&folder.join("postgresql.conf"), PathBuf::from("postgresql.conf"), 0);
         files
     }
@@ -116,7 +126,11 @@ impl<'a> Files<'a> {
 
     /// Takes the file at `path`, as `name` in the data directory, and what it includes.
     fn add(&mut self, path: &Path, name: PathBuf, depth: u32) {
-        let Some(text) = conf::text(path).filter(|_| depth <= DEPTH) else { return };
+        self.read += 1;
+        if depth > DEPTH || self.read > conf::MOST_FILES || !(self.may_read)(path) {
+            return;
+        }
+        let Some(text) = conf::text(path) else { return };
         let folder = name.parent().unwrap_or(Path::new("")).to_owned();
         let (mut lines, mut changed) = (Vec::new(), false);
         for line in text.split_inclusive('\n') {
@@ -207,20 +221,20 @@ mod tests {
         write(&folder.join("conf.d/x.conf"), "work_mem = 7MB\n");
         fs::create_dir(folder.join("empty.d")).unwrap();
         write(&folder.join("pg_hba.conf"), "local all all peer\n");
-        let found = gather(Some(&data), 15, None, &etc);
+        let found = gather(Some(&data), 15, None, &etc, &|_| true);
         assert_eq!(found.folder.as_deref(), Some(folder.as_path()));
         assert_eq!(names(&found), ["conf.d/x.conf", "pg_hba.conf", "postgresql.conf"]);
         assert_eq!(found.folders(), [b"conf.d".to_vec(), b"empty.d".to_vec()].into());
         assert_eq!(values(&found)["work_mem"], "7MB");
-        assert_eq!(names(&gather(Some(&data), 16, None, &etc)), ["postgresql.conf"]);
+        assert_eq!(names(&gather(Some(&data), 16, None, &etc, &|_| true)), ["postgresql.conf"]);
         let opts = format!(
             "/usr/bin/postgres \"-D\" \"{}\" \"-c\" \"config_file={}/postgresql.conf\"\n",
             data.display(),
             other.display()
         );
         write(&data.join("postmaster.opts"), &opts);
-        assert_eq!(gather(Some(&data), 15, None, &etc).folder.as_deref(), Some(other.as_path()));
-        assert_eq!(gather(None, 15, Some(&folder), &etc).folder.as_deref(), Some(folder.as_path()));
+        assert_eq!(gather(Some(&data), 15, None, &etc, &|_| true).folder.as_deref(), Some(other.as_path()));
+        assert_eq!(gather(None, 15, Some(&folder), &etc, &|_| true).folder.as_deref(), Some(folder.as_path()));
     }
 
     #[test]
@@ -236,7 +250,7 @@ mod tests {
         );
         write(&data.join("postgresql.conf"), &conf);
         write(&data.join("own.conf"), "include '../elsewhere/dir/c.conf'\nwork_mem = 4MB\n");
-        let found = gather(Some(&data), 15, None, Path::new("/nowhere"));
+        let found = gather(Some(&data), 15, None, Path::new("/nowhere"), &|_| true);
         assert!(names(&found).contains(&"own.conf") && names(&found).contains(&"postgresql.conf"));
         fs::remove_dir_all(&elsewhere).unwrap();
         let values = values(&found);
@@ -248,6 +262,6 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         write(&data.path().join("postgresql.conf"), "include 'own.conf'\n");
         write(&data.path().join("own.conf"), "work_mem = 4MB\n");
-        assert!(gather(Some(data.path()), 15, None, Path::new("/nowhere")).files.is_empty());
+        assert!(gather(Some(data.path()), 15, None, Path::new("/nowhere"), &|_| true).files.is_empty());
     }
 }

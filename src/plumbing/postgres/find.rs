@@ -2,13 +2,13 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::unistd::geteuid;
 
 use super::Error;
+use super::account::is_roots;
 use crate::objects::pg::version::VERSIONS;
 
 /// Where to look.
@@ -87,19 +87,13 @@ pub fn find(search: &Search) -> Result<Binaries, Error> {
 /// Returns whether the config may name a folder: root takes that only for folders in which nobody but root can have put a program, since
 /// where PostgreSQL does not run as root it may write to the config.
 pub fn may_be_configured(dir: &Path) -> bool {
-    !geteuid().is_root() || is_roots(dir)
+    !geteuid().is_root() || has_roots_programs(dir)
 }
 
-fn is_roots(dir: &Path) -> bool {
+fn has_roots_programs(dir: &Path) -> bool {
     let Ok(real) = fs::canonicalize(dir) else { return false };
     let programs = fs::read_dir(&real).into_iter().flatten().flatten().map(|entry| entry.path());
-    let is_safe = |path: &Path| {
-        let Ok(metadata) = fs::metadata(path) else { return false };
-        // In a sticky folder others can make files, but not replace root's.
-        let is_sticky = metadata.is_dir() && metadata.mode() & 0o1000 != 0;
-        metadata.uid() == 0 && (metadata.mode() & 0o022 == 0 || is_sticky)
-    };
-    real.ancestors().all(is_safe) && programs.into_iter().all(|program| is_safe(&program))
+    real.ancestors().all(is_roots) && programs.into_iter().all(|program| is_roots(&program))
 }
 
 fn is_supported(major: u32) -> bool {

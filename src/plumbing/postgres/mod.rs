@@ -64,6 +64,8 @@ pub enum Error {
     Superuser { name: String, port: u16, source: postgres::Error },
     #[error("the repository's config names PostgreSQL's programs in '{}', where others than root can write", .0.display())]
     Untrusted(PathBuf),
+    #[error("the repository '{}' has to be given to the user postgres, and lies where others than root can put something in its place", .0.display())]
+    Exposed(PathBuf),
     #[error("the cluster has no superuser who may connect")]
     NoSuperuser,
     #[error(transparent)]
@@ -148,6 +150,7 @@ impl Error {
                 "wait for it, then look: zenith status; processes of another container are not seen here".to_owned()
             }
             Error::Untrusted(dir) => format!("if you trust them, name them yourself: zenith --pg-bin '{}'", dir.display()),
+            Error::Exposed(_) => "move it to a folder that is root's, or act as the user whose the folder is".to_owned(),
             Error::PortTaken { .. } => "choose another with --port".to_owned(),
             Error::Superuser { .. } => {
                 "name a superuser of the cluster: zenith config postgres.superuser NAME".to_owned()

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command as Clap, FromArgMatches};
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::stat::umask;
 
 use crate::command::{Command, Cx, Group, PRIVATE};
@@ -148,9 +149,9 @@ fn global_args() -> [Arg; 5] {
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     close_inherited();
     // A file that becomes too large is an error like any other, as for PostgreSQL.
-    // SAFETY: no handler is installed.
-    let _ =
-        unsafe { nix::sys::signal::signal(nix::sys::signal::Signal::SIGXFSZ, nix::sys::signal::SigHandler::SigIgn) };
+    let mut too_large = SigSet::empty();
+    too_large.add(Signal::SIGXFSZ);
+    let _ = too_large.thread_block(); // else it ends the program
     clap_complete::CompleteEnv::with_factory(clap).complete();
     let matches = match clap().try_get_matches_from(words) {
         Ok(matches) => matches,

@@ -64,6 +64,9 @@ pub fn fsck(repo: &Repo, progress: &dyn Progress) -> Result<Outcome, CommandErro
     // One may be merged with others this instant.
     let damage = |pack: &Arc<Pack>| pack.verify().err().filter(|_| pack.is_there() || !is_merged(repo, pack));
     faults.extend(packs.all().iter().filter_map(damage).map(text));
+    for pack in packs.lone()? {
+        faults.push(format!("'{}' has no index: zenith repack makes one", pack.path().display()));
+    }
     let multi = packs.multi().and_then(|multi| multi.verify(&packs.dir().join(midx::FILE)).err());
     faults.extend(multi.map(text));
     let checker = Checker { repo, intervals: Mutex::default(), alone: Mutex::new(()) };

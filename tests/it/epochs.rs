@@ -282,6 +282,13 @@ fn files_that_cannot_be_shown_now_are_not_given_up() {
     for words in [&["start"][..], &["stop"]] {
         assert!(!limited(words).status.success());
     }
+    for descriptors in [14, 16, 18] {
+        let plain = env.command(["stop"]);
+        let mut command = Command::new("prlimit");
+        command.arg(format!("--nofile={descriptors}")).arg(plain.get_program()).arg("stop").current_dir(env.path());
+        let output = command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?)))).output().unwrap();
+        assert!(!output.status.success(), "with {descriptors} descriptors: {output:?}");
+    }
     assert_eq!(datadirs_in_trash(&env), Vec::<serde_json::Value>::new());
     if prepared {
         env.run(["start"]).ok();

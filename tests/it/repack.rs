@@ -84,26 +84,51 @@ fn a_pack_with_a_damaged_object_is_passed_over_from_then_on() {
 }
 
 #[test]
-fn a_pack_whose_writer_was_killed_goes_when_it_is_old() {
+fn a_pack_without_an_index_gets_one_and_nothing_of_it_goes() {
     let place = Place::new();
-    let all = fill(&place.objects, &place.tmp, 3, 0);
-    let written = place.files("pack").remove(0);
-    let lone = place.objects.join("pack").join(format!("{}.pack", ObjectId([7; 32])));
-    fs::copy(&written, &lone).unwrap();
+    let all = fill(&place.objects, &place.tmp, 30, 0);
     place.repack(Extent::All);
-    assert!(lone.is_file(), "it may be being written");
-    let old = std::time::SystemTime::now() - Duration::from_secs(7200);
-    fs::File::options().write(true).open(&lone).unwrap().set_modified(old).unwrap();
-    fill(&place.objects, &place.tmp, 3, 0);
-    place.repack(Extent::All);
-    assert!(!lone.exists());
-    // Killed amid that, just when the index came.
-    let [pack] = place.files("pack").try_into().unwrap();
-    fs::rename(&pack, pack.with_extension("lone")).unwrap();
-    fill(&place.objects, &place.tmp, 3, 0);
-    place.repack(Extent::All);
+    // Its writer was killed before it made one, or somebody lost it.
+    let [index] = place.files("idx").try_into().unwrap();
+    let bytes = fs::read(&index).unwrap();
+    fs::remove_file(&index).unwrap();
+    assert!(place.store().read(&all[0].0).is_err());
+    assert_eq!(plan(&place.store(), Extent::Geometric).unwrap().lone, 1);
+    place.repack(Extent::Geometric);
+    assert_eq!(fs::read(&index).unwrap(), bytes);
     check(&place.store(), &all);
-    assert_eq!(place.files("lone"), Vec::<PathBuf>::new());
+    // One that is cut off is left, and is in nobody's way.
+    let cut = place.objects.join("pack").join(format!("{}.pack", ObjectId([7; 32])));
+    for length in [0, 3, 100] {
+        fs::write(&cut, &fs::read(index.with_extension("pack")).unwrap()[..length]).unwrap();
+        assert_eq!(place.repack(Extent::Geometric).damaged.len(), 1);
+        assert!(cut.is_file() && plan(&place.store(), Extent::Geometric).unwrap().is_empty());
+        fs::remove_file(cut.with_extension("damaged")).unwrap();
+        fs::write(cut.with_extension("idx"), &bytes).unwrap();
+        assert!(!place.repack(Extent::All).damaged.is_empty());
+        assert!(cut.is_file());
+        fs::remove_file(cut.with_extension("idx")).unwrap();
+        let _ = fs::remove_file(cut.with_extension("damaged"));
+    }
+    check(&place.store(), &all);
+}
+
+#[test]
+fn files_that_are_imported_again_heal_what_is_damaged() {
+    let env = Env::init();
+    env.run(["restore", "main", "dir"]).ok();
+    let pack = fs::read_dir(env.repo().join("objects/pack")).unwrap().flatten().map(|entry| entry.path());
+    let pack = pack.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "pack")).unwrap();
+    let mut bytes = fs::read(&pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 8].iter_mut().for_each(|byte| *byte ^= 0x55);
+    fs::write(&pack, bytes).unwrap();
+    assert_eq!(env.run(["fsck"]).code, 3);
+    let id = env.run(["write-snapshot", "dir"]).ok();
+    env.run(["read-snapshot", &id, "again"]).ok();
+    // What others name is the same object.
+    env.run(["restore", "main", "healed"]).ok();
+    crate::support::checked(std::process::Command::new("diff").args(["-r", "dir", "healed"]).current_dir(env.path()));
 }
 
 #[test]

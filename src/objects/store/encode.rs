@@ -43,6 +43,26 @@ const LONGEST_HEADER: usize = HEADER + 1 + MAX_BASES * ObjectId::LEN + FRAME_BLO
 /// is known to be sound.
 const ONE_GO: usize = 512 << 10;
 
+/// So many bytes tell how long a stored form is.
+pub const LONGEST_START: usize = HEADER + 1;
+
+/// Returns of which object a stored form that begins with `start` is, and how many bytes it has.
+pub fn stored_length(start: &[u8]) -> Result<(ObjectId, u32), Malformed> {
+    let mut reader = Reader::new(start);
+    let (_, encoding, length, payload) = (reader.u8()?, reader.u8()?, reader.u64()?, reader.u32()?);
+    let id = ObjectId(reader.array()?);
+    let delta = match encoding {
+        2 if length <= frame::FRAME_SIZE as u64 => {
+            1 + u64::from(reader.u8()?) * ObjectId::LEN as u64 + blocks_in(length) * 2
+        }
+        2 => return Err(reader.malformed("a delta longer than a frame")),
+        _ => 0,
+    };
+    let stored = HEADER as u64 + delta + u64::from(payload);
+    let stored = u32::try_from(stored).map_err(|_| reader.malformed("an object of impossible length"))?;
+    Ok((id, stored))
+}
+
 /// The blocks that a frame is stored against.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Xor {

@@ -156,6 +156,12 @@ impl Store {
         self.locate(id).is_some() || loose::path(&self.dir, id).exists()
     }
 
+    /// Returns whether the object is there, and can be read: who has its content may drop that then. Costs reading it, unless that was
+    /// done lately.
+    pub fn has_sound(&self, id: &ObjectId) -> bool {
+        self.contains(id) && (self.has_cached(id) || self.read(id).is_ok())
+    }
+
     /// Returns the copies of an object in their stored form, not yet verified. There is more than one where writers did
     /// not know of each other; they may be encoded differently. Where the first one does, the others cost nothing.
     fn copies(&self, id: &ObjectId) -> impl Iterator<Item = Result<(Encoded, PathBuf), Error>> {
@@ -332,12 +338,16 @@ impl Store {
     /// Stores one object by itself. Returns its id; one that is there already, and sound, is not written again, but made durable.
     pub fn write_loose(&self, tmp: &Path, kind: Kind, content: &[u8], level: i32) -> Result<ObjectId, Error> {
         let id = ObjectId::of(kind, content);
-        // Who gave it to us may drop it now, so a copy that is there has to be read.
-        let is_sound = self.contains(&id) && self.read(&id).is_ok();
-        match self.locate(&id) {
-            Some((pack, _)) if is_sound => pack.secure()?,
-            None if is_sound => loose::secure(&self.dir, &id)?,
-            _ => loose::write(&self.dir, tmp, &Encoded::compress(id, kind, content, level))?,
+        if !self.has_sound(&id) {
+            loose::write(&self.dir, tmp, &Encoded::compress(id, kind, content, level))?;
+            return Ok(id);
+        }
+        // Whichever of its copies was sound.
+        if let Some((pack, _)) = self.locate(&id) {
+            pack.secure()?;
+        }
+        if loose::path(&self.dir, &id).exists() {
+            loose::secure(&self.dir, &id)?;
         }
         Ok(id)
     }

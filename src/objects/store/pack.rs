@@ -23,7 +23,7 @@ use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
 use super::Error;
-use super::encode::Encoded;
+use super::encode::{Encoded, LONGEST_START, stored_length};
 use super::index::{self, Index, Position};
 use crate::objects::durable;
 use crate::objects::file_error::cannot;
@@ -128,6 +128,9 @@ impl Pack {
         let opened = self.file()?;
         let (file, length) = &*opened;
         let mut ends = [0; 8];
+        if *length < ends.len() as u64 {
+            return Err(Error::BadPack { path: self.path.clone(), what: "it is cut off".to_owned() });
+        }
         let (begin, end) = ends.split_at_mut(4);
         let read = file.read_exact_at(begin, 0).and_then(|()| file.read_exact_at(end, length.saturating_sub(4)));
         read.map_err(cannot::<Error>("read", &self.path))?;
@@ -143,6 +146,40 @@ impl Pack {
             return Err(Error::BadPack { path: self.path.clone(), what });
         }
         Ok(())
+    }
+
+    /// Makes the index of a pack that has none, durably, from what stands before each object. Memory: 60 bytes an object.
+    pub fn make_index(&self, tmp: &Path) -> Result<(), Error> {
+        let bad = |what: String| Error::BadPack { path: self.path.clone(), what };
+        let opened = self.file()?;
+        let (file, length) = &*opened;
+        let read =
+            |at: u64, bytes: &mut [u8]| file.read_exact_at(bytes, at).map_err(cannot::<Error>("read", &self.path));
+        let end = length.checked_sub(END.len() as u64).filter(|end| *end >= MAGIC.len() as u64);
+        let end = end.ok_or_else(|| bad("it is cut off".to_owned()))?;
+        let (mut begin, mut last) = ([0; MAGIC.len()], [0; END.len()]);
+        read(0, &mut begin)?;
+        read(end, &mut last)?;
+        if begin != *MAGIC || last != *END {
+            return Err(bad("it does not begin and end like a pack".to_owned()));
+        }
+        let (mut entries, mut offset) = (Vec::new(), MAGIC.len() as u64);
+        while offset < end {
+            let mut start = vec![0; LONGEST_START.min((end - offset) as usize)]; // at most LONGEST_START
+            read(offset, &mut start)?;
+            let (id, stored) = stored_length(&start).map_err(|error| bad(format!("at byte {offset}: {error}")))?;
+            let within = offset.checked_add(u64::from(stored)).filter(|next| *next <= end);
+            let next = within.ok_or_else(|| bad(format!("the object at byte {offset} goes beyond its end")))?;
+            entries.push((id, Position { offset, length: stored }));
+            offset = next;
+        }
+        let mut write = || {
+            let index = index::build(&mut entries)?;
+            let mut file = durable::temp_file(tmp)?;
+            file.write_all(&index)?;
+            durable::replace_with(file, &self.index_path)
+        };
+        write().map_err(cannot::<Error>("write", &self.index_path))
     }
 
     /// Returns whether it was found to be damaged, and is the same file since.
@@ -275,9 +312,7 @@ impl PackWriter {
             index_file.write_all(&index)?;
             // Whatever is there by these names may be damaged; these are whole.
             durable::replace_with(file, &path)?;
-            durable::replace_with(index_file, &path.with_extension("idx"))?;
-            // Somebody who was suspended meanwhile may have seen it taken for what a crash left.
-            std::fs::metadata(&path).map(drop)
+            durable::replace_with(index_file, &path.with_extension("idx"))
         };
         publish().map_err(cannot::<Error>("write", &path))?;
         Ok(Some(Published { name, bytes: self.offset + index.len() as u64 }))

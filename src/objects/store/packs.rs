@@ -145,6 +145,18 @@ impl Packs {
         Ok((names, strange))
     }
 
+    /// Returns the packs that have no index.
+    pub fn lone(&self) -> Result<Vec<Pack>, Error> {
+        let listing = match fs::read_dir(&self.dir) {
+            Ok(listing) => listing,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(cannot::<Error>("list", &self.dir)(error)),
+        };
+        let names =
+            listing.flatten().filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".pack")?.parse().ok());
+        Ok(names.map(|name| self.pack(name)).filter(|pack| !pack.index_path().exists()).collect())
+    }
+
     fn pack(&self, name: ObjectId) -> Pack {
         Pack::new(&self.dir, name, self.files.clone())
     }

@@ -19,7 +19,6 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::encode::{Encoded, Encoding};
 use super::index::Index;
@@ -61,12 +60,14 @@ pub struct Plan {
     pub bytes: u64,
     /// The multi-pack index does not fit the packs, or is damaged.
     pub is_stale: bool,
+    /// Packs without an index.
+    pub lone: usize,
 }
 
 impl Plan {
     /// Returns whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.packs.is_empty() && self.loose.is_empty() && !self.is_stale
+        self.packs.is_empty() && self.loose.is_empty() && !self.is_stale && self.lone == 0
     }
 }
 
@@ -136,7 +137,9 @@ pub fn plan(store: &Store, extent: Extent) -> Result<Plan, Error> {
     let path = store.packs().dir().join(midx::FILE);
     let is_sound = || store.packs().multi().is_some_and(|multi| multi.verify(&path).is_ok());
     let is_stale = path.exists() && !is_sound();
-    Ok(Plan { packs, kept: kept.len(), loose, bytes, is_stale })
+    // One that was found to be damaged is left alone, as others are.
+    let lone = store.packs().lone()?.iter().filter(|pack| extent == Extent::All || !pack.is_marked()).count();
+    Ok(Plan { packs, kept: kept.len(), loose, bytes, is_stale, lone })
 }
 
 /// Returns how many of the packs of these sizes, ascending, are to be merged, with so many bytes of loose objects.
@@ -166,11 +169,12 @@ pub fn execute(
     // Somebody else may have merged what the plan names.
     store.packs().rescan()?;
     remove_remains(store)?;
+    let mut outcome = Outcome { damaged: index_lone(store, tmp)?, ..Outcome::default() };
+    store.packs().rescan()?;
     let index = store.packs().dir().join(midx::FILE);
     if index.is_dir() {
         return Err(Error::BadPack { path: index, what: "it is a folder".to_owned() }.into());
     }
-    let mut outcome = Outcome::default();
     let packs = sound_packs(store, plan, &mut outcome.damaged)?;
     // Others may have come to lie alone since the plan.
     let is_alone = packs.len() == 1 && plan.packs.len() > 1 && plan.loose.is_empty();
@@ -354,40 +358,27 @@ pub(super) fn is_remain(store: &Store, path: &Path) -> bool {
     gone && Index::open(path).is_ok_and(|index| index.ids().all(lies_elsewhere))
 }
 
-/// How old a pack without an index is before it counts as what a crash left. A writer makes the one right after the other.
-const LEFT_BEHIND: Duration = Duration::from_secs(3600);
-/// The ending of such a pack while it is being removed.
-const LONE: &str = "lone";
-
-/// Removes packs whose writers were killed before they gave them an index: nobody knows what is in them. A writer that
-/// was suspended just there finds its pack gone, and says that it failed.
-fn remove_lone(store: &Store) -> Result<(), Error> {
-    let listing = fs::read_dir(store.packs().dir()).map_err(cannot::<Error>("list", store.packs().dir()))?;
-    for path in listing.flatten().map(|entry| entry.path()) {
-        let (pack, lone) = (path.with_extension("pack"), path.with_extension(LONE));
-        let has_index = || path.with_extension("idx").exists();
-        let is_old = || {
-            let modified = fs::metadata(&pack).and_then(|metadata| metadata.modified()).ok();
-            modified.and_then(|modified| modified.elapsed().ok()).is_some_and(|age| age > LEFT_BEHIND)
-        };
-        if path == pack && !has_index() && is_old() {
-            fs::rename(&pack, &lone).map_err(cannot::<Error>("remove", &pack))?;
-        } else if path != lone {
-            continue;
-        }
-        // The index came this instant.
-        if has_index() && !pack.exists() {
-            fs::rename(&lone, &pack).map_err(cannot::<Error>("bring back", &pack))?;
-        } else {
-            durable::remove(&lone).map_err(cannot::<Error>("remove", &lone))?;
+/// Makes indexes for the packs that have none: their writers were killed before they made one, or it was lost. All that they hold is there
+/// again. Returns what is wrong with those that cannot be read to their end.
+fn index_lone(store: &Store, tmp: &Path) -> Result<Vec<String>, Error> {
+    let mut damaged = Vec::new();
+    for pack in store.packs().lone()? {
+        match pack.make_index(tmp) {
+            Ok(()) => {}
+            Err(error) if error.is_corruption() => {
+                pack.set_marked(true)?;
+                damaged.push(error.to_string());
+            }
+            // Merged with others, or given its index, this instant.
+            Err(_) if !pack.path().exists() || pack.index_path().exists() => {}
+            Err(error) => return Err(error),
         }
     }
-    Ok(())
+    Ok(damaged)
 }
 
 /// Removes such indexes.
 fn remove_remains(store: &Store) -> Result<(), Error> {
-    remove_lone(store)?;
     for (path, _) in store.packs().broken() {
         if is_remain(store, &path) {
             durable::remove(&path).map_err(cannot::<Error>("remove", &path))?;

@@ -323,7 +323,7 @@ impl<'a> TreeWriter<'a> {
         };
         let content = map.encode();
         let id = ObjectId::of(Kind::Map, &content);
-        if !self.store.contains(&id) {
+        if !self.store.has_sound(&id) {
             self.pack.append(&Encoded::compress(id, Kind::Map, &content, self.level))?;
         }
         Ok(id)
@@ -485,7 +485,7 @@ impl Group {
 impl Done {
     fn add_whole(&mut self, store: &Store, content: &[u8], level: i32) -> ObjectId {
         let id = ObjectId::of(Kind::Frame, content);
-        if !store.contains(&id) {
+        if !store.has_sound(&id) {
             self.objects.push(Encoded::compress(id, Kind::Frame, content, level));
         }
         id
@@ -493,7 +493,7 @@ impl Done {
 
     fn add_delta(&mut self, store: &Store, content: &[u8], bases: &[Base], level: i32) -> Result<ObjectId, Error> {
         let id = ObjectId::of(Kind::Frame, content);
-        if !store.contains(&id) {
+        if !store.has_sound(&id) {
             let mut frames: Vec<ObjectId> = Vec::new();
             let mut blocks = Vec::with_capacity(bases.len());
             for (frame, block) in bases {

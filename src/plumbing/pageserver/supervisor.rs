@@ -383,9 +383,9 @@ impl Supervisor {
         {
             return found(Target::Branch(name));
         }
-        // A tag that was moved is another place, and a branch that was moved has another past.
         let now = jiff::Zoned::now();
-        let base = revision::base_value(&repo, &name, &now);
+        // A tag that was moved is another place. What a branch is changes with each of its starts, and its past does not.
+        let base = revision::base_value(&repo, &name, &now).filter(|value| matches!(value, Value::Tag(_)));
         if let Some(moment) = lock(&self.moments).get(&(name.clone(), is_owner))
             && moment.found.elapsed() < MOMENT
             && moment.base == base

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
+use super::Broken;
 use super::base::Base;
 use crate::objects::frame::{BLOCK_SIZE, blocks_in};
 use crate::objects::snapshot::Content;
@@ -126,9 +127,8 @@ impl LazyFile {
 
     /// Takes up the local blocks of a layer that was opened again. `made_here` is for a file that is not
     /// the snapshot's.
-    pub fn reopen(&self, cx: Cx, noted: &Noted, made_here: bool) -> Result<(), &'static str> {
-        let broken = |_| "a file cannot be read";
-        let local = cx.layer.open_file(self.ino).map_err(broken)?;
+    pub fn reopen(&self, cx: Cx, noted: &Noted, made_here: bool) -> Result<(), Broken> {
+        let local = cx.layer.open_file(self.ino)?;
         if !made_here && !noted.any {
             // Nothing of it ever was durable.
             if local.is_some() {
@@ -138,16 +138,16 @@ impl LazyFile {
         }
         let local = match (local, noted.cut) {
             (Some(file), _) => file,
-            (None, Some(_)) => cx.layer.create_file(self.ino).map_err(broken)?,
+            (None, Some(_)) => cx.layer.create_file(self.ino)?,
             // A new file without data.
             (None, None) if made_here && !noted.any => return Ok(()),
-            (None, None) => return Err("local blocks are missing"),
+            (None, None) => return Err(Broken::Damaged("local blocks are missing")),
         };
         if let Some(length) = noted.cut.filter(|_| !made_here) {
-            local.resize(length).map_err(broken)?;
+            local.resize(length)?;
         }
         let mut state = self.write_state();
-        state.length = local.length().map_err(broken)?;
+        state.length = local.length()?;
         state.shown = self.stored.0.min(state.length).min(noted.shortest.unwrap_or(u64::MAX));
         state.blocks = noted.blocks.clone();
         let shown = end_block(state.shown);

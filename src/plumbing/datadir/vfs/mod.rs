@@ -25,6 +25,7 @@ use nix::errno::Errno;
 use super::Error;
 use super::local::journal::Record;
 use super::local::{Layer, Opened};
+use crate::objects::file_error::cannot;
 use crate::objects::frame::blocks_in;
 use crate::objects::snapshot::Snapshot;
 use crate::objects::{ObjectId, Repo};
@@ -70,6 +71,21 @@ pub struct Vfs {
     mark: RwLock<ObjectId>,
 }
 
+/// What keeps a layer from being taken up again.
+#[derive(Debug)]
+pub enum Broken {
+    /// It says or lacks what it cannot.
+    Damaged(&'static str),
+    /// That may pass.
+    Io(std::io::Error),
+}
+
+impl From<std::io::Error> for Broken {
+    fn from(error: std::io::Error) -> Broken {
+        Broken::Io(error)
+    }
+}
+
 fn os(error: std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
@@ -93,15 +109,18 @@ impl Vfs {
             return Err(damaged("it lies over another snapshot"));
         }
         let vfs = vfs(tree, layer);
-        vfs.replay(&records).map_err(damaged)?;
+        vfs.replay(&records).map_err(|broken| match broken {
+            Broken::Damaged(what) => damaged(what),
+            Broken::Io(error) => cannot("open", dir)(error),
+        })?;
         Ok(vfs)
     }
 
     /// Does again what the journal says.
-    fn replay(&self, records: &[Record]) -> Result<(), &'static str> {
+    fn replay(&self, records: &[Record]) -> Result<(), Broken> {
         let mut tree = self.write_tree();
         let mut noted: HashMap<u64, Noted> = HashMap::new();
-        let impossible = |_| "its journal says what cannot have happened";
+        let impossible = |_| Broken::Damaged("its journal says what cannot have happened");
         for record in records {
             // Somebody may write to a file that has lost its name. What became of that is of no use any more.
             let of_node = match record {
@@ -116,7 +135,7 @@ impl Vfs {
             match record {
                 Record::Cut { ino, length } => {
                     if *length > tree.file(*ino).map_err(impossible)?.stored_length() {
-                        return Err("its journal cuts a file to more than it had");
+                        return Err(Broken::Damaged("its journal cuts a file to more than it had"));
                     }
                     let noted = noted.entry(*ino).or_default();
                     noted.any = true;
@@ -146,7 +165,7 @@ impl Vfs {
                 kept.insert(ino);
             }
         }
-        self.layer.remove_others(&kept).map_err(|_| "what is not needed cannot be removed")
+        Ok(self.layer.remove_others(&kept)?)
     }
 
     fn cx(&self) -> Cx<'_> {

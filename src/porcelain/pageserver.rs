@@ -349,6 +349,8 @@ fn unit(cx: &mut Cx, repo: &Repo, manager: Option<Manager>) -> CmdResult {
 }
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
+    // It starts servers.
+    cx.changes |= matches!(args.action, Action::Start(_) | Action::Restart(_));
     let repo = cx.take_repo()?;
     match args.action {
         Action::Start(args) => start(cx, repo, &args),

@@ -1,7 +1,7 @@
 //! Whether a link may be followed. Where zenith runs as root and the server as another user, a link in the data directory that
 //! this user made would have root read what that user may not, and a snapshot hand it out.
 
-use std::fs;
+use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -17,29 +17,47 @@ pub fn may_follow(path: &Path) -> bool {
 
 /// Returns whether root may read a file on behalf of the user `uid`: whoever wrote its name into a file of that user's could have.
 pub fn is_readable_for(path: &Path, uid: u32) -> bool {
-    !geteuid().is_root() || uid == 0 || may_read(path, uid).unwrap_or(true)
+    !geteuid().is_root() || uid == 0 || may_read(path, uid).unwrap_or(false)
+}
+
+/// Returns whether the user `uid`, for whom root walks, could look into a folder, wherever a link led to it.
+pub fn may_list(folder: &Path, uid: u32) -> bool {
+    !geteuid().is_root() || uid == 0 || may(folder, uid, 0o5).unwrap_or(false)
+}
+
+/// Returns whether what root has opened for the user `uid`, by whatever way it was found, is a file that this user may have: his own, or
+/// one that its mode opens to him.
+pub fn may_have(opened: &Metadata, uid: u32) -> bool {
+    let is_open = opened.mode() & 0o004 != 0
+        || opened.mode() & 0o040 != 0 && groups_of(uid).contains(&Gid::from_raw(opened.gid()));
+    !geteuid().is_root() || uid == 0 || opened.uid() == uid || is_open
 }
 
 /// Returns whether the user `uid` may read the file, or list the folder, that `path` leads to: by the modes of it and of all
 /// folders above it.
 fn may_read(path: &Path, uid: u32) -> std::io::Result<bool> {
+    may(path, uid, 0o4)
+}
+
+/// Returns whether the modes give the user all of `bits`, and the way there.
+fn may(path: &Path, uid: u32, bits: u32) -> std::io::Result<bool> {
     let real = fs::canonicalize(path)?;
     let groups = groups_of(uid);
-    let may = |path: &Path, bit: u32| {
+    let has = |path: &Path, bits: u32| {
         let metadata = fs::metadata(path)?;
         let shift = match metadata.uid() == uid {
             true => 6,
             false if groups.contains(&Gid::from_raw(metadata.gid())) => 3,
             false => 0,
         };
-        Ok::<_, std::io::Error>(metadata.mode() >> shift & bit != 0)
+        Ok::<_, std::io::Error>(metadata.mode() >> shift & bits == bits)
     };
     for folder in real.ancestors().skip(1) {
-        if !may(folder, 0o1)? {
+        if !has(folder, 0o1)? {
             return Ok(false);
         }
     }
-    may(&real, 0o4)
+    has(&real, bits)
 }
 
 fn groups_of(uid: u32) -> Vec<Gid> {

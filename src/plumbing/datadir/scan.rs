@@ -13,7 +13,7 @@ use super::Error;
 use super::blocks::Blocks;
 use super::control::Changes;
 use super::exclude::{Unlogged, is_excluded};
-use super::rights::may_follow;
+use super::rights::{may_follow, may_have, may_list};
 use super::write::{Bytes, Item, UNIT_BYTES};
 use crate::objects::file_error::cannot;
 use crate::objects::frame::{BLOCK_SIZE, FRAME_SIZE, blocks_in};
@@ -44,6 +44,8 @@ pub struct Scan {
     elsewhere: Vec<Vec<u8>>,
     /// A server writes to it meanwhile.
     live: bool,
+    /// Whose it is.
+    owner: u32,
 }
 
 impl Scan {
@@ -53,7 +55,8 @@ impl Scan {
     /// and pipes.
     /// With `live`, a server may write to it meanwhile.
     pub fn new(root: &Path, live: bool) -> Result<Scan, Error> {
-        let mut scan = Scan { root: root.to_owned(), paths: Vec::new(), elsewhere: Vec::new(), live };
+        let owner = fs::metadata(root).map_err(cannot::<Error>("read", root))?.uid();
+        let mut scan = Scan { root: root.to_owned(), paths: Vec::new(), elsewhere: Vec::new(), live, owner };
         scan.walk(Vec::new())?;
         let unlogged = Unlogged::among(scan.paths.iter().map(|(path, ..)| path.as_slice()));
         scan.paths.retain(|(path, ..)| !unlogged.is_excluded(path));
@@ -83,12 +86,14 @@ impl Scan {
 
     fn visit(&mut self, path: Vec<u8>) -> Result<(), Error> {
         let full = self.full(&path);
-        let is_link = full.is_symlink();
+        // Looked at once: what it is may change.
+        let own = fs::symlink_metadata(&full);
+        let is_link = own.as_ref().is_ok_and(fs::Metadata::is_symlink);
         if is_link && !may_follow(&full) {
             // PostgreSQL needs what is in its own folders: nothing of that is left out in silence.
             return if is_own(&path) { Err(Error::Link(full)) } else { Ok(()) };
         }
-        let metadata = match fs::metadata(&full) {
+        let metadata = match if is_link { fs::metadata(&full) } else { own } {
             Err(error) if self.is_gone(&error) => return Ok(()),
             // The user's own link that leads nowhere.
             Err(error) if error.kind() == io::ErrorKind::NotFound && !is_own(&path) && full.is_symlink() => {
@@ -103,6 +108,9 @@ impl Scan {
         let found = if kind.is_dir() {
             if is_link && !is_own(&path) {
                 return Ok(());
+            }
+            if !may_list(&full, self.owner) {
+                return if is_own(&path) { Err(Error::Link(full)) } else { Ok(()) };
             }
             if path != b"pg_wal" {
                 self.walk(path.clone())?;
@@ -168,6 +176,10 @@ impl Scan {
         let is_another = opened.uid() != owner || target.is_some_and(|target| target != (opened.dev(), opened.ino()));
         if geteuid().is_root() && is_another {
             return Err(Error::Changed { path: full });
+        }
+        // A link that may be followed was judged by where it leads.
+        if target.is_none() && !may_have(&opened, self.owner) {
+            return if is_own(path) { Err(Error::Link(full)) } else { Ok(Vec::new()) };
         }
         let mut items = vec![Ok(Item::File { path: path.to_vec(), mode, length })];
         for offset in (0..length).step_by(UNIT_BYTES) {

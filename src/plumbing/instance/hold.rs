@@ -70,7 +70,10 @@ impl Instance {
 /// Keeps others from making instances.
 pub(super) fn hold_all(repo: &Repo, progress: &dyn Progress) -> Result<Held, Error> {
     let dir = repo.dir().join("instances");
-    durable::create_dir_all(&dir).map_err(cannot::<Error>("create", &dir))?;
+    // A repository has one from its beginning.
+    if !dir.is_dir() {
+        durable::create_dir_all(&dir).map_err(cannot::<Error>("create", &dir))?;
+    }
     let path = dir.join("lock");
     take(&path, || "making an instance".to_owned(), Some(Instant::now() + PATIENCE), progress).map(Held)
 }

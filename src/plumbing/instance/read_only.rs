@@ -82,6 +82,7 @@ fn prepare_and_run(
     wish: Wish,
 ) -> Result<LaidOut, CommandError> {
     let Context { repo, account, .. } = cx;
+    account.check()?;
     let id = TimelineId::random();
     // Noted first: what a crash leaves from here on, the next start or stop finds and removes.
     instance.config.timeline = Some(id.to_string());
@@ -93,7 +94,6 @@ fn prepare_and_run(
     if mount::is_mounted(&data) {
         laid_out.fetch(repo, data.clone());
     }
-    account.own(repo.dir())?;
     complete(repo, &laid_out.snapshot, position.timeline, &wal_dir)?;
     if !recovery::is_exact(&laid_out.snapshot) || laid_out.snapshot.consistent != position.lsn {
         recovery::write_backup_label(&data, &laid_out.snapshot)?;

@@ -30,7 +30,7 @@ pub fn find(cx: &Context, position: Position) -> Result<Vec<String>, CommandErro
             recovery::write_backup_label(&data, snapshot)?;
         }
         complete(repo, snapshot, position.timeline, &wal_dir)?;
-        account.own(repo.dir())?;
+        account.check()?;
         Ok::<_, CommandError>(superusers(binaries, account, &data)?)
     };
     let found = look();

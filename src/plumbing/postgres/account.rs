@@ -90,6 +90,11 @@ impl Account {
         command
     }
 
+    /// Refuses to run a server in a repository that is neither this account's nor could be [entered](Account::enter).
+    pub fn check(&self) -> Result<(), Error> {
+        if *self == Account::Postgres { Err(Error::Root) } else { Ok(()) }
+    }
+
     /// Gives the account everything below `path`, where that takes anything.
     pub fn own(&self, path: &Path) -> Result<(), Error> {
         if *self != Account::Postgres {

@@ -26,10 +26,8 @@ fn main() {
     for timeline in repo.timelines().list().expect("timelines") {
         let folder = dir.join("timelines").join(timeline.to_string());
         write("log", &timeline.short(), &text(&folder.join("log")));
-        let history = text(&folder.join("history"));
-        if !history.is_empty() {
-            write("history", &timeline.short(), &history);
-        }
+        write("origin", &timeline.short(), &text(&folder.join("origin")));
+        write("snapshots", &timeline.short(), &text(&folder.join("snapshots")));
     }
     write("refs", "branch", &text(&dir.join("refs/branches/main")));
     write("refs", "reflog", text(&dir.join("logs/HEAD")).split(|byte| *byte == b'\n').next().expect("a line"));

@@ -10,8 +10,8 @@ pub const REF: u64 = 1 << 20;
 pub const ENTRY: u64 = 16 << 20;
 /// The most bytes of the config.
 pub const CONFIG: u64 = 16 << 20;
-/// The most bytes of a timeline's history: a million ancestors.
-pub const HISTORY: u64 = 64 << 20;
+/// The most bytes of a timeline's origin: five lines.
+pub const ORIGIN: u64 = 4096;
 
 /// Returns the text of a file of at most `most` bytes.
 pub fn read_to_string(path: &Path, most: u64) -> io::Result<String> {

@@ -93,6 +93,12 @@ pub fn replace_with(file: NamedTempFile, path: &Path) -> io::Result<()> {
     sync_dir(parent(path)?)
 }
 
+/// Puts the file `new`, which is durable, in the place of `path` in the same folder.
+pub fn replace_by(new: &Path, path: &Path) -> io::Result<()> {
+    fs::rename(new, path)?;
+    sync_dir(parent(path)?)
+}
+
 /// Renames a prepared folder, whose files are synced already, to a name that must be free.
 pub fn publish_dir(from: &Path, to: &Path) -> io::Result<()> {
     sync_dir(from)?;

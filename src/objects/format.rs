@@ -16,7 +16,10 @@ use toml_edit::DocumentMut;
 use super::setting::{self, BadValue};
 
 /// The version of the repository format that this program reads and writes.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
+
+/// The extension that a repository has while it is brought to this format.
+pub const MIGRATING: &str = "migration-from-2";
 
 /// The content of `config`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -258,6 +261,8 @@ pub enum Error {
     Version(u32),
     #[error("the repository uses an extension that this zenith does not know: {0}")]
     Extension(String),
+    #[error("the repository was being brought to format version {FORMAT_VERSION}, and that did not come to its end")]
+    Migrating,
     #[error("the repository's config has an impossible {0}")]
     Value(&'static str),
     #[error(transparent)]
@@ -280,7 +285,8 @@ impl Config {
         setting::check(document.as_table())?;
         let config: Config = toml_edit::de::from_str(text)?;
         if let Some(extension) = config.extensions.first() {
-            return Err(Error::Extension(extension.clone()));
+            let is_under_way = extension == MIGRATING;
+            return Err(if is_under_way { Error::Migrating } else { Error::Extension(extension.clone()) });
         }
         if !super::pg::segment::is_valid_size(config.wal_segment_size) {
             return Err(Error::Value("wal_segment_size"));
@@ -350,7 +356,7 @@ mod tests {
     #[test]
     fn comes_back_and_keeps_off_unknown_formats() {
         assert_eq!(Config::parse(&sample().format()).unwrap(), sample());
-        assert!(matches!(Config::parse("format_version = 3"), Err(Error::Version(3))));
+        assert!(matches!(Config::parse("format_version = 4"), Err(Error::Version(4))));
         let extended = Config { extensions: vec!["cold".into()], ..sample() };
         assert!(matches!(Config::parse(&extended.format()), Err(Error::Extension(_))));
         assert!(matches!(Config::parse("hello"), Err(Error::Syntax(_))));

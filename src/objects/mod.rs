@@ -12,6 +12,7 @@
 //! No printing, no clap, no child processes here.
 
 pub mod bounded;
+pub mod clone;
 pub mod codec;
 pub mod durable;
 pub mod file_error;

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 use tempfile::{NamedTempFile, TempDir};
 
+use super::clone::{self, Folder};
 use super::format::{self, Config};
 use super::lock::{self, Mode, Patience};
 use super::pg::Lsn;
@@ -15,7 +16,7 @@ use super::pg::wal::{Expected, WalError, WalReader, What};
 use super::refs::Refs;
 use super::store::{self, Store};
 use super::timeline::wal::{Segments, TimelineWal};
-use super::timeline::{self, Timeline, TimelineId, Timelines};
+use super::timeline::{self, CloneId, Timeline, TimelineId, Timelines};
 use super::trash::Trash;
 use super::{bounded, durable, mode};
 use crate::objects::file_error::{FileError, cannot};
@@ -242,6 +243,19 @@ impl Repo {
         Repo { foreign: Some(owner), ..self }
     }
 
+    /// Returns the id of the clone that this repository is; a new one in a folder that is not the one it is bound to.
+    pub fn clone_id(&self) -> Result<CloneId, Error> {
+        let failed = cannot::<Error>("tell which clone is", &self.dir);
+        match Folder::of(&self.dir).and_then(|folder| clone::known(&self.dir, &folder)) {
+            Ok(Some(id)) => return Ok(id),
+            Ok(None) => {}
+            Err(error) => return Err(failed(error)),
+        }
+        let tmp = self.tmp()?;
+        let _held = self.patience.open(&self.dir.join("config.lock"), Mode::Exclusive)?;
+        clone::establish(&self.dir, tmp).map_err(failed)
+    }
+
     pub fn trash(&self) -> Trash {
         Trash::open(&self.dir)
     }
@@ -295,20 +309,19 @@ impl Repo {
 
     /// Returns the first LSN of a timeline's chain at which a server can be started.
     pub fn first_usable(&self, timeline: &Timeline) -> Result<Lsn, timeline::Error> {
-        let root = match timeline.history.ancestors.first() {
-            Some(ancestor) => self.timelines.read(ancestor.timeline)?,
+        let root = match timeline.origin.parent() {
+            Some(parent) => self.timelines.read(self.timelines.root(parent.timeline)?)?,
             None => timeline.clone(),
         };
-        let first = root.log.snapshots.iter().map(|snapshot| snapshot.lsn).min();
+        let first = root.snapshots.listed.iter().map(|snapshot| snapshot.lsn).min();
         first.ok_or(timeline::Error::NoSnapshot { timeline: root.id, lsn: timeline.sealed() })
     }
 
     /// Returns when the oldest snapshot of a timeline's chain was written, microseconds since 1970.
     pub fn made_us(&self, timeline: &Timeline) -> Result<Option<i64>, timeline::Error> {
         let first = self.first_usable(timeline)?;
-        let root = timeline.history.ancestors.first().map_or(timeline.id, |ancestor| ancestor.timeline);
-        let root = self.timelines.read(root)?;
-        let line = root.log.snapshots.iter().find(|snapshot| snapshot.lsn == first);
+        let root = self.timelines.read(self.timelines.root(timeline.id)?)?;
+        let line = root.snapshots.listed.iter().find(|snapshot| snapshot.lsn == first);
         Ok(line.and_then(|line| self.store.snapshot(&line.object).ok()).map(|snapshot| snapshot.time_us))
     }
 
@@ -316,7 +329,7 @@ impl Repo {
     pub fn whole_record_before(&self, timeline: &Timeline, lsn: Lsn) -> Result<Lsn, WalError> {
         // A boundary that the log knows: the interval's own, if that is what was asked for.
         let known = timeline.log.wal.iter().map(|interval| interval.whole).filter(|whole| *whole <= lsn).max();
-        let known = known.or_else(|| timeline.history.start()).or_else(|| self.first_usable(timeline).ok());
+        let known = known.or_else(|| timeline.origin.start()).or_else(|| self.first_usable(timeline).ok());
         let Some(known) = known.filter(|known| *known != lsn) else { return Ok(lsn) };
         if known > lsn {
             return Ok(lsn);

@@ -1,16 +1,16 @@
-//! `zenith cat-timeline`: prints a timeline's history and log.
+//! `zenith cat-timeline`: prints where a timeline comes from, its log and its snapshots.
 
 use std::io::Write;
 
 use crate::command::Cx;
 use crate::error::CmdResult;
 use crate::objects::refs::revision;
-use crate::objects::timeline::log::Line;
+use crate::objects::timeline::snapshots::{Line, Snapshots};
 
 /// Print a timeline's ancestors, WAL intervals and snapshots
 ///
-/// Prints "timeline <id>", "ancestor <id> <fork LSN>" lines, the oldest first, and the lines of its
-/// log as they are in the repository.
+/// Prints "timeline <id>", "ancestor <id> <fork LSN>" lines, the oldest first, "writer <clone>", "time <microseconds since
+/// 1970>", and the lines of its log and of its snapshots as they are in the repository, but those that others took back.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:\n  zenith cat-timeline main\n  zenith cat-timeline 76cf99e0\n")]
 pub struct Args {
@@ -24,10 +24,14 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let position = revision::resolve(&repo, &args.revision, &now)?.position;
     let timeline = repo.timelines().read(position.timeline)?;
     writeln!(cx.out, "timeline {}", timeline.id)?;
-    for ancestor in &timeline.history.ancestors {
-        writeln!(cx.out, "ancestor {} {}", ancestor.timeline, ancestor.fork)?;
+    let ancestors = repo.timelines().ancestry(timeline.tip()).skip(1).collect::<Result<Vec<_>, _>>()?;
+    for ancestor in ancestors.iter().rev() {
+        writeln!(cx.out, "ancestor {} {}", ancestor.timeline, ancestor.lsn)?;
     }
-    timeline.log.wal.iter().try_for_each(|interval| writeln!(cx.out, "{}", Line::Wal(*interval)))?;
-    timeline.log.snapshots.iter().try_for_each(|snapshot| writeln!(cx.out, "{}", Line::Snapshot(*snapshot)))?;
-    Ok(())
+    writeln!(cx.out, "writer {}\ntime {}", timeline.origin.writer, timeline.origin.time_us)?;
+    timeline.log.wal.iter().try_for_each(|interval| writeln!(cx.out, "{interval}"))?;
+    let Snapshots { listed, dropped } = timeline.snapshots;
+    let listed = listed.into_iter().map(Line::Snapshot);
+    let mut lines = listed.chain(dropped.into_iter().map(|(start, end)| Line::Dropped { start, end }));
+    Ok(lines.try_for_each(|line| writeln!(cx.out, "{line}"))?)
 }

@@ -22,28 +22,28 @@ pub struct Args {
 }
 
 /// Creates a timeline that forks at `position`, whose WAL must be sealed (INVARIANT 1).
-pub fn fork_timeline(repo: &Repo, position: Position) -> Result<TimelineId, CommandError> {
+pub fn fork_timeline(repo: &Repo, position: Position, now_us: i64) -> Result<TimelineId, CommandError> {
     let id = TimelineId::random();
-    fork_timeline_as(repo, id, position)?;
+    fork_timeline_as(repo, id, position, now_us)?;
     Ok(id)
 }
 
 /// Does the same with an id that the caller has noted down already.
-pub fn fork_timeline_as(repo: &Repo, id: TimelineId, position: Position) -> CmdResult {
+pub fn fork_timeline_as(repo: &Repo, id: TimelineId, position: Position, now_us: i64) -> CmdResult {
     let _kept = repo.timelines().keep()?;
     let parent = repo.timelines().secure(position.timeline)?;
     if position.lsn > parent.sealed() {
         let (lsn, end) = (position.lsn, parent.sealed());
         return Err(revision::Error::BeyondEnd { revision: position.to_string(), lsn, timeline: parent.id, end }.into());
     }
-    repo.timelines().create(repo.tmp()?, id, &parent.history.fork(parent.id, position.lsn))?;
-    Ok(())
+    let origin = repo.timelines().fork(position, repo.clone_id()?, now_us)?;
+    Ok(repo.timelines().create(repo.tmp()?, id, &origin)?)
 }
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let now = cx.now.clone();
     let repo = cx.take_repo()?;
     let position = revision::resolve(&repo, &args.revision, &now)?.position;
-    let id = fork_timeline(&repo, position)?;
+    let id = fork_timeline(&repo, position, now.timestamp().as_microsecond())?;
     Ok(writeln!(cx.out, "{id}")?)
 }

@@ -12,7 +12,7 @@ use crate::command::Cx;
 use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::codec::Malformed;
 use crate::objects::map::Map;
-use crate::objects::pg::Lsn;
+use crate::objects::pg::{Lsn, segment};
 use crate::objects::refs::{RefKind, RefName, Tag, Value};
 use crate::objects::snapshot::{Content, Node, Snapshot};
 use crate::objects::store::Object;
@@ -21,6 +21,7 @@ use crate::objects::store::file::StoredFile;
 use crate::objects::store::midx;
 use crate::objects::store::pack::Pack;
 use crate::objects::store::seen::Seen;
+use crate::objects::timeline::log::WalInterval;
 use crate::objects::timeline::{Position, Timeline, TimelineId};
 use crate::objects::{Kind, ObjectId, Repo, store, wal};
 use crate::progress::Progress;
@@ -64,9 +65,7 @@ pub fn fsck(repo: &Repo, progress: &dyn Progress) -> Result<Outcome, CommandErro
     // One may be merged with others this instant.
     let damage = |pack: &Arc<Pack>| pack.verify().err().filter(|_| pack.is_there() || !is_merged(repo, pack));
     faults.extend(packs.all().iter().filter_map(damage).map(text));
-    for pack in packs.lone()? {
-        faults.push(format!("'{}' has no index: zenith repack makes one", pack.path().display()));
-    }
+    let lone = packs.lone()?;
     let multi = packs.multi().and_then(|multi| multi.verify(&packs.dir().join(midx::FILE)).err());
     faults.extend(multi.map(text));
     let checker = Checker { repo, intervals: Mutex::default(), alone: Mutex::new(()) };
@@ -75,6 +74,12 @@ pub fn fsck(repo: &Repo, progress: &dyn Progress) -> Result<Outcome, CommandErro
     let intervals = checker.intervals.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     let positions = check_names(repo, &intervals, &mut faults);
     let needed = check_reachable(repo, &positions, &mut all, &mut faults, progress)?;
+    // One that is written this instant gets its index right away.
+    for pack in lone {
+        if pack.path().exists() && !pack.index_path().exists() {
+            faults.push(format!("'{}' has no index: zenith repack makes one", pack.path().display()));
+        }
+    }
     faults.sort_unstable();
     faults.dedup();
     Ok(Outcome { objects: all.len(), unreachable: all.len().saturating_sub(needed), faults })
@@ -191,7 +196,7 @@ fn check_names(repo: &Repo, intervals: &Intervals, faults: &mut Vec<String>) -> 
     }
     for timeline in timelines.values() {
         let wrong = wrong_intervals(repo, timeline, intervals);
-        wrong.chain(wrong_ancestors(timeline, &timelines)).for_each(|text| fault(CommandError::refused(text)));
+        wrong.chain(wrong_origin(repo, timeline, &timelines)).for_each(|text| fault(CommandError::refused(text)));
     }
     let mut positions = Vec::new();
     for kind in [RefKind::Branch, RefKind::Remote, RefKind::Tag] {
@@ -208,7 +213,8 @@ fn check_names(repo: &Repo, intervals: &Intervals, faults: &mut Vec<String>) -> 
             };
             let timeline = timelines.get(&value.timeline());
             let whole = |timeline: &&Timeline| {
-                timeline.history.ancestors.iter().all(|ancestor| timelines.contains_key(&ancestor.timeline))
+                let mut way = repo.timelines().ancestry(timeline.tip());
+                way.all(|at| at.is_ok_and(|at| timelines.contains_key(&at.timeline)))
             };
             match (timeline.filter(whole), value) {
                 (Some(timeline), Value::Tag(Tag { position, .. })) if timeline.sealed() < position.lsn => {
@@ -257,26 +263,25 @@ fn wrong_intervals<'a>(
     })
 }
 
-/// Returns what is wrong with the places where a timeline's chain goes from one timeline to the next.
-fn wrong_ancestors<'a>(
-    timeline: &'a Timeline,
-    timelines: &'a HashMap<TimelineId, Timeline>,
-) -> impl Iterator<Item = String> + 'a {
-    let ancestors = &timeline.history.ancestors;
-    ancestors.iter().enumerate().filter_map(move |(number, ancestor)| match timelines.get(&ancestor.timeline) {
-        None => Some(format!("timeline {} forks from {}, which cannot be read", timeline.id, ancestor.timeline)),
-        Some(parent) if parent.history.ancestors != ancestors[..number] => {
-            Some(format!("timeline {} has another history than its ancestor {}", timeline.id, parent.id))
-        }
-        Some(parent) if parent.sealed() < ancestor.fork => Some(format!(
-            "timeline {} forks from {} at {}, but that ends at {}",
-            timeline.id,
-            parent.id,
-            ancestor.fork,
-            parent.sealed()
-        )),
-        Some(_) => None,
-    })
+/// Returns what is wrong with what a timeline says of where it comes from.
+fn wrong_origin(repo: &Repo, timeline: &Timeline, timelines: &HashMap<TimelineId, Timeline>) -> Option<String> {
+    let (id, origin) = (timeline.id, &timeline.origin);
+    let Some(Position { timeline: parent, lsn }) = origin.parent() else {
+        let begins_amid = |interval: &WalInterval| interval.start.segment_start(segment::SMALLEST) != interval.start;
+        let has_no_begin = timeline.log.wal.first().is_some_and(begins_amid);
+        return has_no_begin.then(|| format!("timeline {id} has no parent, although its WAL begins amid a segment"));
+    };
+    let Some(parent) = timelines.get(&parent) else {
+        return Some(format!("timeline {id} forks from {parent}, which cannot be read"));
+    };
+    if parent.sealed() < lsn {
+        return Some(format!("timeline {id} forks from {} at {lsn}, but that ends at {}", parent.id, parent.sealed()));
+    }
+    match repo.timelines().fork(Position { timeline: parent.id, lsn }, origin.writer, origin.time_us) {
+        Ok(expected) if expected == *origin => None,
+        Ok(_) => Some(format!("timeline {id} leads to other ancestors than its parent {}", parent.id)),
+        Err(error) => Some(format!("the ancestors of timeline {id} cannot be followed: {error}")),
+    }
 }
 
 /// Checks that all that positions need is there, and fits. Returns how many of the objects that are there they need.

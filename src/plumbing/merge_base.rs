@@ -6,7 +6,7 @@ use crate::command::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::refs::revision;
-use crate::objects::timeline::{self, Position};
+use crate::objects::timeline::Position;
 
 /// Find the fork point of two revisions
 ///
@@ -25,8 +25,7 @@ pub struct Args {
 
 /// Returns the last position that two have in common.
 pub fn merge_base(repo: &Repo, a: Position, b: Position) -> Result<Option<Position>, CommandError> {
-    let history = |position: Position| repo.timelines().history(position.timeline);
-    Ok(timeline::merge_base((&history(a)?, a), (&history(b)?, b)))
+    Ok(repo.timelines().merge_base(a, b)?)
 }
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {

@@ -47,23 +47,22 @@ pub fn rev_list(repo: &Repo, positions: &[Position]) -> Result<Vec<Reachable>, C
     let mut ends: Vec<Position> = Vec::new();
     let mut numbers = HashMap::new();
     for position in positions {
-        let mut upto = position.lsn;
-        let history = repo.timelines().history(position.timeline)?;
-        let ancestors = history.ancestors.iter().rev().map(|ancestor| (ancestor.timeline, ancestor.fork));
-        for (timeline, lsn) in std::iter::once((position.timeline, upto)).chain(ancestors) {
-            upto = upto.min(lsn);
-            let number = *numbers.entry(timeline).or_insert(ends.len());
+        for at in repo.timelines().ancestry(*position) {
+            let at = at?;
+            let number = *numbers.entry(at.timeline).or_insert(ends.len());
             match ends.get_mut(number) {
-                Some(end) => end.lsn = end.lsn.max(upto),
-                None => ends.push(Position { timeline, lsn: upto }),
+                // From here on up another position has all of it.
+                Some(end) if end.lsn >= at.lsn => break,
+                Some(end) => end.lsn = at.lsn,
+                None => ends.push(at),
             }
         }
     }
     let mut found = Vec::new();
     for end in ends {
         found.push(Reachable::Timeline(end));
-        let log = repo.timelines().read(end.timeline)?.log;
-        let snapshots = log.snapshots.iter().filter(|line| line.lsn <= end.lsn);
+        let listed = repo.timelines().read(end.timeline)?.snapshots.listed;
+        let snapshots = listed.iter().filter(|line| line.lsn <= end.lsn);
         found.extend(snapshots.map(|line| Reachable::Snapshot {
             id: line.object,
             lsn: line.lsn,
@@ -209,7 +208,7 @@ pub fn position(repo: &Repo, name: &RefName, value: &Value) -> Result<Option<Pos
         Value::Branch(_) => revision::tip(repo, name)?,
     };
     if let Some(position) = position {
-        repo.timelines().chain(&repo.timelines().read(position.timeline)?)?;
+        repo.timelines().ancestry(position).try_for_each(|at| repo.timelines().read(at?.timeline).map(drop))?;
     }
     Ok(position)
 }

@@ -17,9 +17,9 @@ use crate::objects::pg::wal::{Expected, WalReader};
 use crate::objects::snapshot::{Entry, Snapshot};
 use crate::objects::store::encode::Encoded;
 use crate::objects::store::pack::PackWriter;
-use crate::objects::timeline::log::{Line, SnapshotLine};
+use crate::objects::timeline::snapshots::{Line, Listed};
 use crate::objects::timeline::wal::Segments;
-use crate::objects::timeline::{History, TimelineId};
+use crate::objects::timeline::{Origin, TimelineId};
 use crate::objects::{Kind, ObjectId, Repo};
 use crate::plumbing::datadir::control::Control;
 use crate::plumbing::datadir::exclude::Unlogged;
@@ -333,7 +333,7 @@ pub fn commit(repo: &Repo, stored: Stored, options: &Options, now_us: i64) -> Re
         Some(timeline) => timeline,
         None => {
             let timeline = TimelineId::random();
-            repo.timelines().create(repo.tmp()?, timeline, &History::default())?;
+            repo.timelines().create(repo.tmp()?, timeline, &Origin::root(repo.clone_id()?, now_us))?;
             timeline
         }
     };
@@ -366,7 +366,7 @@ pub fn commit(repo: &Repo, stored: Stored, options: &Options, now_us: i64) -> Re
     pack.append(&Encoded::compress(id, Kind::Snapshot, &content, repo.config().core.compression_level))?;
     let stored_bytes = pack.finish()?.map_or(0, |published| published.bytes);
     repo.store().refresh()?;
-    repo.timelines().lock(timeline)?.append(Line::Snapshot(SnapshotLine { lsn: consistent, object: id }))?;
+    repo.timelines().lock(timeline)?.note(Line::Snapshot(Listed { lsn: consistent, object: id }))?;
     Ok(Outcome { snapshot: id, timeline, lsn: consistent, stored_bytes, statistics, configuration })
 }
 

@@ -102,7 +102,7 @@ fn create(cx: &mut Cx, repo: &Repo, name: &str, start: &str, args: &Args) -> Cmd
         config::take_settings(repo, branch.short(), None)?;
     }
     let (resolved, timeline) = with_position(repo, start, &cx.now, |resolved| {
-        Ok((resolved.clone(), fork_timeline(repo, resolved.position)?))
+        Ok((resolved.clone(), fork_timeline(repo, resolved.position, cx.now.timestamp().as_microsecond())?))
     })?;
     let at_end = resolved.exact && resolved.name.as_ref().is_some_and(|name| name.kind() == RefKind::Branch);
     let signature = cx.sign(format!("branch: created from {start}"));

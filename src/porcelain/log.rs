@@ -66,7 +66,7 @@ fn points(repo: &Repo, positions: &[Position]) -> Result<Vec<Point>, CommandErro
     let mut timelines: Vec<(Timeline, Lsn)> =
         ends.map(|end| Ok((repo.timelines().read(end.timeline)?, end.lsn))).collect::<Result<_, CommandError>>()?;
     // Deeper ones first, so that of points at one LSN the ancestor's comes last.
-    timelines.sort_by_key(|(timeline, _)| timeline.history.ancestors.len());
+    timelines.sort_by_key(|(timeline, _)| timeline.origin.depth);
     let number = |position: &Position| timelines.iter().position(|(timeline, _)| timeline.id == position.timeline);
     let mut points = Points::new();
     let mut at = |position: Position, change: &mut dyn FnMut(&mut Point)| {
@@ -86,9 +86,8 @@ fn points(repo: &Repo, positions: &[Position]) -> Result<Vec<Point>, CommandErro
         at(*position, &mut |_| {});
     }
     for (timeline, _) in &timelines {
-        if let Some(ancestor) = timeline.history.ancestors.last() {
-            let position = Position { timeline: ancestor.timeline, lsn: ancestor.fork };
-            at(position, &mut |point| point.forks.push(timeline.id.short()));
+        if let Some(parent) = timeline.origin.parent() {
+            at(parent, &mut |point| point.forks.push(timeline.id.short()));
         }
     }
     for item in &reachable {
@@ -119,12 +118,7 @@ fn points(repo: &Repo, positions: &[Position]) -> Result<Vec<Point>, CommandErro
     for (lsn, number) in keys {
         let timeline = &timelines[number].0;
         let below = points.range(..(lsn, number)).rev().find(|((_, other), _)| *other == number);
-        let fork = timeline
-            .history
-            .ancestors
-            .last()
-            .map(|ancestor| Position { timeline: ancestor.timeline, lsn: ancestor.fork });
-        let parent = below.map(|(_, point)| point.position).or(fork);
+        let parent = below.map(|(_, point)| point.position).or(timeline.origin.parent());
         let interval =
             timeline.log.wal.iter().rev().find(|interval| interval.start < lsn && interval.commit_us.is_some());
         let point = points.get_mut(&(lsn, number)).expect("invariant: its own key");

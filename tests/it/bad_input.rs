@@ -23,7 +23,7 @@ fn formats_that_this_program_does_not_know() {
     let config = env.repo().join("config");
     let good = fs::read_to_string(&config).unwrap();
     for (change, said) in [
-        (good.replace("format_version = 2", "format_version = 3"), "format version 3"),
+        (good.replace("format_version = 3", "format_version = 4"), "format version 4"),
         (format!("extensions = [\"cold\"]\n{good}"), "cold"),
         ("nonsense".to_owned(), "not valid"),
         (good.replace("wal_segment_size = 16777216", "wal_segment_size = 3"), "wal_segment_size"),
@@ -167,13 +167,13 @@ fn status_shows_what_runs_although_the_history_of_head_is_gone() {
     env.run(["branch", "x"]).ok();
     env.run(["start", "x"]).ok();
     let timeline = env.run(["rev-parse", "main"]).ok()[..32].to_owned();
-    let (history, aside) = (env.repo().join("timelines").join(timeline).join("history"), env.path().join("aside"));
-    fs::rename(&history, &aside).unwrap();
-    env.run(["log", "main"]).fails(3, &["history", "zenith fsck"]);
+    let (origin, aside) = (env.repo().join("timelines").join(timeline).join("origin"), env.path().join("aside"));
+    fs::rename(&origin, &aside).unwrap();
+    env.run(["log", "main"]).fails(3, &["origin", "zenith fsck"]);
     let status = env.run(["status"]);
     assert!(status.err.contains("cannot tell where main is") && status.err.contains("zenith fsck"), "{}", status.err);
     assert!(status.ok().contains("running"));
-    fs::rename(&aside, &history).unwrap();
+    fs::rename(&aside, &origin).unwrap();
     env.run(["stop", "x"]).ok();
     assert_eq!(env.run(["fsck"]).ok(), "");
 }
@@ -197,9 +197,9 @@ fn what_a_repository_has_lost_is_named() {
         assert!(ran.code == 3 && ran.out.contains(fault), "{ran:?}");
     };
     without(&dir.join("log"), b"", &|| fsck_names("but that timeline ends at"));
-    without(&dir.join("history"), b"", &|| {
-        env.run(["start"]).fails(3, &["no ancestor, although", "zenith fsck"]);
-        fsck_names("no ancestor, although");
+    without(&dir.join("origin"), b"", &|| {
+        env.run(["start"]).fails(3, &["expected the depth", "zenith fsck"]);
+        fsck_names("expected the depth");
     });
     for (name, hint) in [("HEAD", "ref: refs/branches/NAME"), ("config", "bring that file back")] {
         let (file, aside) = (env.repo().join(name), env.path().join("aside"));

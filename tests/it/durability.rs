@@ -54,7 +54,7 @@ fn each_command_syncs_what_it_says_and_what_it_relies_on() {
     let timeline = env.run(["rev-parse", "main"]).ok()[..32].to_owned();
     let timeline = timeline.as_str();
     let set = ["update-ref", "refs/branches/x", timeline];
-    let relied_on = [("timelines", 1), ("timelines/ID/log", 1)];
+    let relied_on = [("timelines", 1), ("timelines/ID/log", 1), ("timelines/ID/snapshots", 1)];
     let check = |args: &[&str], own: &[(&str, usize)], relied_on: &[(&str, usize)]| {
         assert_syncs(&env, args, &[own, relied_on].concat());
     };
@@ -71,22 +71,22 @@ fn each_command_syncs_what_it_says_and_what_it_relies_on() {
     check(&["symbolic-ref", "refs/branches/x"], &[("logs/HEAD", 1), ("repository", 2), ("tmp", 1)], &[]);
     check(&["symbolic-ref", "refs/branches/x"], &[("repository", 1)], &[]);
     env.run(["symbolic-ref", "refs/branches/main"]).ok();
-    // A timeline is five syncs in tmp/, and one of the folder that gets it.
-    let new = [("repository", 1), ("timelines", 1), ("tmp", 3), ("tmp/timeline", 5)];
-    assert_syncs(&env, &["fork-timeline", "main"], &[&new[..], &[("timelines", 2), relied_on[1]]].concat());
+    // A timeline is six syncs in tmp/, and one of the folder that gets it.
+    let new = [("repository", 1), ("timelines", 1), ("tmp", 4), ("tmp/timeline", 6)];
+    assert_syncs(&env, &["fork-timeline", "main"], &[&new[..], &[("timelines", 2)], &relied_on[1..]].concat());
     let log = [("logs/refs", 1), ("logs/refs/branches", 1), ("logs/refs/branches/y", 1)];
-    let branch =
-        [&log[..], &[("refs", 1), ("refs/branches", 1), ("tmp", 4), ("timelines", 3), ("timelines/ID/log", 2)]];
+    let branch = [&log[..], &[("refs", 1), ("refs/branches", 1), ("tmp", 5), ("timelines", 3)], &relied_on[1..]];
     assert_syncs(&env, &["branch", "y"], &[&new[..], &branch.concat()].concat());
     let log = [("logs/refs", 2), ("logs/refs/branches", 2), ("logs/refs/branches/z", 1)];
     check(&["branch", "-m", "y", "z"], &[&log[..], &[("refs", 1), ("refs/branches", 2), ("tmp", 2)]].concat(), &[]);
     check(&["config", "proxy.max_instances", "3"], &[("repository", 1), ("tmp", 1)], &[]);
     check(&["rev-parse", "main"], &[], &[]);
-    // Two objects of WAL and a pack, a timeline, and its log with the begin, the WAL and the snapshot.
+    // Two objects of WAL and a pack, a timeline, its log with the WAL, and its snapshot.
     env.run(["restore", "main", "out"]).ok();
     have_all_fans(&env);
-    let stored = [("objects", 3), ("objects/fan", 2), ("objects/pack", 2), ("tmp", 5), ("timelines/ID/log", 5)];
-    check(&["write-snapshot", "out"], &stored, &[("repository", 1), ("timelines", 1), ("tmp/timeline", 5)]);
+    let stored = [("objects", 3), ("objects/fan", 2), ("objects/pack", 2), ("tmp", 6), ("timelines/ID/log", 3)];
+    let own = [("repository", 1), ("timelines", 1), ("tmp/timeline", 6), ("timelines/ID/snapshots", 1)];
+    check(&["write-snapshot", "out"], &stored, &own);
 }
 
 #[test]

@@ -9,7 +9,8 @@ use zenith::objects::pg::Lsn;
 use zenith::objects::snapshot::{Content, Entry, Node, Snapshot};
 use zenith::objects::store::encode::{Encoded, Encoding, Xor};
 use zenith::objects::store::loose;
-use zenith::objects::timeline::TimelineId;
+use zenith::objects::timeline::origin::Up;
+use zenith::objects::timeline::{Origin, Position, TimelineId};
 use zenith::objects::{Kind, ObjectId, Repo, wal};
 
 use crate::support::Env;
@@ -28,7 +29,7 @@ impl Victim {
         let env = Env::init();
         let repo = Repo::open(&env.repo()).unwrap();
         let timeline: TimelineId = env.run(["rev-parse", "main"]).ok()[..32].parse().unwrap();
-        let line = repo.timelines().read(timeline).unwrap().log.snapshots[0];
+        let line = repo.timelines().read(timeline).unwrap().snapshots.listed[0];
         let honest = repo.store().snapshot(&line.object).unwrap();
         Victim { env, repo, timeline, honest }
     }
@@ -51,11 +52,8 @@ impl Victim {
         let mut snapshot = Snapshot { entries, ..self.honest.clone() };
         snapshot.time_us += 1;
         let id = self.plant(Kind::Snapshot, &snapshot.encode());
-        let log = self.env.repo().join("timelines").join(self.timeline.to_string()).join("log");
-        let text = fs::read_to_string(&log).unwrap();
-        let wal = text.lines().filter(|line| line.starts_with("wal ")).map(|line| format!("{line}\n"));
-        let text = wal.collect::<String>() + &format!("snapshot {} {id}\n", self.honest.consistent);
-        fs::write(log, text).unwrap();
+        let listed = self.env.repo().join("timelines").join(self.timeline.to_string()).join("snapshots");
+        fs::write(listed, format!("snapshot {} {id}\n", self.honest.consistent)).unwrap();
         id
     }
 
@@ -211,10 +209,10 @@ fn fsck_names_each_hostile_object_and_goes_on() {
     fs::write(folder.join("log"), format!("{log}wal {sealed} {} {stray} {sealed} -\n", sealed.plus(8))).unwrap();
     faults.push(format!("object {stray} is not the WAL from {sealed}"));
     let cyclic = TimelineId::random();
-    victim.repo.timelines().create(victim.repo.tmp().unwrap(), cyclic, &Default::default()).unwrap();
-    let history = victim.env.repo().join("timelines").join(cyclic.to_string()).join("history");
-    fs::write(history, format!("{cyclic} 0/10\n")).unwrap();
-    faults.push("line 1: its own ancestor".to_owned());
+    let own = Position { timeline: cyclic, lsn: Lsn(16) };
+    let origin = Origin { depth: 1, up: Some(Up { parent: own, jump: own }), ..Origin::root(cyclic, 0) };
+    victim.repo.timelines().create(victim.repo.tmp().unwrap(), cyclic, &origin).unwrap();
+    faults.push("the depth does not fit to that of an ancestor".to_owned());
     fs::write(victim.env.repo().join("refs/branches/cyclic"), format!("{cyclic}\n")).unwrap();
     faults.push(format!("'refs/branches/cyclic' names timeline {cyclic}, which cannot be read"));
     fs::write(victim.env.repo().join("refs/branches/garbage"), b"\xFF\x1B[2J").unwrap();

@@ -179,8 +179,9 @@ fn a_branch_is_a_fork_and_a_ref() {
         let id = env.run(["rev-parse", branch]).ok()[..32].to_owned();
         let dir = env.repo().join("timelines").join(id);
         (
-            fs::read(dir.join("history")).unwrap(),
+            fs::read_to_string(dir.join("origin")).unwrap().lines().take(4).map(str::to_owned).collect::<Vec<_>>(),
             fs::read(dir.join("log")).unwrap(),
+            fs::read(dir.join("snapshots")).unwrap(),
             dir.join("wal/archive_status").is_dir(),
         )
     };

@@ -3,7 +3,7 @@
 //! ```text
 //! revision = base suffix*
 //! base     = HEAD | @ | branch | tag | remote/branch | refs/… | 4 or more digits of a timeline id
-//! suffix   = ~n            the fork point n epochs back
+//! suffix   = ~n            the fork point n timelines back
 //!          | @0/15ECF68    an LSN
 //!          | @{0/15ECF68} | @{2026-11-20 12:00+01} | @{5 minutes ago} | @{yesterday} | @{3}
 //! ```
@@ -17,7 +17,7 @@ use super::{RefKind, RefName, Value};
 use crate::objects::pg::Lsn;
 use crate::objects::pg::wal::WalError;
 use crate::objects::repo::Repo;
-use crate::objects::timeline::{self, History, Position, Timeline, TimelineId};
+use crate::objects::timeline::{self, Position, Timeline, TimelineId};
 
 /// A revision, read but not looked up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub struct Revision {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Suffix {
     /// `~n`
-    Epochs(usize),
+    Forks(u64),
     /// `@LSN`
     At(Lsn),
     /// `@{time}`, microseconds since 1970.
@@ -56,8 +56,8 @@ pub enum Error {
     Syntax { text: String, what: String },
     #[error("unknown revision '{name}'")]
     Unknown { name: String, near: Vec<String> },
-    #[error("'{revision}' has no past: its history has {epochs} epochs")]
-    NoSuchEpoch { revision: String, epochs: usize },
+    #[error("'{revision}' has no past: its timeline has {forks} forks behind it")]
+    NoSuchFork { revision: String, forks: u64 },
     #[error("'{revision}' names {lsn}, but timeline {timeline} ends at {end}")]
     BeyondEnd { revision: String, lsn: Lsn, timeline: TimelineId, end: Lsn },
     #[error("'{revision}' names {lsn}, but the history begins at {start}")]
@@ -90,7 +90,7 @@ impl Revision {
             let (suffix, after) = if let Some(after) = rest.strip_prefix('~') {
                 let digits = after.find(|c: char| !c.is_ascii_digit()).unwrap_or(after.len());
                 let count = if digits == 0 { Ok(1) } else { after[..digits].parse() };
-                (Suffix::Epochs(count.map_err(|_| wrong("the number after '~' is too large"))?), &after[digits..])
+                (Suffix::Forks(count.map_err(|_| wrong("the number after '~' is too large"))?), &after[digits..])
             } else if let Some(after) = rest.strip_prefix("@{") {
                 let close = after.find('}').ok_or_else(|| wrong("a '}' is missing"))?;
                 (braces(text, after[..close].trim(), now)?, &after[close + 1..])
@@ -166,8 +166,9 @@ fn look_up(repo: &Repo, text: &str, revision: &Revision, now: &Zoned) -> Result<
     for suffix in &revision.suffixes {
         position = match suffix {
             Suffix::Previous(number) => previous(repo, &revision.base, name.as_ref(), *number)?,
-            Suffix::Epochs(count) => {
-                epochs_back(&repo.timelines().history(position.timeline)?, text, position, *count)?
+            Suffix::Forks(count) => {
+                let back = repo.timelines().forks_back(position, *count)?;
+                back.map_err(|forks| Error::NoSuchFork { revision: text.to_owned(), forks })?
             }
             Suffix::At(lsn) => at_lsn(repo, text, position, *lsn)?,
             // Whatever the server's clock said: all that there is has been.
@@ -279,20 +280,6 @@ fn previous(repo: &Repo, base: &str, name: Option<&RefName>, number: usize) -> R
     }
 }
 
-fn epochs_back(history: &History, text: &str, position: Position, count: usize) -> Result<Position, Error> {
-    let epochs = history.ancestors.len();
-    match count {
-        0 => Ok(position),
-        _ => match epochs.checked_sub(count) {
-            Some(number) => {
-                let ancestor = history.ancestors[number];
-                Ok(Position { timeline: ancestor.timeline, lsn: ancestor.fork })
-            }
-            None => Err(Error::NoSuchEpoch { revision: text.to_owned(), epochs }),
-        },
-    }
-}
-
 /// Returns `lsn` on the chain of a position, moved back to where a record ends.
 fn at_lsn(repo: &Repo, text: &str, from: Position, lsn: Lsn) -> Result<Position, Error> {
     let revision = || text.to_owned();
@@ -301,14 +288,13 @@ fn at_lsn(repo: &Repo, text: &str, from: Position, lsn: Lsn) -> Result<Position,
     if lsn > end {
         return Err(Error::BeyondEnd { revision: revision(), lsn, timeline: from.timeline, end });
     }
-    let owner = repo.timelines().read(timeline.history.owner(timeline.id, lsn))?;
+    let owner = repo.timelines().read(repo.timelines().canonical(Position { lsn, ..from })?.timeline)?;
     let first = repo.first_usable(&owner)?;
     if lsn < first {
         return Err(Error::BeforeStart { revision: revision(), lsn, start: first });
     }
     let whole = repo.whole_record_before(&owner, lsn).map_err(|source| Error::Wal { timeline: owner.id, source })?;
-    let timeline = timeline.history.owner(timeline.id, whole);
-    Ok(Position { timeline, lsn: whole.max(first) })
+    Ok(repo.timelines().canonical(Position { lsn: whole.max(first), ..from })?)
 }
 
 /// Returns the position just before the first commit after `time_us`, or the position itself.
@@ -321,7 +307,7 @@ fn at_time(repo: &Repo, text: &str, from: Position, time_us: i64) -> Result<Posi
     if too_early {
         return Err(Error::TimeBeforeStart { revision: text.to_owned(), start: first });
     }
-    Ok(Position { timeline: timeline.history.owner(timeline.id, lsn), lsn })
+    Ok(repo.timelines().canonical(Position { lsn, ..from })?)
 }
 
 #[cfg(test)]
@@ -340,9 +326,9 @@ mod tests {
     fn reads_every_form() {
         let noon = now().timestamp().as_microsecond();
         assert_eq!(suffixes("main"), []);
-        assert_eq!(suffixes("main~"), [Suffix::Epochs(1)]);
-        assert_eq!(suffixes("feature/x~2@0/15ECF68"), [Suffix::Epochs(2), Suffix::At(Lsn(0x15ECF68))]);
-        assert_eq!(suffixes("main@{0/10}~3"), [Suffix::At(Lsn(16)), Suffix::Epochs(3)]);
+        assert_eq!(suffixes("main~"), [Suffix::Forks(1)]);
+        assert_eq!(suffixes("feature/x~2@0/15ECF68"), [Suffix::Forks(2), Suffix::At(Lsn(0x15ECF68))]);
+        assert_eq!(suffixes("main@{0/10}~3"), [Suffix::At(Lsn(16)), Suffix::Forks(3)]);
         assert_eq!(suffixes("main@{2}"), [Suffix::Previous(2)]);
         for text in [
             "2026-11-20 12:00:00+01",

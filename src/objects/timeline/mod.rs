@@ -1,26 +1,33 @@
 //! Timelines: lines of WAL, append-only, each forking from an ancestor at an LSN.
 //!
 //! ```text
-//! timelines/<id>/history   see `history`
-//! timelines/<id>/log       see `log`
-//! timelines/<id>/wal/      the active WAL, in PostgreSQL's own format: the running server's pg_wal
+//! timelines/<id>/origin      see `origin`
+//! timelines/<id>/log         see `log`
+//! timelines/<id>/snapshots   see `snapshots`
+//! timelines/<id>/wal/        the active WAL, in PostgreSQL's own format: the running server's pg_wal
 //! ```
 
-pub mod history;
+pub mod ancestry;
 pub mod id;
+mod lines;
+mod locked;
 pub mod log;
+pub mod origin;
+pub mod snapshots;
 pub mod wal;
 
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use history::{Ancestor, History, Position, merge_base};
 pub use id::TimelineId;
-use log::{Line, Log, SnapshotLine, WalInterval};
+pub use locked::LockedLog;
+use log::Log;
+pub use origin::{CloneId, Origin, Position};
+use snapshots::Snapshots;
 
 use super::lock::{self, Mode, Patience};
-use super::pg::{Lsn, segment};
+use super::pg::Lsn;
 use super::{bounded, durable};
 use crate::objects::file_error::{FileError, cannot};
 
@@ -44,6 +51,9 @@ pub enum Error {
     OutOfRange { timeline: TimelineId, lsn: Lsn, start: Lsn, end: Lsn },
     #[error("timeline {timeline} has no snapshot at or before {lsn}")]
     NoSnapshot { timeline: TimelineId, lsn: Lsn },
+    /// Clones may have less of a timeline than its log says.
+    #[error("the WAL of timeline {timeline} at {lsn} is not kept here")]
+    Dropped { timeline: TimelineId, lsn: Lsn },
     #[error(transparent)]
     Lock(#[from] lock::Error),
     #[error(transparent)]
@@ -58,24 +68,25 @@ fn list(ids: &[TimelineId]) -> String {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timeline {
     pub id: TimelineId,
-    pub history: History,
+    pub origin: Origin,
     pub log: Log,
+    pub snapshots: Snapshots,
 }
 
 impl Timeline {
     /// Returns where the timeline's own WAL begins, if it has any or has an ancestor.
     pub fn start(&self) -> Option<Lsn> {
-        self.history.start().or_else(|| self.log.wal.first().map(|interval| interval.start))
+        self.origin.start().or_else(|| self.log.wal.first().map(|interval| interval.start))
     }
 
     /// Returns where its sealed WAL ends; that of a timeline without any is where it forks.
     pub fn sealed(&self) -> Lsn {
-        self.log.sealed().or_else(|| self.history.start()).unwrap_or(Lsn::INVALID)
+        self.log.sealed().or_else(|| self.origin.start()).unwrap_or(Lsn::INVALID)
     }
 
     /// Returns the end of its last whole sealed record: its tip.
     pub fn tip(&self) -> Position {
-        let lsn = self.log.tip().or_else(|| self.history.start()).unwrap_or(Lsn::INVALID);
+        let lsn = self.log.tip().or_else(|| self.origin.start()).unwrap_or(Lsn::INVALID);
         Position { timeline: self.id, lsn }
     }
 }
@@ -129,13 +140,14 @@ impl Timelines {
     }
 
     /// Creates a timeline, durably; prepared in `tmp`.
-    pub fn create(&self, tmp: &Path, id: TimelineId, history: &History) -> Result<(), Error> {
+    pub fn create(&self, tmp: &Path, id: TimelineId, origin: &Origin) -> Result<(), Error> {
         let path = self.path(id);
         let create = || {
             let dir = tempfile::Builder::new().prefix("timeline-").tempdir_in(tmp)?;
             durable::create_dir_all(&dir.path().join("wal/archive_status"))?;
-            durable::replace(tmp, &dir.path().join("history"), history.format().as_bytes())?;
+            durable::replace(tmp, &dir.path().join("origin"), origin.format().as_bytes())?;
             durable::replace(tmp, &dir.path().join("log"), b"")?;
+            durable::replace(tmp, &dir.path().join("snapshots"), b"")?;
             durable::create_dir_all(&self.dir)?;
             let prepared = dir.keep();
             durable::publish_dir(&prepared, &path).inspect_err(|_| drop(fs::remove_dir_all(&prepared)))
@@ -168,41 +180,33 @@ impl Timelines {
         durable::create_dir_all(&path.join("archive_status")).map_err(cannot::<Error>("create", &path))
     }
 
-    /// Reads a timeline's history alone.
-    pub fn history(&self, id: TimelineId) -> Result<History, Error> {
-        let path = self.path(id).join("history");
-        let text = match bounded::read_to_string(&path, bounded::HISTORY) {
+    /// Reads a timeline's origin alone.
+    pub fn origin(&self, id: TimelineId) -> Result<Origin, Error> {
+        let path = self.path(id).join("origin");
+        let text = match bounded::read_to_string(&path, bounded::ORIGIN) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound && !self.exists(id) => {
                 return Err(Error::Unknown(id));
             }
             Err(error) => return Err(cannot::<Error>("read", &path)(error)),
         };
-        let corrupt = |(line, what)| Error::Corrupt { path: path.clone(), line, what };
-        let history = History::parse(&text).map_err(corrupt)?;
-        match history.ancestors.iter().position(|ancestor| ancestor.timeline == id) {
-            Some(number) => Err(corrupt((number + 1, "its own ancestor"))),
-            None => Ok(history),
-        }
+        Origin::parse(&text).map_err(|(line, what)| Error::Corrupt { path, line, what })
     }
 
     /// Reads a timeline.
     pub fn read(&self, id: TimelineId) -> Result<Timeline, Error> {
-        let history = self.history(id)?;
-        let path = self.path(id).join("log");
-        let text = self.read_log(id, &path)?;
-        let (log, _) = Log::parse(&text).map_err(|(line, what)| Error::Corrupt { path, line, what })?;
-        // An empty file says so, too. What is cut off at an end of lines cannot be told from what was never there, else.
-        let begins_amid = |interval: &WalInterval| interval.start.segment_start(segment::SMALLEST) != interval.start;
-        if history.ancestors.is_empty() && log.wal.first().is_some_and(begins_amid) {
-            let path = self.path(id).join("history");
-            return Err(Error::Corrupt { path, line: 1, what: "no ancestor, although the WAL begins amid a segment" });
-        }
-        Ok(Timeline { id, history, log })
+        let origin = self.origin(id)?;
+        let (log, snapshots) = (self.path(id).join("log"), self.path(id).join("snapshots"));
+        // In this order: a snapshot is listed when the WAL up to it is in the log.
+        let listed = self.read_lines(id, &snapshots)?;
+        let text = self.read_lines(id, &log)?;
+        let log = Log::parse(&text).map_err(|(line, what)| Error::Corrupt { path: log, line, what })?;
+        let corrupt = |(line, what)| Error::Corrupt { path: snapshots, line, what };
+        Ok(Timeline { id, origin, log, snapshots: Snapshots::parse(&listed).map_err(corrupt)? })
     }
 
-    /// Returns the text of the log at `path`, of a timeline that may be removed this instant.
-    fn read_log(&self, id: TimelineId, path: &Path) -> Result<Vec<u8>, Error> {
+    /// Returns the text of a file of lines at `path`, of a timeline that may be removed this instant.
+    fn read_lines(&self, id: TimelineId, path: &Path) -> Result<Vec<u8>, Error> {
         fs::read(path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound if !self.exists(id) => Error::Unknown(id),
             _ => cannot::<Error>("read", path)(error),
@@ -212,9 +216,9 @@ impl Timelines {
     /// Reads a timeline that something is about to rely on, and makes all of it durable: whoever made it or wrote its
     /// last line may have been killed before that was.
     pub fn secure(&self, id: TimelineId) -> Result<Timeline, Error> {
-        let log = self.lock(id)?.log;
+        let timeline = self.lock(id)?.into_timeline();
         durable::sync_dir(&self.dir).map_err(cannot::<Error>("sync", &self.dir))?;
-        Ok(Timeline { id, history: self.history(id)?, log })
+        Ok(timeline)
     }
 
     /// Returns the ids of all timelines, sorted.
@@ -247,71 +251,6 @@ impl Timelines {
             _ => Err(Error::Ambiguous { prefix, candidates }),
         }
     }
-
-    /// Locks a timeline's log, waiting for whoever has it, and makes it durable. The lock goes with the guard, or
-    /// with the process: nothing stale is left by a crash.
-    pub fn lock(&self, id: TimelineId) -> Result<LockedLog, Error> {
-        let path = self.path(id).join("log");
-        let file = File::options().read(true).write(true).open(&path);
-        let file = file.map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Error::Unknown(id),
-            _ => cannot::<Error>("open", &path)(error),
-        })?;
-        self.patience.lock(&file, &path, Mode::Exclusive)?;
-        let text = self.read_log(id, &path)?;
-        let (log, length) =
-            Log::parse(&text).map_err(|(line, what)| Error::Corrupt { path: path.clone(), line, what })?;
-        if length < text.len() {
-            // What a crash left of an append that nobody was told of.
-            file.set_len(length as u64).map_err(cannot::<Error>("truncate", &path))?;
-        }
-        // Whoever wrote the last line may have been killed before its sync, or that failed, and here it is believed.
-        // Those before were made durable like this when the next one was appended.
-        let last = text[..length.saturating_sub(1)].iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
-        durable::write_at(&file, last as u64, &text[last..length]).map_err(cannot::<Error>("write", &path))?;
-        Ok(LockedLog { id, start: self.history(id)?.start(), log, file, length: length as u64, path })
-    }
-
-    /// Returns the intervals, along the chain of `timeline`, that hold any WAL of [from, to), in order.
-    pub fn wal(&self, timeline: &Timeline, from: Lsn, to: Lsn) -> Result<Vec<(TimelineId, WalInterval)>, Error> {
-        let mut found = Vec::new();
-        for (timeline, upto) in self.chain(timeline)? {
-            let upto = to.min(upto);
-            let own = timeline.log.wal.iter().filter(|interval| interval.end > from && interval.start < upto);
-            found.extend(own.map(|interval| (timeline.id, interval.before(upto))));
-            if upto == to {
-                break;
-            }
-        }
-        Ok(found)
-    }
-
-    /// Returns the ancestors of `timeline` and itself, the oldest first, each with the LSN at which
-    /// the chain leaves it.
-    pub fn chain(&self, timeline: &Timeline) -> Result<Vec<(Timeline, Lsn)>, Error> {
-        let ancestors = timeline.history.ancestors.iter();
-        let mut chain = ancestors
-            .map(|ancestor| Ok((self.read(ancestor.timeline)?, ancestor.fork)))
-            .collect::<Result<Vec<_>, Error>>()?;
-        chain.push((timeline.clone(), Lsn::MAX));
-        Ok(chain)
-    }
-
-    /// Returns the newest snapshot, along the chain of a position's timeline, that can be used at its LSN.
-    pub fn snapshot_before(&self, position: Position) -> Result<(TimelineId, SnapshotLine), Error> {
-        let timeline = self.read(position.timeline)?;
-        let mut upto = position.lsn;
-        if let Some(snapshot) = timeline.log.snapshot_before(upto) {
-            return Ok((timeline.id, snapshot));
-        }
-        for ancestor in timeline.history.ancestors.iter().rev() {
-            upto = upto.min(ancestor.fork);
-            if let Some(snapshot) = self.read(ancestor.timeline)?.log.snapshot_before(upto) {
-                return Ok((ancestor.timeline, snapshot));
-            }
-        }
-        Err(Error::NoSnapshot { timeline: position.timeline, lsn: position.lsn })
-    }
 }
 
 /// As long as this lives, no timeline is removed.
@@ -319,61 +258,21 @@ impl Timelines {
 #[derive(Debug)]
 pub struct Kept(#[expect(dead_code, reason = "keeps the lock")] File);
 
-/// A timeline's log, locked for appending.
-#[must_use = "the log is unlocked again when this is dropped"]
-pub struct LockedLog {
-    id: TimelineId,
-    start: Option<Lsn>,
-    log: Log,
-    file: File,
-    /// Of its whole lines, bytes.
-    length: u64,
-    path: PathBuf,
-}
-
-impl LockedLog {
-    /// Returns the log as it is now.
-    pub fn log(&self) -> &Log {
-        &self.log
-    }
-
-    /// Appends a line, durably; after an error it is not there. The objects that it names must be durable already
-    /// (INVARIANT 1).
-    pub fn append(&mut self, line: Line) -> Result<(), Error> {
-        let refuse = |what| Error::Refused { timeline: self.id, what, line: line.to_string() };
-        if let (Line::Wal(interval), Some(fork)) = (line, self.start.filter(|_| self.log.wal.is_empty()))
-            && interval.start != fork
-        {
-            return Err(refuse("the first interval does not begin where the timeline forks"));
-        }
-        if let Line::Snapshot(snapshot) = line {
-            if self.log.snapshots.contains(&snapshot) {
-                return Ok(());
-            }
-            if snapshot.lsn > self.log.sealed().or(self.start).unwrap_or(Lsn::INVALID) {
-                return Err(refuse("the snapshot lies beyond the sealed WAL"));
-            }
-        }
-        let mut log = self.log.clone();
-        log.push(line).map_err(refuse)?;
-        let text = format!("{line}\n");
-        durable::append_to(&self.file, self.length, text.as_bytes()).map_err(cannot::<Error>("write", &self.path))?;
-        self.length += text.len() as u64;
-        self.log = log;
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::SystemTime;
 
+    use super::log::WalInterval;
     use super::*;
     use crate::objects::ObjectId;
 
-    fn wal(start: u64, end: u64) -> Line {
+    fn wal(start: u64, end: u64) -> WalInterval {
         let object = ObjectId([1; 32]);
-        Line::Wal(WalInterval { start: Lsn(start), end: Lsn(end), object, whole: Lsn(end), commit_us: None })
+        WalInterval { start: Lsn(start), end: Lsn(end), object, whole: Lsn(end), commit_us: None }
+    }
+
+    fn root() -> Origin {
+        Origin::root(TimelineId::from_bytes([9; 16]), 0)
     }
 
     #[test]
@@ -381,7 +280,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let timelines = Timelines::open(&dir.path().join("timelines")).with_patience(Patience::of_tests());
         let id = TimelineId::random();
-        timelines.create(dir.path(), id, &History::default()).unwrap();
+        timelines.create(dir.path(), id, &root()).unwrap();
         let remove = || timelines.remove(dir.path(), id, || Ok::<_, Error>(true));
         let is_busy = |error: &Error| matches!(error, Error::Lock(lock::Error::Busy { .. }));
 
@@ -404,7 +303,7 @@ mod tests {
     fn a_line_that_was_not_synced_is_not_believed() {
         let dir = tempfile::tempdir().unwrap();
         let (timelines, id) = (Timelines::open(&dir.path().join("timelines")), TimelineId::random());
-        timelines.create(dir.path(), id, &History::default()).unwrap();
+        timelines.create(dir.path(), id, &root()).unwrap();
         timelines.lock(id).unwrap().append(wal(0, 16)).unwrap();
         let path = timelines.dir(id).join("log");
         let before = fs::read(&path).unwrap();

@@ -13,7 +13,7 @@ use crate::objects::pg::wal::{self as pages, WalError, WalReader, WalSource, Wha
 use crate::objects::pg::{Lsn, segment};
 use crate::objects::repo::Repo;
 use crate::objects::snapshot::Snapshot;
-use crate::objects::timeline::log::{Line, WalInterval};
+use crate::objects::timeline::log::WalInterval;
 use crate::objects::timeline::wal::{Segments, TimelineWal};
 use crate::objects::timeline::{Position, Timeline, TimelineId};
 use crate::objects::{Kind, wal};
@@ -79,7 +79,7 @@ pub fn seal(
     let mut intervals = 0;
     let mut add = |start, end, whole, commit_us| {
         let object = store(repo, &mut bytes, start, end, id)?;
-        log.append(Line::Wal(WalInterval { start, end, object, whole, commit_us }))?;
+        log.append(WalInterval { start, end, object, whole, commit_us })?;
         intervals += 1;
         Ok::<_, WalFilesError>(())
     };

@@ -95,9 +95,9 @@ fn publish(repo: &Repo, timeline: TimelineId, from: &Path, changes: &Changes) ->
 /// Puts away with a timeline what its parent has: nothing can be seen of the files of its server, which began with that.
 /// Leaves what the timeline has already, of its own or in a snapshot.
 pub fn pass_on(repo: &Repo, timeline: &Timeline) -> CmdResult {
-    let Some(parent) = timeline.history.ancestors.last() else { return Ok(()) };
+    let Some(parent) = timeline.origin.parent() else { return Ok(()) };
     let (source, target) = (dir(repo, parent.timeline), dir(repo, timeline.id));
-    let is_newer = timeline.log.snapshot_before(timeline.tip().lsn).is_some();
+    let is_newer = timeline.snapshots.before(timeline.tip().lsn).is_some();
     if is_newer || target.try_exists()? || !source.try_exists()? {
         return Ok(());
     }

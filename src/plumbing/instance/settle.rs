@@ -335,7 +335,7 @@ fn snapshot_if_exact(
         return Ok(None);
     }
     let tip = timeline.tip();
-    if let Some(line) = timeline.log.snapshot_before(tip.lsn).filter(|line| line.lsn == tip.lsn) {
+    if let Some(line) = timeline.snapshots.before(tip.lsn).filter(|line| line.lsn == tip.lsn) {
         return Ok(Some(line.object));
     }
     // What a lazy data directory knows is about the snapshot of its mark.

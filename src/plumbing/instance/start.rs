@@ -251,9 +251,7 @@ pub(super) fn run_server(
     if let Some(file) = wish.config_file {
         configure(&data, file)?;
     }
-    if let Account::Postgres = account {
-        account.own(repo.dir())?;
-    }
+    account.check()?;
     server::start(binaries, account, &data, &log, &settings, held, *progress)?.keep();
     Ok(())
 }
@@ -404,10 +402,11 @@ impl Epoch<'_> {
     /// Forks the timeline, and lays out files and WAL for a start at `from`.
     fn prepare(&mut self, from: Position, wish: Wish) -> Result<(Held, LaidOut), CommandError> {
         let Context { repo, account, .. } = self.cx;
+        account.check()?;
         // Noted first: what a crash leaves from here on, the next start finds and removes.
         self.instance.config.timeline = Some(self.timeline.to_string());
         self.instance.write(repo)?;
-        fork_timeline_as(repo, self.timeline, from)?;
+        fork_timeline_as(repo, self.timeline, from, self.cx.signature.time_us)?;
         let held = self.instance.alive(repo).take()?;
         let (dir, wal_dir) = (repo.datadir(self.timeline), repo.timelines().wal_dir(self.timeline));
         let mut laid_out = lay_out_all(self.cx, self.instance, from, (&dir, &wal_dir), wish)?;
@@ -430,7 +429,6 @@ impl Epoch<'_> {
             complete(repo, snapshot, self.timeline, &wal_dir)?;
         }
         mark_laid_out(repo, &laid_out.snapshot, from, &wal_dir)?;
-        account.own(repo.dir())?;
         Ok((held, laid_out))
     }
 

@@ -2,9 +2,9 @@
 
 use std::cell::LazyCell;
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::{io, iter};
 
 use super::is_open;
 use crate::error::{Class, CmdResult, CommandError};
@@ -12,7 +12,7 @@ use crate::objects::Repo;
 use crate::objects::pg::Lsn;
 use crate::objects::pg::wal::PAGE;
 use crate::objects::refs::{RefKind, RefName, Signature, Value};
-use crate::objects::timeline::{self, History, Position, Timeline, TimelineId};
+use crate::objects::timeline::{self, Position, Timeline, TimelineId, Timelines};
 use crate::objects::trash::{Entry, Item, What, total_bytes};
 use crate::plumbing::datadir::wal_end;
 
@@ -56,30 +56,26 @@ pub fn keep_named(
 }
 
 /// Where refs lead.
-struct Reach {
-    /// Ends, and what lies behind them.
-    ends: Vec<(Position, History)>,
+struct Reach<'a> {
+    timelines: &'a Timelines,
+    ends: Vec<Position>,
 }
 
-impl Reach {
+impl Reach<'_> {
     /// Looks at the refs that `counts` names, and at one more that is `new`. One that cannot be read leads nowhere.
-    fn of(repo: &Repo, counts: impl Fn(&RefName) -> bool, new: Option<&Value>) -> Reach {
+    fn of<'a>(repo: &'a Repo, counts: impl Fn(&RefName) -> bool, new: Option<&Value>) -> Reach<'a> {
         let all = KINDS.into_iter().flat_map(|kind| repo.refs().list(kind).unwrap_or_default());
         let values = all.filter(|(name, _)| counts(name)).map(|(_, value)| value).chain(new.cloned());
         let ends = values.map(|value| match value {
             Value::Branch(timeline) => Position { timeline, lsn: Lsn::MAX },
             Value::Tag(tag) => tag.position,
         });
-        Reach { ends: ends.filter_map(|end| Some((end, repo.timelines().history(end.timeline).ok()?))).collect() }
+        Reach { timelines: repo.timelines(), ends: ends.collect() }
     }
 
-    /// Returns whether one has all up to `position` in its past.
+    /// Returns whether one has all up to `position` in its past, with the timeline itself: what lies beside its WAL is wanted too.
     fn has(&self, position: Position) -> bool {
-        self.ends.iter().any(|(end, history)| {
-            let ancestors = history.ancestors.iter().map(|ancestor| (ancestor.timeline, ancestor.fork.min(end.lsn)));
-            let mut passed = ancestors.chain([(end.timeline, end.lsn)]);
-            passed.any(|(timeline, lsn)| timeline == position.timeline && lsn >= position.lsn)
-        })
+        self.ends.iter().any(|end| self.timelines.leads_through(*end, position).unwrap_or(false))
     }
 
     /// Returns whether commits may go with an entry that no ref leads to. A timeline without WAL of its own has none; any
@@ -89,13 +85,11 @@ impl Reach {
         if entry.what.folder().is_some() {
             return entry.commits;
         }
-        let Ok(history) = repo.timelines().history(entry.position.timeline) else { return true };
-        let ancestors = history.ancestors.iter().rev();
-        let ancestors = ancestors.map(|ancestor| Position { timeline: ancestor.timeline, lsn: ancestor.fork });
         let is_open = |id| repo.datadir(id).exists() || wal_end::is_laid_out(repo, id).unwrap_or(true);
         let has_sealed = |id| repo.timelines().read(id).map_or(true, |timeline| !timeline.log.wal.is_empty());
-        let mut lost = iter::once(entry.position).chain(ancestors).take_while(|position| !self.has(*position));
-        lost.any(|Position { timeline, .. }| has_sealed(timeline) || is_open(timeline))
+        let mut lost = repo.timelines().ancestry(entry.position);
+        let mut lost = lost.by_ref().take_while(|at| at.as_ref().map_or(true, |at| !self.has(*at)));
+        lost.any(|at| at.map_or(true, |at| has_sealed(at.timeline) || is_open(at.timeline)))
     }
 }
 
@@ -188,11 +182,19 @@ pub fn is_referenced(repo: &Repo, id: TimelineId, own: &dyn Fn(&RefName) -> bool
     }
     for other in repo.timelines().list()? {
         // Other commands drop theirs at the same time.
-        let history = match repo.timelines().history(other) {
+        let origin = match repo.timelines().origin(other) {
             Err(timeline::Error::Unknown(_)) => continue,
-            history => history?,
+            // One of an older format, which was damaged when the others were brought to this one, names all that it comes from.
+            Err(_) => {
+                let history = fs::read_to_string(repo.timelines().dir(other).join("history"));
+                if history.is_ok_and(|history| !history.contains(&id.to_string())) {
+                    continue;
+                }
+                return Ok(true);
+            }
+            Ok(origin) => origin,
         };
-        if history.ancestors.iter().any(|ancestor| ancestor.timeline == id) {
+        if origin.parent().is_some_and(|parent| parent.timeline == id) {
             return Ok(true);
         }
     }
@@ -219,11 +221,11 @@ pub fn remove(repo: &Repo, items: &[Item]) -> CmdResult {
 fn remove_timelines(repo: &Repo, youngest: TimelineId) -> CmdResult {
     let mut next = Some(youngest);
     while let Some(id) = next.take() {
-        let Ok(history) = repo.timelines().history(id) else { return Ok(()) };
+        let Ok(origin) = repo.timelines().origin(id) else { return Ok(()) };
         let open = is_open(repo, id)?;
         let is_unneeded = || Ok::<_, CommandError>(!open && !is_referenced(repo, id, &|_| false)?);
         if repo.timelines().remove(repo.tmp()?, id, is_unneeded)? {
-            next = history.ancestors.last().map(|ancestor| ancestor.timeline);
+            next = origin.parent().map(|parent| parent.timeline);
         }
     }
     Ok(())

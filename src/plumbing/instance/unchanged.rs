@@ -19,13 +19,13 @@ const REPLAY: u64 = 16 << 20;
 /// Returns the parent to go back to, if the epoch changed nothing: all of its records are of those that every server
 /// writes, and its files, which have to be in sight, differ in nothing else.
 pub(super) fn unchanged(repo: &Repo, timeline: &Timeline, data: &Path) -> Result<Option<TimelineId>, CommandError> {
-    let Some(parent) = timeline.history.ancestors.last() else { return Ok(None) };
+    let Some(parent) = timeline.origin.parent() else { return Ok(None) };
     // With a snapshot of its own, by a stop that did not come to its end, there is nothing that tells what it began with.
-    if !timeline.log.snapshots.is_empty() || !only_noise(repo, timeline, parent.fork)? {
+    if !timeline.snapshots.listed.is_empty() || !only_noise(repo, timeline, parent.lsn)? {
         return Ok(None);
     }
     let (_, line) = repo.timelines().snapshot_before(timeline.tip())?;
-    let replayed = parent.fork.since(line.lsn);
+    let replayed = parent.lsn.since(line.lsn);
     if replayed > REPLAY
         || own_files::changed(repo, parent.timeline, &repo.store().snapshot(&line.object)?, data)?
         || replayed == 0 && relations_changed(data)?
@@ -38,7 +38,7 @@ pub(super) fn unchanged(repo: &Repo, timeline: &Timeline, data: &Path) -> Result
     }
     // The branch goes back only to where it came from: a tip, not a point amid other WAL.
     let back = repo.timelines().read(parent.timeline)?;
-    Ok(Some(parent.timeline).filter(|_| back.tip().lsn == parent.fork))
+    Ok(Some(parent.timeline).filter(|_| back.tip().lsn == parent.lsn))
 }
 
 /// Returns whether all records since the fork are ones that change nothing.

@@ -84,7 +84,7 @@ impl Lineage {
 
 /// Returns where a timeline forks from another one.
 pub fn parent(timeline: &Timeline) -> Option<Position> {
-    timeline.history.ancestors.last().map(|ancestor| Position { timeline: ancestor.timeline, lsn: ancestor.fork })
+    timeline.origin.parent()
 }
 
 /// Gives each timeline to a branch: its tip first; then what it is known to have been, by its reflog; then what only its

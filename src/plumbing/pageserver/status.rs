@@ -179,7 +179,7 @@ fn epoch(lineage: &Lineage, timeline: &Timeline) -> Epoch {
         fork: parent.map(|parent| parent.lsn.to_string()),
         tip: timeline.tip().lsn.to_string(),
         wal_bytes: wal_bytes(timeline),
-        snapshots: timeline.log.snapshots.iter().map(|snapshot| snapshot.lsn.to_string()).collect(),
+        snapshots: timeline.snapshots.listed.iter().map(|snapshot| snapshot.lsn.to_string()).collect(),
     }
 }
 

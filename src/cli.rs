@@ -34,7 +34,7 @@ macro_rules! command {
 }
 
 /// All commands, in the order of the help.
-pub static COMMANDS: [Command; 43] = [
+pub static COMMANDS: [Command; 44] = [
     command!(Begin, "init", porcelain::init),
     command!(Grow, "branch", porcelain::branch),
     command!(Grow, "tag", porcelain::tag),
@@ -55,6 +55,7 @@ pub static COMMANDS: [Command; 43] = [
     command!(Maintain, "config", porcelain::config),
     command!(Maintain, "trash", porcelain::trash),
     command!(Maintain, "fsck", plumbing::fsck),
+    command!(Maintain, "migrate", plumbing::migrate),
     command!(Maintain, "help", porcelain::help),
     command!(Maintain, "version", porcelain::version),
     command!(Maintain, "completions", porcelain::completions),

@@ -70,7 +70,8 @@ impl Command {
     pub fn changes(&self) -> bool {
         let looks =
             ["psql", "url", "service-file", "pageserver", "pg", "restore", "hash-wal", "read-snapshot", "repack"];
-        let always = matches!(self.group, Group::Run | Group::Manipulate) || self.name == "snapshot";
+        let always =
+            matches!(self.group, Group::Run | Group::Manipulate) || ["snapshot", "migrate"].contains(&self.name);
         always && !looks.contains(&self.name)
     }
 }
@@ -98,7 +99,7 @@ fn enter(dir: &Path, changes: bool) -> CmdResult {
     let owner = Uid::from_raw(std::fs::metadata(dir)?.uid());
     let is_theirs = || postgres().is_some_and(|user| user.uid == owner);
     // Other folders have such files, too.
-    let is_repository = ["timelines", "objects", "refs", "tmp"].iter().all(|name| dir.join(name).is_dir());
+    let is_repository = ["timelines", "objects", "refs"].iter().all(|name| dir.join(name).is_dir());
     let may_own = changes && owner.is_root() && is_repository;
     if !geteuid().is_root() || !(is_theirs() || may_own) {
         return Ok(());
@@ -108,9 +109,9 @@ fn enter(dir: &Path, changes: bool) -> CmdResult {
 }
 
 /// Returns whose a repository is, if that is somebody else than root, who could do nothing any more with what root makes there.
-fn foreign_owner(repo: &Repo) -> Result<Option<String>, CommandError> {
-    let owner = std::fs::metadata(repo.dir())?.uid();
-    if !geteuid().is_root() || is_ours(owner) || repo.config().core.shared == Shared::Group {
+fn foreign_owner(dir: &Path, shared: Shared) -> Result<Option<String>, CommandError> {
+    let owner = std::fs::metadata(dir)?.uid();
+    if !geteuid().is_root() || is_ours(owner) || shared == Shared::Group {
         return Ok(None);
     }
     Ok(Some(name_of(owner.into()).unwrap_or_else(|| format!("#{owner}"))))
@@ -147,10 +148,9 @@ impl Cx {
     /// Returns the repository, found and opened at the first call.
     pub fn repo(&mut self) -> Result<&Repo, CommandError> {
         if self.repo.is_none() {
-            let dir = find_repo(self.repo_dir.as_deref(), &self.folder)?;
-            enter(&dir, self.changes)?;
+            let dir = self.find()?;
             let repo = Repo::open(&dir)?;
-            let repo = match foreign_owner(&repo)? {
+            let repo = match foreign_owner(repo.dir(), repo.config().core.shared)? {
                 None => repo,
                 Some(owner) if self.changes => {
                     return Err(repo::Error::Foreign { dir: repo.dir().to_owned(), owner }.into());
@@ -162,6 +162,21 @@ impl Cx {
             self.repo = Some(repo);
         }
         Ok(self.repo.as_ref().expect("set above"))
+    }
+
+    fn find(&self) -> Result<PathBuf, CommandError> {
+        let dir = find_repo(self.repo_dir.as_deref(), &self.folder)?;
+        enter(&dir, self.changes)?;
+        Ok(dir)
+    }
+
+    /// Returns the folder of the repository, which may be of another format, and may be written to by this user.
+    pub fn locate(&self) -> Result<PathBuf, CommandError> {
+        let dir = self.find()?;
+        match foreign_owner(&dir, Shared::No)? {
+            Some(owner) => Err(repo::Error::Foreign { dir, owner }.into()),
+            None => Ok(dir),
+        }
     }
 
     /// Has files made with the modes that they have in a repository that is shared so.

@@ -148,6 +148,9 @@ impl From<repo::Error> for CommandError {
             }
             repo::Error::Lacks { .. } => Some("bring that file back from a backup or another copy".to_owned()),
             repo::Error::NotUtf8(_) => Some("give the folder a name that is text: mv".to_owned()),
+            repo::Error::Format { source: format::Error::Version(2) | format::Error::Migrating, .. } => {
+                Some("bring it to the format of this one: zenith migrate".to_owned())
+            }
             repo::Error::Format { source: format::Error::Version(_), .. } => {
                 Some("use the version of zenith that made it".to_owned())
             }

@@ -21,6 +21,7 @@ mod it {
     pub mod jobs;
     pub mod layers;
     pub mod lazy;
+    pub mod migrate;
     pub mod moments;
     pub mod objects_store;
     pub mod pageserver;

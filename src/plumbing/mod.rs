@@ -17,6 +17,7 @@ pub mod hash_wal;
 pub mod health;
 pub mod ls_snapshot;
 pub mod merge_base;
+pub mod migrate;
 pub mod mount_datadir;
 pub mod read_ahead;
 pub mod read_snapshot;

@@ -80,7 +80,8 @@ pub fn migrate(dir: &Path) -> Result<Option<Outcome>, CommandError> {
     let extensions = extensions(&document);
     let is_new = is_new(&document);
     let is_under_way = is_new && extensions == [MIGRATING];
-    if !is_new && (version != Some(OLD) || !extensions.is_empty()) {
+    let is_known = extensions.is_empty() || is_under_way;
+    if !is_known || !is_new && version != Some(OLD) {
         let version = version.map_or_else(|| "unknown".to_owned(), |version| version.to_string());
         let with = extensions.first().map(|extension| format!(" with the extension {extension}")).unwrap_or_default();
         return Err(CommandError::refused(format!("the repository has format version {version}{with}, not {OLD}")));

@@ -47,7 +47,7 @@ impl Timelines {
 
     /// Returns the position itself and those at which the way up leaves its ancestors, the youngest first. One read each.
     pub fn ancestry(&self, position: Position) -> Ancestry<'_> {
-        Ancestry { timelines: self, next: Some(Ok(position)), last: None }
+        Ancestry { timelines: self, next: Some(position), last: None }
     }
 
     /// Returns the canonical name of a position.
@@ -128,12 +128,7 @@ impl Timelines {
 
     /// Returns whether the state at `position` lies on the way from the root to that at `end`.
     pub fn is_in_past(&self, position: Position, end: Position) -> Result<bool, Error> {
-        let (position, end) = (self.step(self.canonical(position)?)?, self.step(end)?);
-        if end.origin.depth < position.origin.depth {
-            return Ok(false);
-        }
-        let above = self.rise_to(end, position.origin.depth)?;
-        Ok(above.at.timeline == position.at.timeline && above.at.lsn >= position.at.lsn)
+        self.leads_through(end, self.canonical(position)?)
     }
 
     /// Returns the origin of a timeline that forks at `position`.
@@ -194,7 +189,7 @@ impl Timelines {
 /// The way up from a position: see [`Timelines::ancestry`].
 pub struct Ancestry<'a> {
     timelines: &'a Timelines,
-    next: Option<Result<Position, Error>>,
+    next: Option<Position>,
     last: Option<Step>,
 }
 
@@ -203,7 +198,7 @@ impl Iterator for Ancestry<'_> {
 
     fn next(&mut self) -> Option<Result<Position, Error>> {
         let step = match (self.next.take(), &self.last) {
-            (Some(first), _) => first.and_then(|first| self.timelines.step(first)).map(Some),
+            (Some(first), _) => self.timelines.step(first).map(Some),
             (None, Some(last)) => self.timelines.parent_of(last),
             (None, None) => return None,
         };

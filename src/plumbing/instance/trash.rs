@@ -87,8 +87,8 @@ impl Reach<'_> {
         }
         let is_open = |id| repo.datadir(id).exists() || wal_end::is_laid_out(repo, id).unwrap_or(true);
         let has_sealed = |id| repo.timelines().read(id).map_or(true, |timeline| !timeline.log.wal.is_empty());
-        let mut lost = repo.timelines().ancestry(entry.position);
-        let mut lost = lost.by_ref().take_while(|at| at.as_ref().map_or(true, |at| !self.has(*at)));
+        let way = repo.timelines().ancestry(entry.position);
+        let mut lost = way.take_while(|at| at.as_ref().map_or(true, |at| !self.has(*at)));
         lost.any(|at| at.map_or(true, |at| has_sealed(at.timeline) || is_open(at.timeline)))
     }
 }

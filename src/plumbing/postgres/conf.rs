@@ -31,17 +31,16 @@ pub enum Include {
 /// Returns the settings that the files of a data directory make, those that include others too. What cannot be
 /// read is passed over: the server says so when it starts.
 pub fn read(data_dir: &Path) -> Values {
-    let (mut values, mut left) = (Values::new(), MOST_FILES);
-    read_file(&data_dir.join("postgresql.conf"), &mut values, 0, &mut left);
+    let mut values = read_one(&data_dir.join("postgresql.conf"));
     // ALTER SYSTEM has the last word.
-    read_file(&data_dir.join("postgresql.auto.conf"), &mut values, 0, &mut MOST_FILES.clone());
+    values.extend(read_one(&data_dir.join("postgresql.auto.conf")));
     values
 }
 
 /// Returns the settings that one file makes.
 pub fn read_one(path: &Path) -> Values {
-    let mut values = Values::new();
-    read_file(path, &mut values, 0, &mut MOST_FILES.clone());
+    let (mut values, mut left) = (Values::new(), MOST_FILES);
+    read_file(path, &mut values, 0, &mut left);
     values
 }
 

@@ -30,11 +30,12 @@ use crate::progress::Progress;
 ///
 /// Reads every object and checks it against its id, checks packs and their indexes, and that
 /// everything that refs, timelines and snapshots need is there. Prints a line for each fault, and
-/// exits with 3 if there is one.
+/// exits with 3 if there is one. A pack that has no index, as a crash leaves it, is not one: a warning
+/// names it.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:\n  zenith fsck\n  zenith fsck --json\n")]
 pub struct Args {
-    /// Print one line of JSON: objects, unreachable, faults
+    /// Print one line of JSON: objects, unreachable, faults, remarks
     #[arg(long)]
     json: bool,
 }
@@ -47,6 +48,8 @@ pub struct Outcome {
     /// Those of them that no ref needs: gc would remove them.
     pub unreachable: usize,
     pub faults: Vec<String>,
+    /// What needs no repair, but somebody's look.
+    pub remarks: Vec<String>,
 }
 
 /// Objects whose content is longer are checked one at a time, for they take much memory: that of a snapshot or a
@@ -74,15 +77,14 @@ pub fn fsck(repo: &Repo, progress: &dyn Progress) -> Result<Outcome, CommandErro
     let intervals = checker.intervals.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     let positions = check_names(repo, &intervals, &mut faults);
     let needed = check_reachable(repo, &positions, &mut all, &mut faults, progress)?;
-    // One that is written this instant gets its index right away.
-    for pack in lone {
-        if pack.path().exists() && !pack.index_path().exists() {
-            faults.push(format!("'{}' has no index: zenith repack makes one", pack.path().display()));
-        }
-    }
+    // A crash leaves such a pack, and what it alone holds was not acknowledged; if an index was lost, what is needed of it is
+    // missing, which is a fault. One that is written this instant gets its index right away.
+    let is_lone = |pack: &Pack| pack.path().exists() && !pack.index_path().exists();
+    let remark = |pack: &Pack| format!("'{}' has no index: zenith repack makes one", pack.path().display());
+    let remarks = lone.iter().filter(|pack| is_lone(pack)).map(remark).collect();
     faults.sort_unstable();
     faults.dedup();
-    Ok(Outcome { objects: all.len(), unreachable: all.len().saturating_sub(needed), faults })
+    Ok(Outcome { objects: all.len(), unreachable: all.len().saturating_sub(needed), faults, remarks })
 }
 
 fn text(error: store::Error) -> String {
@@ -349,6 +351,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         cx.ui.status(format!("{} objects checked, {} unreachable", outcome.objects, outcome.unreachable));
     }
     cx.out.flush()?;
+    outcome.remarks.iter().for_each(|remark| cx.ui.warning(remark));
     match outcome.faults.len() {
         0 => Ok(()),
         1 => Err(CommandError::new(Class::Corrupt, "the repository has a fault")),

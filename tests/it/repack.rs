@@ -113,6 +113,27 @@ fn a_pack_without_an_index_gets_one_and_nothing_of_it_goes() {
     check(&place.store(), &all);
 }
 
+/// A crash leaves such a pack after its writer's first rename.
+#[test]
+fn a_pack_without_an_index_is_a_fault_only_if_something_is_missing() {
+    let env = Env::init();
+    let objects = env.repo().join("objects/pack");
+    let pack = fs::read_dir(&objects).unwrap().flatten().map(|entry| entry.path());
+    let pack = pack.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "pack")).unwrap();
+    fs::copy(&pack, objects.join(format!("{}.pack", ObjectId([7; 32])))).unwrap();
+    let ran = env.run(["fsck"]);
+    assert_eq!(ran.code, 0, "{}{}", ran.out, ran.err);
+    assert!(ran.err.contains("has no index: zenith repack makes one"), "{}", ran.err);
+    assert_eq!(env.json(["fsck", "--json"])["remarks"].as_array().unwrap().len(), 1);
+    fs::remove_file(objects.join(format!("{}.pack", ObjectId([7; 32])))).unwrap();
+    fs::remove_file(pack.with_extension("idx")).unwrap();
+    let ran = env.run(["fsck"]);
+    assert_eq!(ran.code, 3, "{}{}", ran.out, ran.err);
+    env.run(["repack"]).ok();
+    let ran = env.run(["fsck"]);
+    assert_eq!((ran.code, ran.err.contains("no index")), (0, false), "{}", ran.err);
+}
+
 #[test]
 fn files_that_are_imported_again_heal_what_is_damaged() {
     let env = Env::init();

@@ -79,7 +79,7 @@ impl Command {
 /// Finds the repository that the user named, or the one that `folder` lies in. One that belongs to somebody else has to be named:
 /// whoever made it in a folder that others work below, such as `/tmp`, would have his programs run as them.
 fn find_repo(named: Option<&Path>, folder: &Path) -> Result<PathBuf, CommandError> {
-    let dir = Repo::locate(named.unwrap_or(folder))?;
+    let dir = named.map_or_else(|| Repo::locate(folder), Repo::locate_in)?;
     let owner = std::fs::metadata(&dir)?.uid();
     // Nor does somebody's link lead to another one of ours.
     let maker = std::fs::symlink_metadata(&dir)?.uid();

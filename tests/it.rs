@@ -30,6 +30,7 @@ mod it {
     pub mod refs;
     pub mod repack;
     pub mod restored;
+    pub mod runs;
     pub mod settings;
     pub mod trash;
     pub mod versions;

@@ -1,8 +1,9 @@
 //! Reads small files whole, and no others: what is longer than it can be is damaged, and takes no memory.
 
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+
+use super::regular;
 
 /// The most bytes of a ref: a tag has a message.
 pub const REF: u64 = 1 << 20;
@@ -16,7 +17,7 @@ pub const ORIGIN: u64 = 4096;
 /// Returns the text of a file of at most `most` bytes.
 pub fn read_to_string(path: &Path, most: u64) -> io::Result<String> {
     let mut text = String::new();
-    File::open(path)?.take(most + 1).read_to_string(&mut text)?;
+    regular::open(path)?.take(most + 1).read_to_string(&mut text)?;
     if text.len() as u64 > most {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it has more than {most} bytes")));
     }

@@ -94,7 +94,8 @@ pub fn establish(dir: &Path, tmp: &Path) -> io::Result<CloneId> {
 pub fn known(dir: &Path, folder: &Folder) -> io::Result<Option<CloneId>> {
     match bounded::read_to_string(&dir.join(FILE), bounded::CONFIG) {
         Ok(text) => Ok(Identity::parse(&text).and_then(|identity| identity.id_in(folder))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        // One that is damaged is another clone's: a false alarm costs a fork.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => Ok(None),
         Err(error) => Err(error),
     }
 }

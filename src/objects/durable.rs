@@ -17,6 +17,8 @@ use std::sync::OnceLock;
 use rayon::prelude::*;
 use tempfile::NamedTempFile;
 
+use super::regular;
+
 /// Where each sync is noted.
 static TRACE: OnceLock<PathBuf> = OnceLock::new();
 
@@ -65,7 +67,7 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
 
 /// Syncs the content of one file.
 pub fn sync_file(path: &Path) -> io::Result<()> {
-    sync_all(&File::open(path)?)
+    sync_all(&regular::open(path)?)
 }
 
 /// Syncs the content and the length of an open file.
@@ -143,7 +145,7 @@ pub fn append_to(file: &File, length: u64, bytes: &[u8]) -> io::Result<()> {
 /// Appends a line to the file at `path`, which is made if there is none; its folder is there. It survives a crash after
 /// `Ok`, and is a line of its own even if a crash left the one before without an end.
 pub fn append_line(path: &Path, line: &str) -> io::Result<()> {
-    let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+    let mut file = regular::open_with(OpenOptions::new().create(true).read(true).append(true), path)?;
     let mut last = [b'\n'];
     match file.metadata()?.len().checked_sub(1) {
         Some(at) => file.read_exact_at(&mut last, at)?,
@@ -157,7 +159,7 @@ pub fn append_line(path: &Path, line: &str) -> io::Result<()> {
 
 /// Writes a file that may be in use by name already, in place, and syncs it and its folder.
 pub fn write_in_place(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    let mut file = OpenOptions::new().create(true).truncate(true).write(true).open(path)?;
+    let mut file = regular::open_with(OpenOptions::new().create(true).truncate(true).write(true), path)?;
     write(&mut file)?;
     sync_all(&file)?;
     sync_dir(parent(path)?)

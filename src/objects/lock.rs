@@ -11,6 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::objects::file_error::{FileError, cannot};
+use crate::objects::regular;
 use crate::progress::{Interrupted, StopFlag};
 
 /// How long a lock is waited for: any number of commands may work at once on a busy machine.
@@ -52,7 +53,7 @@ pub fn try_open(path: &Path) -> Result<Option<File>, Error> {
 }
 
 fn open(path: &Path) -> Result<File, Error> {
-    File::options().create(true).truncate(false).write(true).open(path).map_err(cannot("lock", path))
+    regular::open_with(File::options().create(true).truncate(false).write(true), path).map_err(cannot("lock", path))
 }
 
 /// How long locks are waited for, and what ends that.

@@ -33,6 +33,8 @@ const HIDDEN_FROM_GIT: &[u8] = b"*\n";
 pub enum Error {
     #[error("not a zenith repository (or any of the parent folders): '{}'", .0.display())]
     NotFound(PathBuf),
+    #[error("not a zenith repository: '{}'", .0.display())]
+    NotThere(PathBuf),
     #[error("the repository '{}' is damaged: it has no {file}", dir.display())]
     Lacks { dir: PathBuf, file: &'static str },
     #[error("there is a repository already: '{}'", .0.display())]
@@ -97,28 +99,42 @@ impl Tmp {
     }
 }
 
+/// Returns the path from the root on. Through `..` the way is that of the system, which follows links and mounts.
+fn absolute(path: &Path) -> Result<PathBuf, Error> {
+    let goes_up = path.components().any(|part| part == Component::ParentDir);
+    let found = if goes_up { fs::canonicalize(path) } else { std::path::absolute(path) };
+    found.map_err(cannot::<Error>("find", path))
+}
+
 impl Repo {
     /// Returns the folder of the repository that `start` lies in, or is.
     pub fn locate(start: &Path) -> Result<PathBuf, Error> {
-        // Through `..` the way is that of the system, which follows links and mounts.
-        let goes_up = start.components().any(|part| part == Component::ParentDir);
-        let found = if goes_up { fs::canonicalize(start) } else { std::path::absolute(start) };
-        let start = found.map_err(cannot::<Error>("find", start))?;
-        let is_repository = |dir: &Path| dir.join("config").is_file() && dir.join("HEAD").is_file();
+        let start = absolute(start)?;
         for folder in start.ancestors() {
-            let inside = folder.join(FOLDER);
-            if is_repository(&inside) {
-                return Ok(inside);
-            }
-            if inside.join("timelines").is_dir() {
-                let gone = ["config", "HEAD"].into_iter().find(|name| !inside.join(name).is_file());
-                return Err(Error::Lacks { dir: inside, file: gone.unwrap_or("config") });
-            }
-            if is_repository(folder) && folder.join("timelines").is_dir() {
-                return Ok(folder.to_owned());
+            if let Some(found) = Repo::in_folder(folder)? {
+                return Ok(found);
             }
         }
         Err(Error::NotFound(start))
+    }
+
+    /// Returns the folder of the repository that the folder `dir` is, or has in it, and no other: whoever names one means that one.
+    pub fn locate_in(dir: &Path) -> Result<PathBuf, Error> {
+        let dir = absolute(dir)?;
+        Repo::in_folder(&dir)?.ok_or(Error::NotThere(dir))
+    }
+
+    fn in_folder(folder: &Path) -> Result<Option<PathBuf>, Error> {
+        let is_repository = |dir: &Path| dir.join("config").is_file() && dir.join("HEAD").is_file();
+        let inside = folder.join(FOLDER);
+        if is_repository(&inside) {
+            return Ok(Some(inside));
+        }
+        if inside.join("timelines").is_dir() {
+            let gone = ["config", "HEAD"].into_iter().find(|name| !inside.join(name).is_file());
+            return Err(Error::Lacks { dir: inside, file: gone.unwrap_or("config") });
+        }
+        Ok((is_repository(folder) && folder.join("timelines").is_dir()).then(|| folder.to_owned()))
     }
 
     /// Reads the config of the repository in `dir`, as it is now.
@@ -136,7 +152,7 @@ impl Repo {
         self.tmp()?;
         // Not the config itself, which is another file after each change.
         let held = self.patience.open(&self.dir.join("config.lock"), Mode::Exclusive).map_err(Error::Lock)?;
-        let text = fs::read_to_string(&path).map_err(cannot::<Error>("read", &path))?;
+        let text = bounded::read_to_string(&path, bounded::REF).map_err(cannot::<Error>("read", &path))?;
         let text = change(&text)?;
         durable::replace(self.tmp()?, &path, text.as_bytes()).map_err(cannot::<Error>("write", &path))?;
         drop(held);
@@ -243,6 +259,19 @@ impl Repo {
         Repo { foreign: Some(owner), ..self }
     }
 
+    /// Returns whether it is somebody else's, for root, who does nothing in it that its owner could lead elsewhere.
+    pub fn is_foreign(&self) -> bool {
+        self.foreign.is_some()
+    }
+
+    /// Refuses to lock or write anything in somebody else's.
+    pub fn check_own(&self) -> Result<(), Error> {
+        match &self.foreign {
+            Some(owner) => Err(Error::Foreign { dir: self.dir.clone(), owner: owner.clone() }),
+            None => Ok(()),
+        }
+    }
+
     /// Returns the id of the clone that this repository is; a new one in a folder that is not the one it is bound to.
     pub fn clone_id(&self) -> Result<CloneId, Error> {
         let failed = cannot::<Error>("tell which clone is", &self.dir);
@@ -272,9 +301,7 @@ impl Repo {
             return Ok(tmp.dir.path());
         }
         // Whatever is written begins here.
-        if let Some(owner) = &self.foreign {
-            return Err(Error::Foreign { dir: self.dir.clone(), owner: owner.clone() });
-        }
+        self.check_own()?;
         let tmp = self.dir.join("tmp");
         let make = || {
             fs::create_dir_all(&tmp)?;

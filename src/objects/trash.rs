@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::timeline::{Position, TimelineId};
-use super::{bounded, durable};
+use super::{bounded, durable, folder};
 use crate::objects::file_error::{FileError, cannot};
 
 /// What an entry is.
@@ -154,7 +154,15 @@ impl Trash {
         let is_begun =
             |item: &Item| item.entry.as_ref().is_some_and(|begun| key(begun) == key(&entry)) && !item.has_files();
         let item = match self.list()?.into_iter().find(is_begun) {
-            Some(item) => item,
+            // As of now: it may have been begun long ago.
+            Some(Item { id, path, .. }) => {
+                let write = || {
+                    let text = toml_edit::ser::to_string_pretty(&entry).map_err(io::Error::other)?;
+                    durable::replace(tmp, &path.join("entry"), text.as_bytes())
+                };
+                write().map_err(cannot::<Error>("write", &path))?;
+                Item { id, path, entry: Some(entry) }
+            }
             None => self.put(tmp, entry, |_| Ok(()))?,
         };
         durable::publish_dir(files, &item.path.join(folder)).map_err(cannot::<Error>("move", files))?;
@@ -163,21 +171,20 @@ impl Trash {
 
     /// Returns all entries, those that are damaged first, then the oldest. Costs a small file an entry.
     pub fn list(&self) -> Result<Vec<Item>, Error> {
-        let entries = match fs::read_dir(&self.dir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(cannot::<Error>("list", &self.dir)(error)),
-        };
         let mut items = Vec::new();
-        for entry in entries {
-            let entry = entry.map_err(cannot::<Error>("list", &self.dir))?;
+        for entry in folder::entries(&self.dir).map_err(cannot::<Error>("list", &self.dir))? {
             let Ok(id) = entry.file_name().into_string() else { continue };
             if id.len() != 8 || !id.bytes().all(|digit| digit.is_ascii_hexdigit()) {
                 continue;
             }
             let path = entry.path();
-            let text = bounded::read_to_string(&path.join("entry"), bounded::ENTRY);
-            let entry = text.ok().and_then(|text| toml_edit::de::from_str(&text).ok());
+            let file = path.join("entry");
+            let entry = match bounded::read_to_string(&file, bounded::ENTRY) {
+                Ok(text) => toml_edit::de::from_str(&text).ok(),
+                // Nor can it be read some other time.
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => None,
+                Err(error) => return Err(cannot::<Error>("read", &file)(error)),
+            };
             // Else removed meanwhile.
             if entry.is_some() || path.exists() {
                 items.push(Item { id, path, entry });

@@ -23,13 +23,6 @@ pub struct Args {
 
 /// Creates a timeline that forks at `position`, whose WAL must be sealed (INVARIANT 1).
 pub fn fork_timeline(repo: &Repo, position: Position, now_us: i64) -> Result<TimelineId, CommandError> {
-    let id = TimelineId::random();
-    fork_timeline_as(repo, id, position, now_us)?;
-    Ok(id)
-}
-
-/// Does the same with an id that the caller has noted down already.
-pub fn fork_timeline_as(repo: &Repo, id: TimelineId, position: Position, now_us: i64) -> CmdResult {
     let _kept = repo.timelines().keep()?;
     let parent = repo.timelines().secure(position.timeline)?;
     if position.lsn > parent.sealed() {
@@ -37,7 +30,9 @@ pub fn fork_timeline_as(repo: &Repo, id: TimelineId, position: Position, now_us:
         return Err(revision::Error::BeyondEnd { revision: position.to_string(), lsn, timeline: parent.id, end }.into());
     }
     let origin = repo.timelines().fork(position, repo.clone_id()?, now_us)?;
-    Ok(repo.timelines().create(repo.tmp()?, id, &origin)?)
+    let id = TimelineId::random();
+    repo.timelines().create(repo.tmp()?, id, &origin)?;
+    Ok(id)
 }
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {

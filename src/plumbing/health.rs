@@ -113,7 +113,8 @@ fn keeping(repo: &Repo, instance: &Instance) -> Result<Vec<Keeping>, CommandErro
             (slots::of_server(&repo.datadir(open).join("data"))?, *last)
         }
         (None, Some(Value::Branch(timeline))) => {
-            (slots::kept(repo, timeline)?, repo.timelines().read(timeline)?.tip().lsn)
+            let timeline = repo.timelines().read(timeline)?;
+            (slots::kept(repo, &timeline)?, timeline.tip().lsn)
         }
         (None, _) => return Ok(Vec::new()),
     };

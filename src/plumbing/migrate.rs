@@ -29,7 +29,7 @@ use crate::objects::file_error::cannot;
 use crate::objects::format::{FORMAT_VERSION, MIGRATING, Shared};
 use crate::objects::pg::{Lsn, segment};
 use crate::objects::timeline::{CloneId, Origin, Position, TimelineId, Timelines};
-use crate::objects::{bounded, clone, durable, repo};
+use crate::objects::{bounded, clone, durable, folder, repo};
 
 /// Bring a repository of an older format to the one of this program
 ///
@@ -93,16 +93,22 @@ pub fn migrate(dir: &Path) -> Result<Option<Outcome>, CommandError> {
         fs::remove_dir_all(left)?;
     }
     let tmp = tempfile::Builder::new().prefix(OsStr::from_bytes(TMP)).tempdir_in(dir)?;
-    if !is_under_way {
-        // What is left of damaged ones later is beside that of all others.
-        if !is_new {
-            keep(dir, tmp.path(), &timelines)?;
-        }
-        let writer = clone::establish(dir, tmp.path())?;
-        add_new(&timelines, tmp.path(), writer, is_new)?;
+    let mut begin = || {
         document["format_version"] = value(i64::from(FORMAT_VERSION));
         document["extensions"] = value(toml_edit::Array::from_iter([MIGRATING]));
-        durable::replace(tmp.path(), &config, document.to_string().as_bytes())?;
+        durable::replace(tmp.path(), &config, document.to_string().as_bytes())
+    };
+    // What is left of damaged ones later is beside that of all others, which nobody may use amid this: a log that waits to be put in
+    // its place would be older than the one that is there.
+    if is_new {
+        begin()?;
+    } else {
+        keep(dir, tmp.path(), &timelines)?;
+    }
+    let writer = clone::establish(dir, tmp.path())?;
+    add_new(&timelines, tmp.path(), writer, is_new)?;
+    if !is_new {
+        begin()?;
     }
     let timelines_now = replace_old(&timelines)?;
     document.remove("extensions");
@@ -237,6 +243,9 @@ impl Old {
         let first = self.wal.lines().next().and_then(|line| line.split(' ').nth(1)?.parse::<Lsn>().ok());
         let Some((last, above)) = self.ancestors.split_last() else {
             let begins_amid = first.is_some_and(|first| first.segment_start(segment::SMALLEST) != first);
+            if first.is_none() || self.snapshots.is_empty() {
+                return Some("no ancestor, although it has no WAL or no snapshot of its own");
+            }
             return begins_amid.then_some("no ancestor, although the WAL begins amid a segment");
         };
         let Some(parent) = others.get(&last.timeline) else { return Some("its parent is gone or damaged") };
@@ -326,12 +335,8 @@ fn subfolders(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(entries(folder)?.into_iter().filter(|path| path.is_dir()).collect())
 }
 
-fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
-    match fs::read_dir(folder) {
-        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(error),
-    }
+fn entries(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    Ok(folder::entries(dir)?.into_iter().map(|entry| entry.path()).collect())
 }
 
 pub fn run(cx: &mut Cx, _args: Args) -> CmdResult {

@@ -164,7 +164,9 @@ impl Watch<'_> {
     /// from this directory by itself after a crash. The server does not wait for that.
     fn prepare(&self) -> CmdResult {
         let timeline = self.dir.file_name().and_then(|name| name.to_str()?.parse().ok());
-        let Some(timeline) = timeline.filter(|timeline| self.repo.timelines().exists(*timeline)) else { return Ok(()) };
+        let Some(timeline) = timeline.filter(|timeline| !self.repo.timelines().is_gone(*timeline)) else {
+            return Ok(());
+        };
         complete_below(self.repo, &self.repo.store().snapshot(self.snapshot)?, timeline)?;
         durable::sync_tree(&self.repo.timelines().wal_dir(timeline))?;
         Ok(mount::set_prepared(self.dir)?)

@@ -12,8 +12,8 @@ use crate::objects::trash::Item;
 /// Set or delete a ref safely
 ///
 /// Sets REF, a full name such as refs/branches/main, to the timeline that NEW names, or for a tag to
-/// timeline@LSN. A branch is a whole timeline: a NEW amid one is refused, and needs a timeline of its own,
-/// which fork-timeline makes. With OLD, does so only if the ref is at OLD now; an OLD of 32 zeroes means
+/// timeline@LSN. A branch is a whole timeline, and of one branch only: a NEW amid one, or that is another branch, is refused, and
+/// needs a timeline of its own, which fork-timeline makes. With OLD, does so only if the ref is at OLD now; an OLD of 32 zeroes means
 /// that the ref must not exist.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:\n  zenith update-ref refs/branches/try 76cf99e0\n  \
@@ -96,6 +96,18 @@ fn whole_timeline(repo: &Repo, text: &str, position: Position) -> Result<Timelin
     Err(CommandError::refused(error).hint(format!("begin a timeline there: zenith fork-timeline '{text}'")))
 }
 
+/// Refuses to let a branch have the timeline of another one, which would move with it.
+pub fn check_is_free(repo: &Repo, name: &RefName, timeline: TimelineId) -> CmdResult {
+    let branches = repo.refs().list(RefKind::Branch)?;
+    let Some((other, _)) = branches.into_iter().find(|(other, value)| other != name && value.timeline() == timeline)
+    else {
+        return Ok(());
+    };
+    let error = format!("timeline {timeline} is that of the branch '{}'", other.short());
+    Err(CommandError::refused(error)
+        .hint(format!("begin another one at its end: zenith fork-timeline {}", other.short())))
+}
+
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let signature = cx.sign(&args.message);
     let now = cx.now.clone();
@@ -119,7 +131,12 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
             let position = revision::resolve(&repo, &new, &now)?.position;
             Some(match name.kind() {
                 RefKind::Tag => Value::Tag(Tag { position, time_us: signature.time_us, message: None }),
-                RefKind::Branch | RefKind::Remote => Value::Branch(whole_timeline(&repo, &new, position)?),
+                RefKind::Branch => {
+                    let timeline = whole_timeline(&repo, &new, position)?;
+                    check_is_free(&repo, &name, timeline)?;
+                    Value::Branch(timeline)
+                }
+                RefKind::Remote => Value::Branch(whole_timeline(&repo, &new, position)?),
             })
         }
     };

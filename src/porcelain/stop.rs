@@ -58,7 +58,7 @@ fn report(cx: &mut Cx, repo: &Repo, instance: &Instance, settled: Settled) -> Cm
     match settled {
         Settled::Nothing => cx.say(format_args!("{name}: {branch} was not running")),
         Settled::Discarded => cx.say(format_args!("{name}: {branch} stopped")),
-        Settled::Dropped => cx.say(format_args!("{name}: {branch} stopped, nothing was committed")),
+        Settled::Unchanged => cx.say(format_args!("{name}: {branch} stopped, nothing was committed")),
         Settled::Sealed { timeline, .. } => {
             let tip = repo.timelines().read(timeline)?.tip().lsn;
             cx.say(format_args!("{name}: {branch} stopped at {tip}"))

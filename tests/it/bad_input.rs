@@ -9,6 +9,18 @@ use std::process::{Command, Stdio};
 use crate::support::{Env, Random, majors};
 
 #[test]
+fn a_repository_that_is_named_is_that_one_or_none() {
+    let env = Env::init();
+    fs::create_dir_all(env.path().join("child/.zenith")).unwrap();
+    for named in ["child", "child/.zenith", "no/such", ".zenith/objects"] {
+        env.run(["--repo", named, "branch", "x"]).fails(1, &["not a zenith repository", named]);
+    }
+    env.run(["--repo", ".", "branch", "y"]).ok();
+    env.run(["--repo", "child/../.zenith", "branch", "z"]).ok();
+    assert_eq!(env.run(["branch"]).ok(), "* main\n  y\n  z");
+}
+
+#[test]
 fn no_repository() {
     let env = Env::new();
     for command in ["status", "start", "log", "fsck", "show-ref"] {
@@ -129,6 +141,7 @@ fn a_port_that_is_taken() {
 #[test]
 fn a_server_that_does_not_start_shows_its_log_and_leaves_the_branch_alone() {
     let env = Env::init();
+    let good = env.run(["rev-parse", "main"]).ok();
     env.run(["start"]).ok();
     env.sql("main", "alter system set shared_preload_libraries = 'no_such_library'");
     env.run(["stop"]).ok();
@@ -136,8 +149,8 @@ fn a_server_that_does_not_start_shows_its_log_and_leaves_the_branch_alone() {
     env.run(["start"]).fails(1, &["did not start", "no_such_library"]);
     assert_eq!(env.run(["rev-parse", "main"]).ok(), before);
     assert_eq!(fs::read_dir(env.repo().join("datadirs")).unwrap().count(), 0);
-    // The state before is a step back.
-    env.run(["branch", "good", "main~1"]).ok();
+    // The state before is there.
+    env.run(["branch", "good", &good]).ok();
     env.run(["start", "good"]).ok();
 }
 
@@ -296,6 +309,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 #[test]
 fn objects_that_are_damaged_or_missing() {
     let env = Env::init();
+    let empty = env.run(["rev-parse", "main"]).ok();
     env.run(["start"]).ok();
     env.sql("main", "create table t as select g, md5(g::text) m from generate_series(1, 100000) g");
     env.run(["stop"]).ok();
@@ -334,7 +348,7 @@ fn objects_that_are_damaged_or_missing() {
     assert!(seen > 1, "{seen}");
     env.run(["fsck"]).ok();
     // One damaged WAL object: its branch is out of reach, others go on.
-    env.run(["branch", "x", "main~1"]).ok();
+    env.run(["branch", "x", &empty]).ok();
     let wal = originals.iter().find(|(path, _)| !path.starts_with(objects.join("pack"))).unwrap();
     let log = files(&env.repo().join("timelines"))
         .into_iter()

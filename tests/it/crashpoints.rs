@@ -78,7 +78,7 @@ const CASES: &[Case] = &[
     Case { before: &[], command: &["tag", "v1", "-m", "text"], probe: &["rev-parse", "v1"], server: false },
     Case {
         before: &[],
-        command: &["update-ref", "refs/branches/deep/er", "main"],
+        command: &["update-ref", "refs/tags/deep/er", "main"],
         probe: &["rev-parse", "deep/er"],
         server: false,
     },

@@ -53,6 +53,9 @@ fn each_command_syncs_what_it_says_and_what_it_relies_on() {
     let env = Env::init();
     let timeline = env.run(["rev-parse", "main"]).ok()[..32].to_owned();
     let timeline = timeline.as_str();
+    // It is to be had by another branch, and its deletion keeps nothing.
+    env.run(["branch", "keep"]).ok();
+    env.run(["update-ref", "-d", "refs/branches/main"]).ok();
     let set = ["update-ref", "refs/branches/x", timeline];
     let relied_on = [("timelines", 1), ("timelines/ID/log", 1), ("timelines/ID/snapshots", 1)];
     let check = |args: &[&str], own: &[(&str, usize)], relied_on: &[(&str, usize)]| {
@@ -65,6 +68,7 @@ fn each_command_syncs_what_it_says_and_what_it_relies_on() {
     check(&set, &[("refs/branches", 1)], &relied_on);
     check(&["update-ref", "-d", "refs/branches/x"], &[&log[..], &[("refs/branches", 1)]].concat(), &[]);
     check(&["update-ref", "-d", "refs/branches/x"], &[("refs/branches", 1)], &[]);
+    env.run(["update-ref", "refs/branches/main", timeline]).ok();
     let log = [("logs", 1), ("logs/refs", 1), ("logs/refs/tags", 1), ("logs/refs/tags/v1", 1)];
     let tag = [&log[..], &[("refs", 1), ("refs/tags", 1), ("tmp", 1)]].concat();
     check(&["update-ref", "refs/tags/v1", "main"], &tag, &relied_on);
@@ -103,10 +107,11 @@ fn wal_that_is_stored_already_is_made_durable() {
     assert_syncs(&env, &["hash-wal", "-w", "segment"], &object);
     env.run(["seal-wal", "main"]).ok();
     env.sql("main", "insert into t values (1)");
-    let sealed = [&object[..], &[("timelines/ID/log", 2), ("tmp", 1)]].concat();
+    // The list of snapshots too is made durable by who locks the log.
+    let sealed = [&object[..], &[("timelines/ID/log", 2), ("timelines/ID/snapshots", 1), ("tmp", 1)]].concat();
     assert_syncs(&env, &["seal-wal", "main"], &sealed);
     // "Sealed" is not said on the word of a line that nobody may have synced.
-    assert_syncs(&env, &["seal-wal", "main"], &[("timelines/ID/log", 1)]);
+    assert_syncs(&env, &["seal-wal", "main"], &[("timelines/ID/log", 1), ("timelines/ID/snapshots", 1)]);
 }
 
 #[test]

@@ -440,17 +440,19 @@ fn a_folder_of_the_user_that_became_a_file_and_a_link_that_leads_nowhere_are_in_
 }
 
 #[test]
-fn a_start_that_was_cut_off_before_the_server_leaves_no_timeline() {
+fn a_start_that_was_cut_off_before_the_server_leaves_the_timeline_as_it_was() {
     let env = Env::init();
     env.run(["start"]).ok();
-    env.run(["stop"]).ok();
+    env.sql("main", "create table t as select 42 as answer");
+    env.sql("main", "alter system set work_mem = '77MB'");
+    env.run(["stop", "--mode", "immediate"]).ok();
     let timelines =
         || std::fs::read_dir(env.repo().join("timelines")).unwrap().flatten().filter(|it| it.path().is_dir()).count();
-    let before = timelines();
-    // As a power cut once the files are mounted, before the branch moves.
-    let timeline = env.run(["fork-timeline", "main"]).ok();
+    let (before, tip) = (timelines(), env.run(["rev-parse", "main"]).ok());
+    // As a power cut once the files are mounted, before the run begins.
+    let timeline = &tip[..32];
     for folder in ["local", "data"] {
-        std::fs::create_dir_all(env.repo().join("datadirs").join(&timeline).join(folder)).unwrap();
+        std::fs::create_dir_all(env.repo().join("datadirs").join(timeline).join(folder)).unwrap();
     }
     let config = env.repo().join("instances/pg1/config");
     let text = std::fs::read_to_string(&config).unwrap();
@@ -458,8 +460,10 @@ fn a_start_that_was_cut_off_before_the_server_leaves_no_timeline() {
     let started = env.run(["start"]);
     assert!(!started.err.contains("cannot be shown"), "no server was there: {started:?}");
     started.ok();
-    assert_eq!(datadirs_in_trash(&env).len(), 1);
-    assert!(!env.repo().join("timelines").join(&timeline).exists());
+    assert_eq!(env.sql("main", "select answer from t"), "42");
+    assert_eq!(env.sql("main", "show work_mem"), "77MB", "it was put away with the timeline");
+    // Those of the server that was not shut down, and those of the start.
+    assert_eq!(datadirs_in_trash(&env).len(), 2);
     env.run(["stop"]).ok();
     assert_eq!(timelines(), before);
 }
@@ -595,9 +599,9 @@ fn what_a_killed_stop_did_not_come_to_is_done_later() {
     env.run(["start"]).ok();
     let timeline = env.datadir("main").file_name().unwrap().to_owned();
     env.run(["stop"]).ok();
+    assert_eq!(segments(&env, &timeline), 0);
     env.run(["start"]).ok();
     assert_eq!(env.sql("main", "show work_mem"), "77MB");
-    assert_eq!(segments(&env, &timeline), 0);
 
     // And amid the last step.
     env.sql("main", "create table t ()");
@@ -608,6 +612,8 @@ fn what_a_killed_stop_did_not_come_to_is_done_later() {
     assert_eq!(code, None, "{trace}");
     assert!(segments(&env, &timeline) > 0);
     env.run(["start"]).ok();
+    env.sql("main", "table t");
+    env.run(["stop"]).ok();
     assert_eq!(segments(&env, &timeline), 0);
 }
 

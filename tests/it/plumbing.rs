@@ -77,18 +77,21 @@ fn a_snapshot_gives_every_file_back_and_a_delta_is_one() {
 #[test]
 fn refs_change_by_compare_and_swap() {
     let env = Env::init();
-    let main = env.run(["rev-parse", "main"]).ok();
-    let fork = env.run(["fork-timeline", "main"]).ok();
+    let [fork, other] = [(); 2].map(|()| env.run(["fork-timeline", "main"]).ok());
     let zeroes = "0".repeat(32);
     env.run(["update-ref", "refs/branches/x", &fork, &zeroes]).ok();
-    env.run(["update-ref", "refs/branches/x", "main", &zeroes]).fails(1, &["already exists"]);
-    env.run(["update-ref", "refs/branches/x", "main", "main"]).fails(1, &["is not at"]);
-    env.run(["update-ref", "refs/branches/x", "main", &fork]).ok();
-    assert_eq!(env.run(["rev-parse", "x"]).ok(), main);
+    env.run(["update-ref", "refs/branches/x", &other, &zeroes]).fails(1, &["already exists"]);
+    env.run(["update-ref", "refs/branches/x", &other, "main"]).fails(1, &["is not at"]);
+    env.run(["update-ref", "refs/branches/x", &other, &fork]).ok();
+    // A timeline is that of one branch, which goes on with it.
+    env.run(["update-ref", "refs/branches/y", "x"]).fails(1, &["the branch 'x'", "zenith fork-timeline x"]);
+    env.run(["update-ref", "refs/branches/x", "x"]).ok();
+    let x = env.run(["rev-parse", "x"]).ok();
+    assert!(x.starts_with(&other));
     env.run(["update-ref", "refs/tags/t", "x"]).ok();
-    assert!(env.run(["show-ref"]).ok().contains(&format!("{main} refs/tags/t")));
+    assert!(env.run(["show-ref"]).ok().contains(&format!("{x} refs/tags/t")));
     env.run(["update-ref", "-d", "refs/branches/x", &fork]).fails(1, &["is not at"]);
-    env.run(["update-ref", "-d", "refs/branches/x", "main"]).ok();
+    env.run(["update-ref", "-d", "refs/branches/x", &other]).ok();
     env.run(["update-ref", "refs/heads/x", "main"]).fails(1, &["refs/branches/"]);
     env.run(["rev-parse", "x"]).fails(1, &["unknown revision 'x'"]);
     assert_eq!(env.run(["symbolic-ref"]).ok(), "refs/branches/main");
@@ -100,7 +103,6 @@ fn refs_change_by_compare_and_swap() {
 #[test]
 fn revisions_of_every_form_lead_where_they_say() {
     let env = Env::init();
-    let root = env.run(["rev-parse", "main"]).ok();
     env.run(["start"]).ok();
     env.sql("main", "create table t (i int)");
     let first = env.run(["branch", "one"]).ok().rsplit(' ').next().unwrap().to_owned();
@@ -115,9 +117,10 @@ fn revisions_of_every_form_lead_where_they_say() {
         env.run(["rev-parse", "HEAD", "@", &timeline, &timeline[..8], "refs/branches/main"]).ok(),
         [sealed.as_str(); 5].join("\n")
     );
-    assert_eq!(env.run(["rev-parse", "main~1", "main~", "HEAD~1"]).ok(), [root.as_str(); 3].join("\n"));
     let at = env.run(["rev-parse", &format!("main@{first}")]).ok();
     assert_eq!(at, format!("{timeline}@{first}"));
+    assert_eq!(env.run(["rev-parse", "one~1", "one~"]).ok(), [at.as_str(); 2].join("\n"));
+    env.run(["rev-parse", "main~1"]).fails(1, &["has no past"]);
     // An LSN amid a record is moved back to the end of the last whole one.
     let inside = Lsn(first.parse::<Lsn>().unwrap().0 + 3);
     assert_eq!(
@@ -127,8 +130,11 @@ fn revisions_of_every_form_lead_where_they_say() {
     let by_time: Lsn = env.run(["rev-parse", &format!("main@{{{between}}}")]).ok()[33..].parse().unwrap();
     assert!(by_time >= first.parse().unwrap() && by_time < sealed[33..].parse().unwrap(), "{by_time}");
     assert_eq!(env.run(["rev-parse", "main@{now}"]).ok(), sealed);
-    assert_eq!(env.run(["rev-parse", "main@{1}"]).ok(), root);
     assert_eq!(env.run(["rev-parse", "main@{0}"]).ok(), sealed);
+    env.run(["branch", "moved", "one"]).ok();
+    let before = env.run(["rev-parse", "moved"]).ok();
+    env.run(["branch", "-f", "moved", "main"]).ok();
+    assert_eq!(env.run(["rev-parse", "moved@{1}"]).ok(), before);
     assert_eq!(env.run(["merge-base", "main", "one"]).ok(), at);
     env.run(["merge-base", "--is-ancestor", "one~1", "main"]).ok();
     env.run(["merge-base", "--is-ancestor", "main", "one"]).fails(1, &["not an ancestor"]);

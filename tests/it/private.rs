@@ -152,6 +152,17 @@ fn root_makes_nothing_in_the_repository_of_somebody_else() {
     fs::set_permissions(env.repo(), Permissions::from_mode(0o755)).unwrap();
     env.run(["--repo", &repo, "log"]).ok();
     assert_eq!(mode(&env.repo()), 0o755);
+    // Nor is anything noted in its locks, which may be links.
+    let (precious, lock) = (env.path().join("precious"), env.repo().join("instances/lock"));
+    fs::write(&precious, "text").unwrap();
+    let _ = fs::remove_file(&lock);
+    std::os::unix::fs::symlink(&precious, &lock).unwrap();
+    let open = env.run(["--repo", &repo, "rev-parse", "main"]).ok()[..32].to_owned();
+    fs::create_dir_all(env.repo().join("datadirs").join(open)).unwrap();
+    for look in [&["status"][..], &["show", "main"], &["pg", "list"], &["branch"], &["stop", "--all"], &["start"]] {
+        let _ = env.run([&["--repo", &repo], look].concat());
+        assert_eq!(fs::read_to_string(&precious).unwrap(), "text", "{look:?}");
+    }
     // The servers' user is no exception where root's servers run as root.
     if let Ok(Some(_)) = nix::unistd::User::from_name("postgres") {
         crate::support::checked(Command::new("chown").args(["-R", "postgres"]).arg(env.repo()));

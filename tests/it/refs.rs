@@ -12,10 +12,10 @@ fn a_branch_is_a_whole_timeline_and_head_a_branch() {
     let amid = format!("main@{}", env.sql("main", "select pg_current_wal_insert_lsn()"));
     env.sql("main", "insert into t values (1)");
     env.run(["stop"]).ok();
-    let timeline = env.run(["rev-parse", "main"]).ok()[..32].to_owned();
+    let [timeline, another] = [(); 2].map(|()| env.run(["fork-timeline", "main"]).ok());
     env.run(["update-ref", "refs/branches/try", &amid]).fails(1, &["whole timeline", "fork-timeline"]);
     env.run(["update-ref", "refs/branches/try", &timeline]).ok();
-    env.run(["update-ref", "refs/branches/try", "main", &amid]).fails(1, &["whole timeline"]);
+    env.run(["update-ref", "refs/branches/try", &another, &amid]).fails(1, &["whole timeline"]);
     env.run(["update-ref", "refs/tags/v1", &amid]).ok();
     env.run(["symbolic-ref", "refs/tags/v1"]).fails(1, &["HEAD names a branch", "refs/tags/v1"]);
     assert_eq!(env.run(["symbolic-ref"]).ok(), "refs/branches/main");
@@ -26,23 +26,28 @@ fn a_branch_is_a_whole_timeline_and_head_a_branch() {
     env.run(["config", "branch.try.live", "true"]).ok();
     env.run(["branch", "-m", "try", "v1"]).fails(1, &["a tag named 'v1'"]);
     env.run(["config", "branch.v1.live"]).fails(1, &["not set"]);
-    env.run(["update-ref", "refs/branches/v1", "main"]).fails(1, &["a tag named 'v1'"]);
+    env.run(["update-ref", "refs/branches/v1", &another]).fails(1, &["a tag named 'v1'"]);
 }
 
 #[test]
 fn the_past_of_a_branch_names_only_what_is_there() {
     let env = Env::init();
-    let first = env.run(["rev-parse", "main"]).ok();
-    env.run(["start"]).ok();
-    env.sql("main", "create table t (i int)");
-    env.run(["stop"]).ok();
-    let second = env.run(["rev-parse", "main"]).ok();
-    // An epoch that leaves nothing behind.
-    env.run(["start"]).ok();
-    env.run(["stop"]).ok();
-    assert_eq!(env.run(["rev-parse", "main", "main@{1}"]).ok(), format!("{second}\n{first}"));
-    env.run(["rev-parse", "main@{9}"]).fails(1, &["the log of"]);
-    let log = env.json(["reflog", "main", "--json"]);
+    env.run(["branch", "x"]).ok();
+    env.run(["start", "x"]).ok();
+    env.sql("x", "create table t (i int)");
+    env.run(["stop", "x"]).ok();
+    let first = env.run(["rev-parse", "x"]).ok();
+    env.run(["branch", "-f", "x", "main"]).ok();
+    let second = env.run(["rev-parse", "x"]).ok();
+    // A run leaves nothing in the log.
+    env.run(["start", "x"]).ok();
+    env.sql("x", "create table u (i int)");
+    env.run(["stop", "x"]).ok();
+    assert_eq!(env.run(["rev-parse", "x@{0}"]).ok()[..32], second[..32]);
+    let second = env.run(["rev-parse", "x"]).ok();
+    assert_eq!(env.run(["rev-parse", "x", "x@{1}"]).ok(), format!("{second}\n{first}"));
+    env.run(["rev-parse", "x@{9}"]).fails(1, &["the log of"]);
+    let log = env.json(["reflog", "x", "--json"]);
     let rows = log.as_array().unwrap();
     assert_eq!((rows[0]["new"].as_str().unwrap(), rows[0]["old"].as_str().unwrap()), (&second[..32], &first[..32]));
 }
@@ -69,7 +74,7 @@ fn settings_that_are_changed_at_once_are_all_kept() {
         env.command(["config", &key(number), "1h"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
     };
     for number in 0..24 {
-        env.run(["update-ref", &format!("refs/branches/b{number}"), "main"]).ok();
+        env.run(["branch", &format!("b{number}")]).ok();
     }
     let commands: Vec<_> = (0..24).map(set).collect();
     for command in commands {

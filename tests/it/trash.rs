@@ -172,7 +172,7 @@ fn what_a_ref_was_goes_to_the_trash_if_no_other_ref_leads_there() {
     env.run(["update-ref", "refs/branches/raw", &tip[..32]]).ok();
     env.run(["tag", "-d", "v4"]).ok();
     assert_eq!(held(&env, "what"), "", "the branch names the same timeline");
-    env.run(["update-ref", "refs/branches/raw", "main"]).ok();
+    env.run(["update-ref", "refs/branches/raw", &env.run(["fork-timeline", "main"]).ok()]).ok();
     restored("timeline", "again", &tip);
     env.run(["update-ref", "-d", "refs/branches/again"]).ok();
     restored("timeline", "again", &tip);
@@ -283,4 +283,24 @@ fn what_a_server_commits_after_its_branch_was_deleted_is_in_the_trash() {
     env.run(["trash", "restore", &id, "back"]).ok();
     env.run(["start", "back"]).ok();
     assert_eq!(env.sql("back", "select i from t"), "6");
+}
+
+#[test]
+fn what_a_server_commits_after_its_branch_was_moved_is_not_taken_for_nothing() {
+    let env = Env::init();
+    env.run(["config", "gc.trash", "1s"]).ok();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select 1 i");
+    env.run(["branch", "x"]).ok();
+    let other = env.run(["fork-timeline", "x"]).ok();
+    env.run(["update-ref", "refs/branches/main", &other]).ok();
+    env.sql("main", "insert into t values (2)");
+    std::thread::sleep(Duration::from_millis(1100));
+    env.run(["stop", "main"]).ok();
+    let rows = env.json(["trash", "--json"]);
+    let row = rows.as_array().unwrap().iter().find(|row| row["branch"] == "main").unwrap();
+    assert_eq!(row["commits"], true, "{rows}");
+    env.run(["trash", "restore", row["id"].as_str().unwrap(), "back"]).ok();
+    env.run(["start", "back"]).ok();
+    assert_eq!(env.sql("back", "select count(*) from t"), "2");
 }

@@ -78,7 +78,7 @@ fn the_older_form_works() {
 }
 
 #[test]
-fn an_epoch_that_commits_nothing_is_dropped_and_one_that_commits_is_kept() {
+fn a_run_that_commits_nothing_leaves_no_trace_and_one_that_sets_something_is_kept() {
     let env = Env::init();
     // The first readers of what was committed leave hint bits, which are kept.
     env.run(["start"]).ok();
@@ -95,7 +95,7 @@ fn an_epoch_that_commits_nothing_is_dropped_and_one_that_commits_is_kept() {
     assert_ne!(env.run(["rev-parse", "main"]).ok(), before);
     env.run(["start"]).ok();
     assert_eq!(env.sql("main", "show work_mem"), "9MB");
-    assert_eq!(env.run(["rev-parse", "main~2"]).ok(), before);
+    env.run(["merge-base", "--is-ancestor", &before, "main"]).ok();
 }
 
 #[test]

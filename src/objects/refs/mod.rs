@@ -25,7 +25,7 @@ pub use name::{BadName, RefKind, RefName};
 
 use super::lock::{self, Mode, Patience};
 use super::timeline::{Position, TimelineId};
-use super::{bounded, durable};
+use super::{bounded, durable, regular};
 use crate::objects::file_error::{FileError, cannot};
 
 /// What a ref says.
@@ -285,7 +285,7 @@ impl Refs {
         }
         self.refuse_conflict(to)?;
         let (old_log, new_log) = (self.log_path(from.as_str()), self.log_path(to.as_str()));
-        let copied = match fs::read(&old_log) {
+        let copied = match regular::read(&old_log) {
             Ok(log) => durable::create_dir_all(new_log.parent().expect("invariant: names have three parts"))
                 .and_then(|()| durable::replace(tmp, &new_log, &log)),
             Err(error) if is_absent(&error) => Ok(()),

@@ -4,14 +4,13 @@
 //! A line for each change: `<old timeline> <new timeline> <microseconds since 1970> <who>`, a tab, and
 //! why. An absent ref is 32 zeroes. White space in `who` and newlines in `why` become `_` and a space.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
 use super::{Error, is_absent};
-use crate::objects::durable;
 use crate::objects::file_error::cannot;
 use crate::objects::timeline::TimelineId;
+use crate::objects::{durable, regular};
 
 const ABSENT: &str = "00000000000000000000000000000000";
 
@@ -65,7 +64,7 @@ pub fn append(path: &Path, entry: &Entry) -> Result<(), Error> {
 /// Reads all changes, the newest first. Lines that do not read like one, such as what a crash left
 /// of the last, are passed over.
 pub fn read(path: &Path) -> Result<Vec<Entry>, Error> {
-    match fs::read(path) {
+    match regular::read(path) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).lines().rev().filter_map(Entry::parse).collect()),
         Err(error) if is_absent(&error) => Ok(Vec::new()),
         Err(error) => Err(cannot::<Error>("read", path)(io::Error::from(error.kind()))),
@@ -74,6 +73,8 @@ pub fn read(path: &Path) -> Result<Vec<Entry>, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -251,7 +251,7 @@ pub fn past(repo: &Repo, name: &str) -> Result<Vec<Entry>, Error> {
     let mut past: Vec<Entry> = Vec::new();
     let mut passed_over = false;
     for mut entry in repo.refs().reflog(name)?.into_iter().rev() {
-        if entry.new.is_some_and(|id| !repo.timelines().exists(id)) {
+        if entry.new.is_some_and(|id| repo.timelines().is_gone(id)) {
             passed_over = true;
             continue;
         }

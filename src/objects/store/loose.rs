@@ -4,16 +4,16 @@
 //! The 4 bytes `ZNO1`, then the stored form of the object (see [`super::encode`]), to the end of
 //! the file. The file of id `abcdef…` is `ab/cdef…`.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use super::Error;
 use super::encode::Encoded;
-use crate::objects::durable;
 use crate::objects::file_error::cannot;
 use crate::objects::id::ObjectId;
+use crate::objects::{durable, folder, regular};
 
 const MAGIC: &[u8; 4] = b"ZNO1";
 
@@ -26,7 +26,7 @@ pub fn path(dir: &Path, id: &ObjectId) -> PathBuf {
 /// Reads the stored form; `None` where there is no such file.
 pub fn read(dir: &Path, id: &ObjectId) -> Result<Option<Encoded>, Error> {
     let path = path(dir, id);
-    let file = match File::open(&path) {
+    let file = match regular::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(cannot::<Error>("open", &path)(error)),
@@ -84,14 +84,8 @@ pub fn ids(dir: &Path, prefix: &str) -> Result<Vec<ObjectId>, Error> {
 }
 
 fn list(dir: &Path) -> Result<Vec<String>, Error> {
-    match fs::read_dir(dir) {
-        Ok(entries) => Ok(entries
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .filter(|name| name.is_ascii())
-            .collect()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(cannot::<Error>("list", dir)(error)),
-    }
+    let names = folder::names(dir).map_err(cannot::<Error>("list", dir))?;
+    Ok(names.into_iter().filter_map(|name| name.into_string().ok()).filter(|name| name.is_ascii()).collect())
 }
 
 /// Returns how many loose objects there are, or `most` if there are more. Costs the names of those.

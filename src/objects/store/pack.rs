@@ -25,9 +25,9 @@ use tempfile::NamedTempFile;
 use super::Error;
 use super::encode::{Encoded, LONGEST_START, stored_length};
 use super::index::{self, Index, Position};
-use crate::objects::durable;
 use crate::objects::file_error::cannot;
 use crate::objects::id::ObjectId;
+use crate::objects::{durable, regular};
 
 const MAGIC: &[u8; 4] = b"ZNP1";
 const END: &[u8; 4] = b"ZNPE";
@@ -102,7 +102,7 @@ impl Pack {
     /// Returns the open file, and its length in bytes.
     fn file(&self) -> Result<Arc<(File, u64)>, Error> {
         let open = || {
-            let file = File::open(&self.path)?;
+            let file = regular::open(&self.path)?;
             let length = file.metadata()?.len();
             Ok(Arc::new((file, length)))
         };

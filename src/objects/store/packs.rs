@@ -4,7 +4,6 @@
 //! that the multi-pack index does not name. At most [`MOST_OPEN`] packs are open at a time.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +16,7 @@ use super::index::Position;
 use super::midx::{self, MultiIndex};
 use super::pack::{OpenFiles, Pack};
 use crate::objects::file_error::cannot;
+use crate::objects::folder;
 use crate::objects::id::ObjectId;
 
 /// Packs that are open at a time.
@@ -126,14 +126,8 @@ impl Packs {
 
     /// Returns the names of all packs that have an index, and the indexes that are not named like one.
     fn list(&self) -> Result<(HashSet<ObjectId>, Vec<PathBuf>), Error> {
-        let listing = match fs::read_dir(&self.dir) {
-            Ok(listing) => listing,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Default::default()),
-            Err(error) => return Err(cannot::<Error>("list", &self.dir)(error)),
-        };
         let (mut names, mut strange) = (HashSet::new(), Vec::new());
-        for entry in listing {
-            let name = entry.map_err(cannot::<Error>("list", &self.dir))?.file_name();
+        for name in folder::names(&self.dir).map_err(cannot::<Error>("list", &self.dir))? {
             let Some(stem) = name.to_str().and_then(|name| name.strip_suffix(".idx")) else { continue };
             match stem.parse::<ObjectId>() {
                 Ok(name) => {
@@ -147,13 +141,8 @@ impl Packs {
 
     /// Returns the packs that have no index.
     pub fn lone(&self) -> Result<Vec<Pack>, Error> {
-        let listing = match fs::read_dir(&self.dir) {
-            Ok(listing) => listing,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(cannot::<Error>("list", &self.dir)(error)),
-        };
-        let names =
-            listing.flatten().filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".pack")?.parse().ok());
+        let all = folder::names(&self.dir).map_err(cannot::<Error>("list", &self.dir))?;
+        let names = all.iter().filter_map(|name| name.to_str()?.strip_suffix(".pack")?.parse().ok());
         Ok(names.map(|name| self.pack(name)).filter(|pack| !pack.index_path().exists()).collect())
     }
 

@@ -4,7 +4,6 @@
 //! distances. A look-up touches three or four pages.
 
 use std::cmp::Ordering;
-use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
@@ -14,6 +13,7 @@ use sha2::{Digest, Sha256};
 use super::Error;
 use crate::objects::file_error::cannot;
 use crate::objects::id::ObjectId;
+use crate::objects::regular;
 
 /// Bytes of a fan-out.
 pub const FANOUT_BYTES: usize = 256 * 4;
@@ -39,7 +39,7 @@ pub struct Table {
 
 /// Maps a published file, which is never written again.
 pub fn map_file(path: &Path) -> Result<Mmap, Error> {
-    let file = File::open(path).map_err(cannot::<Error>("open", path))?;
+    let file = regular::open(path).map_err(cannot::<Error>("open", path))?;
     // SAFETY: a published index is replaced or removed, never written again and never shortened (INVARIANT 2), so the
     // mapped bytes do not change while the mapping lives.
     unsafe { Mmap::map(&file) }.map_err(cannot::<Error>("map", path))

@@ -12,6 +12,7 @@ use super::snapshots::{Line, Snapshots};
 use super::{Error, Mode, Timeline, TimelineId, Timelines};
 use crate::objects::file_error::cannot;
 use crate::objects::pg::Lsn;
+use crate::objects::regular;
 
 impl Timelines {
     /// Locks a timeline's log, waiting for whoever has it, and makes it durable. The lock goes with the guard, or
@@ -19,8 +20,8 @@ impl Timelines {
     pub fn lock(&self, id: TimelineId) -> Result<LockedLog, Error> {
         let log_path = self.path(id).join("log");
         let open = |path: &Path| {
-            File::options().read(true).write(true).open(path).map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound if !self.exists(id) => Error::Unknown(id),
+            regular::open_with(File::options().read(true).write(true), path).map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound if self.is_gone(id) => Error::Unknown(id),
                 _ => cannot::<Error>("open", path)(error),
             })
         };

@@ -4,6 +4,7 @@
 //! timelines/<id>/origin      see `origin`
 //! timelines/<id>/log         see `log`
 //! timelines/<id>/snapshots   see `snapshots`
+//! timelines/<id>/run         see `run`
 //! timelines/<id>/wal/        the active WAL, in PostgreSQL's own format: the running server's pg_wal
 //! ```
 
@@ -13,6 +14,7 @@ mod lines;
 mod locked;
 pub mod log;
 pub mod origin;
+pub mod run;
 pub mod snapshots;
 pub mod wal;
 
@@ -28,7 +30,7 @@ use snapshots::Snapshots;
 
 use super::lock::{self, Mode, Patience};
 use super::pg::Lsn;
-use super::{bounded, durable};
+use super::{bounded, durable, folder, regular};
 use crate::objects::file_error::{FileError, cannot};
 
 /// Digits that an abbreviated id has at least.
@@ -128,9 +130,9 @@ impl Timelines {
         self.path(id).join("wal")
     }
 
-    /// Returns whether there is such a timeline.
-    pub fn exists(&self, id: TimelineId) -> bool {
-        self.path(id).is_dir()
+    /// Returns whether there is certainly no such timeline: one that cannot be looked at is there.
+    pub fn is_gone(&self, id: TimelineId) -> bool {
+        fs::symlink_metadata(self.path(id)).is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
     /// Keeps timelines from being removed as long as the result lives. Whoever is about to refer to one, by a ref or
@@ -172,20 +174,12 @@ impl Timelines {
         Ok(true)
     }
 
-    /// Empties the folder of the active WAL, of which everything is sealed or kept elsewhere, at once: a crash leaves
-    /// all of it or nothing, never some segments.
-    pub fn empty_wal(&self, tmp: &Path, id: TimelineId) -> Result<(), Error> {
-        let path = self.wal_dir(id);
-        durable::discard_dir(tmp, &path).map_err(cannot::<Error>("remove", &path))?;
-        durable::create_dir_all(&path.join("archive_status")).map_err(cannot::<Error>("create", &path))
-    }
-
     /// Reads a timeline's origin alone.
     pub fn origin(&self, id: TimelineId) -> Result<Origin, Error> {
         let path = self.path(id).join("origin");
         let text = match bounded::read_to_string(&path, bounded::ORIGIN) {
             Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound && !self.exists(id) => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.is_gone(id) => {
                 return Err(Error::Unknown(id));
             }
             Err(error) => return Err(cannot::<Error>("read", &path)(error)),
@@ -207,8 +201,8 @@ impl Timelines {
 
     /// Returns the text of a file of lines at `path`, of a timeline that may be removed this instant.
     fn read_lines(&self, id: TimelineId, path: &Path) -> Result<Vec<u8>, Error> {
-        fs::read(path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound if !self.exists(id) => Error::Unknown(id),
+        regular::read(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound if self.is_gone(id) => Error::Unknown(id),
             _ => cannot::<Error>("read", path)(error),
         })
     }
@@ -223,12 +217,8 @@ impl Timelines {
 
     /// Returns the ids of all timelines, sorted.
     pub fn list(&self) -> Result<Vec<TimelineId>, Error> {
-        let names = match fs::read_dir(&self.dir) {
-            Ok(names) => names,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(cannot::<Error>("list", &self.dir)(error)),
-        };
-        let mut ids: Vec<TimelineId> = names.filter_map(|name| name.ok()?.file_name().to_str()?.parse().ok()).collect();
+        let names = folder::names(&self.dir).map_err(cannot::<Error>("list", &self.dir))?;
+        let mut ids: Vec<TimelineId> = names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect();
         ids.sort_unstable();
         Ok(ids)
     }
@@ -241,7 +231,7 @@ impl Timelines {
             return Ok(None);
         }
         if let Ok(id) = prefix.parse() {
-            return Ok(Some(id).filter(|id| self.exists(*id)));
+            return Ok(Some(id).filter(|id| !self.is_gone(*id)));
         }
         let candidates: Vec<TimelineId> =
             self.list()?.into_iter().filter(|id| id.to_string().starts_with(&prefix)).collect();

@@ -12,7 +12,11 @@ use crate::objects::pg::Lsn;
 use crate::objects::pg::segment;
 use crate::objects::pg::wal::WalSource;
 use crate::objects::store::{self, Store};
-use crate::objects::{Kind, wal};
+use crate::objects::{Kind, regular, wal};
+
+/// The folder, in that of the active WAL, of copies of segments that PostgreSQL completed and may recycle, and that are not sealed: nothing in
+/// them counts yet.
+pub const KEPT: &str = "kept";
 
 /// Active segments: a folder in PostgreSQL's own format.
 #[derive(Debug)]
@@ -38,7 +42,12 @@ impl Segments {
     fn file(&mut self, lsn: Lsn) -> io::Result<Option<&File>> {
         let number = lsn.segment_number(self.segment_size);
         if self.open.as_ref().is_none_or(|(open, _)| *open != number) {
-            match File::open(self.dir.join(segment::file_name(self.timeline, lsn, self.segment_size))) {
+            let name = segment::file_name(self.timeline, lsn, self.segment_size);
+            let opened = regular::open(&self.dir.join(&name)).or_else(|error| match error.kind() {
+                io::ErrorKind::NotFound => regular::open(&self.dir.join(KEPT).join(&name)),
+                _ => Err(error),
+            });
+            match opened {
                 Ok(file) => self.open = Some((number, file)),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(error),

@@ -18,47 +18,45 @@ use crate::objects::file_error::cannot;
 use crate::objects::pg::control::ControlFile;
 use crate::objects::pg::wal::{PAGE, WalReader, is_header_of};
 use crate::objects::pg::{Lsn, segment};
-use crate::objects::timeline::wal::TimelineWal;
-use crate::objects::timeline::{Timeline, TimelineId};
-use crate::objects::{Repo, durable};
-
-/// An empty file in the folder of the active WAL: a server may have written there. Before that, the segments are being
-/// laid out, and some may be missing.
-pub const LAID_OUT: &str = "laid-out";
+use crate::objects::timeline::TimelineId;
+use crate::objects::timeline::wal::{KEPT, TimelineWal};
+use crate::objects::{Repo, durable, folder};
 
 /// The segment files in a folder: first LSN, PostgreSQL's timeline id, path, length in bytes.
 struct Files(BTreeMap<Lsn, (u32, PathBuf, u64)>);
 
 impl Files {
+    /// Lists those in `dir`, and of the others that were there those that are kept.
     fn list(dir: &Path, segment_size: u32) -> Result<Files, Error> {
-        let entries = match fs::read_dir(dir) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Files(BTreeMap::new())),
-            Err(error) => return Err(cannot::<Error>("list", dir)(error)),
-        };
-        let mut files = BTreeMap::new();
-        for entry in entries {
-            let entry = entry.map_err(cannot::<Error>("list", dir))?;
+        let mut files = Files(BTreeMap::new());
+        for folder in [&dir.join(KEPT), dir] {
+            files.add(folder, segment_size)?;
+        }
+        Ok(files)
+    }
+
+    fn add(&mut self, dir: &Path, segment_size: u32) -> Result<(), Error> {
+        for entry in folder::entries(dir).map_err(cannot::<Error>("list", dir))? {
             let name = entry.file_name();
             let Some((timeline, start)) = name.to_str().and_then(|name| segment::parse_file_name(name, segment_size))
             else {
                 continue;
             };
             let length = entry.metadata().map_err(cannot::<Error>("read", &entry.path()))?.len();
-            files.insert(start, (timeline, entry.path(), length));
+            self.0.insert(start, (timeline, entry.path(), length));
         }
-        Ok(Files(files))
+        Ok(())
     }
 }
 
-/// Returns whether a server may have written to the folder of the active WAL of `timeline`.
-pub fn is_laid_out(repo: &Repo, timeline: TimelineId) -> Result<bool, Error> {
-    let mark = repo.timelines().wal_dir(timeline).join(LAID_OUT);
-    mark.try_exists().map_err(cannot::<Error>("look for", &mark))
+/// Returns PostgreSQL's number of the timeline that the active WAL is of, if there is any.
+pub fn active_timeline(repo: &Repo, timeline: TimelineId) -> Result<Option<u32>, Error> {
+    let files = Files::list(&repo.timelines().wal_dir(timeline), repo.config().wal_segment_size)?;
+    Ok(files.0.values().next().map(|(postgres_timeline, _, _)| *postgres_timeline))
 }
 
 /// Finds the end of the active WAL of `timeline`, of which no server is alive, which is where its last whole record
-/// ends, and makes all of it durable. `None` where the folder has no segment, and no server wrote there. `accepted`
+/// ends, and makes all of it durable. `None` where the folder has no segment, and no server ran on it. `accepted`
 /// is an end that the user knows to be shorter than it should be: that one is believed. Costs a read of what is not
 /// sealed.
 pub fn find(repo: &Repo, timeline: TimelineId, accepted: Option<Lsn>) -> Result<Option<Lsn>, WalFilesError> {
@@ -74,9 +72,10 @@ pub fn find(repo: &Repo, timeline: TimelineId, accepted: Option<Lsn>) -> Result<
     }
     let read = repo.timelines().read(timeline)?;
     let mut end = read.tip().lsn;
-    let mut is_laid_out = is_laid_out(repo, timeline)?;
-    // As long as an epoch is open, its folder has the segment that is written to.
-    let mut doubt = is_laid_out.then(|| Doubt::Missing { file: segment::file_name(1, end, size) });
+    // Before a run begins, its segments are being laid out, and some may be missing.
+    let mut has_run = repo.timelines().run(timeline)?.is_some();
+    // Until it ends, its folder has the segment that is written to.
+    let mut doubt = has_run.then(|| Doubt::Missing { file: segment::file_name(1, end, size) });
     if let Some((postgres_timeline, _, _)) = files.0.values().next() {
         let active = repo.active_segments(timeline, *postgres_timeline);
         let source = TimelineWal::open(repo.store(), repo.timelines(), &read, end.segment_start(size), Some(active))?;
@@ -90,13 +89,14 @@ pub fn find(repo: &Repo, timeline: TimelineId, accepted: Option<Lsn>) -> Result<
             return Err(WalFilesError::Damaged { timeline, source: error });
         }
         end = reader.position_lsn();
-        is_laid_out |= end > read.sealed() || !read.log.wal.is_empty();
-        doubt = missing(&files, *postgres_timeline, size, end, error.noticed_at()).filter(|_| is_laid_out);
+        has_run |= end > read.sealed();
+        doubt = missing(&files, *postgres_timeline, size, end, error.noticed_at()).filter(|_| has_run);
     }
-    // Before that, a crash may have left any part of the files.
-    if is_laid_out && doubt.is_none() {
+    if doubt.is_none() {
         doubt = match control(repo, timeline) {
             Ok(None) => None,
+            // Before, a crash may have left any part of the file.
+            Err(_) if !has_run => None,
             Ok(Some(control)) => {
                 let upto = control.min_recovery_point.max(control.checkpoint.plus(1));
                 (upto > end).then_some(Doubt::Control { upto })
@@ -111,13 +111,6 @@ pub fn find(repo: &Repo, timeline: TimelineId, accepted: Option<Lsn>) -> Result<
         return Err(WalFilesError::EndInDoubt { timeline, end, doubt });
     }
     Ok(Some(end).filter(|_| !files.0.is_empty()))
-}
-
-/// Returns the error that a timeline's folder has no segment at all, where there should be one.
-pub fn gone(repo: &Repo, timeline: &Timeline) -> WalFilesError {
-    let end = timeline.tip().lsn;
-    let file = segment::file_name(1, end, repo.config().wal_segment_size);
-    WalFilesError::EndInDoubt { timeline: timeline.id, end, doubt: Doubt::Missing { file } }
 }
 
 /// Returns what is wrong if the WAL ends because a segment is not there: one that holds what was read before, or one

@@ -51,6 +51,7 @@ impl Instance {
         patience: Instant,
         progress: &dyn Progress,
     ) -> Result<(Held, Instance), Error> {
+        repo.check_own()?;
         let unknown = || Error::Unknown(self.name.clone());
         let path = Instance::dir(repo, &self.name).join("lock");
         let doing = || format!("starting or stopping '{}'", self.config.branch);
@@ -69,6 +70,7 @@ impl Instance {
 
 /// Keeps others from making instances.
 pub(super) fn hold_all(repo: &Repo, progress: &dyn Progress) -> Result<Held, Error> {
+    repo.check_own()?;
     let dir = repo.dir().join("instances");
     // A repository has one from its beginning.
     if !dir.is_dir() {

@@ -4,7 +4,6 @@
 //! branch names its timeline, and a server notes its port in its pid file. So a server among them is told by
 //! the lock that it holds, like any other, and what follows is up to whoever starts or stops it.
 
-use std::fs;
 use std::path::PathBuf;
 
 use super::hold::{Held, hold_all};
@@ -14,7 +13,7 @@ use crate::error::CommandError;
 use crate::objects::file_error::cannot;
 use crate::objects::refs::{RefKind, Value};
 use crate::objects::timeline::TimelineId;
-use crate::objects::{Repo, durable};
+use crate::objects::{Repo, durable, folder, regular};
 use crate::plumbing::postgres::server;
 use crate::progress::Progress;
 
@@ -33,8 +32,9 @@ pub fn damaged(repo: &Repo) -> Result<Vec<Damaged>, Error> {
 
 /// Returns the timelines whose files are there although no instance names them.
 pub fn unknown(repo: &Repo) -> Result<Vec<TimelineId>, Error> {
-    let names = fs::read_dir(repo.dir().join("datadirs")).into_iter().flatten().flatten();
-    let mut open: Vec<TimelineId> = names.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    let dir = repo.dir().join("datadirs");
+    let names = folder::names(&dir).map_err(cannot::<Error>("list", &dir))?;
+    let mut open: Vec<TimelineId> = names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect();
     if open.is_empty() {
         return Ok(open);
     }
@@ -81,7 +81,7 @@ fn put_away(repo: &Repo, name: String, path: PathBuf) -> Result<Option<(String, 
     if !lock.try_take() {
         return Ok(None);
     }
-    let text = fs::read(&path).map_err(cannot::<Error>("read", &path))?;
+    let text = regular::read(&path).map_err(cannot::<Error>("read", &path))?;
     let kept = durable::replace(repo.tmp()?, &path.with_extension("damaged"), &text);
     kept.and_then(|()| durable::remove(&path)).map_err(cannot::<Error>("put away", &path))?;
     Ok(Some((name, String::from_utf8_lossy(&text).into_owned())))
@@ -92,7 +92,7 @@ fn instance_of(repo: &Repo, name: String, id: TimelineId) -> Result<Instance, Co
     let branches = repo.refs().list(RefKind::Branch)?;
     let branch = branches.into_iter().find(|(_, value)| *value == Value::Branch(id));
     // A moment has no timeline of its own, but WAL beside its files; what it showed nobody knows.
-    let is_moment = !repo.timelines().exists(id) && repo.datadir(id).join("wal").exists();
+    let is_moment = repo.timelines().is_gone(id) && repo.datadir(id).join("wal").exists();
     let at = is_moment.then(|| id.to_string());
     let listens = server::listens(&repo.datadir(id).join("data"));
     let port = match listens {

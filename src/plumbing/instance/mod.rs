@@ -52,7 +52,7 @@ pub use self::hold::Held;
 use crate::error::{Class, CommandError};
 use crate::objects::file_error::{FileError, cannot};
 use crate::objects::timeline::TimelineId;
-use crate::objects::{Repo, durable};
+use crate::objects::{Repo, bounded, durable, folder, repo};
 use crate::plumbing::postgres::alive::Alive;
 use crate::plumbing::postgres::process::Process;
 use crate::plumbing::postgres::server::{self, Endpoint, Status};
@@ -117,6 +117,8 @@ pub enum Error {
     #[error("'{0}' is not running")]
     NotRunning(String),
     #[error(transparent)]
+    Repo(#[from] repo::Error),
+    #[error(transparent)]
     Io(#[from] FileError),
     #[error(transparent)]
     Interrupted(#[from] Interrupted),
@@ -131,6 +133,9 @@ fn holder(process: &Option<Process>) -> String {
 impl From<Error> for CommandError {
     fn from(error: Error) -> CommandError {
         if let Error::Interrupted(error) = error {
+            return error.into();
+        }
+        if let Error::Repo(error) = error {
             return error.into();
         }
         let hint = match &error {
@@ -191,6 +196,8 @@ impl Instance {
         let (alive, dir) = (self.alive(repo), repo.datadir(timeline));
         let status = || alive.status().unwrap_or(Status::Held);
         match status() {
+            // What is written there may be about any process.
+            status if repo.is_foreign() => status,
             Status::Running(postmaster) if mount::is_forsaken(&dir) => {
                 // What fails is tried again by whoever looks next.
                 let _ = server::end_at_once(postmaster);
@@ -214,7 +221,7 @@ impl Instance {
     /// Reads an instance.
     pub fn read(repo: &Repo, name: &str) -> Result<Instance, Error> {
         let path = Instance::dir(repo, name).join("config");
-        let text = match fs::read_to_string(&path) {
+        let text = match bounded::read_to_string(&path, bounded::CONFIG) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::Unknown(name.to_owned())),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(Error::Corrupt(path)),
@@ -266,12 +273,8 @@ type Read = (String, Result<Instance, Error>);
 
 fn read_all(repo: &Repo) -> Result<Vec<Read>, Error> {
     let dir = repo.dir().join("instances");
-    let entries = match fs::read_dir(&dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(cannot::<Error>("list", &dir)(error)),
-    };
-    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    let names = folder::names(&dir).map_err(cannot::<Error>("list", &dir))?;
+    let names = names.into_iter().filter_map(|name| name.into_string().ok());
     let known = names.filter(|name| dir.join(name).is_dir());
     let read = known.map(|name| (name.clone(), Instance::read(repo, &name)));
     // One may be made, or forgotten, this instant.
@@ -298,7 +301,7 @@ pub fn is_open(repo: &Repo, timeline: TimelineId) -> Result<bool, Error> {
 /// Returns where the server is that writes to `timeline`, if one runs.
 pub fn running(repo: &Repo, timeline: TimelineId) -> Result<Option<Endpoint>, CommandError> {
     let mut instance = of_timeline(repo, timeline)?;
-    if instance.is_none() && repo.datadir(timeline).exists() {
+    if instance.is_none() && !repo.is_foreign() && repo.datadir(timeline).exists() {
         lost::take_up(repo, &Hidden)?;
         instance = of_timeline(repo, timeline)?;
     }
@@ -341,6 +344,10 @@ fn create(repo: &Repo, branch: &str, at: Option<String>) -> Result<Instance, Com
     let branch = branch.to_owned();
     let config = Config { branch, port, tcp: None, on_demand: false, timeline: None, closed: None, at };
     let instance = Instance { name: free_name(repo)?, config };
+    let path = Instance::dir(repo, &instance.name).join("config");
+    if path.try_exists().map_err(cannot::<Error>("look for", &path))? {
+        return Err(Error::Corrupt(path).into());
+    }
     instance.write(repo)?;
     Ok(instance)
 }

@@ -6,8 +6,8 @@
 //!
 //! # Format
 //! `timelines/<id>/files/` holds the files that are others than those of the timeline's last snapshot, `written/<path>`,
-//! with the folders that it lacks, empty ones too, and the paths of those that are gone, `removed`, each with a zero byte
-//! behind it.
+//! with the folders that it lacks, empty ones too, the paths of those that are gone, `removed`, each with a zero byte
+//! behind it, and the LSN as of which all that was so, `at`: a snapshot of a later one has it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -20,16 +20,19 @@ use std::path::{Component, Path, PathBuf};
 use super::mount;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::frame::BLOCK_SIZE;
+use crate::objects::pg::Lsn;
 use crate::objects::snapshot::paths::{PERMISSIONS, is_own_folder};
 use crate::objects::snapshot::{Entry, Node, Snapshot};
 use crate::objects::store::file::{READ_BLOCKS, StoredFile};
-use crate::objects::timeline::{Timeline, TimelineId};
+use crate::objects::timeline::{Position, Timeline, TimelineId};
 use crate::objects::{Repo, durable};
 use crate::plumbing::datadir::exclude::is_excluded;
 use crate::plumbing::datadir::rights::may_follow;
 
 /// Files outside of PostgreSQL's own folders that a run writes by itself: the list of `contrib/pg_prewarm`.
 const WRITTEN_BY_RUNS: [&[u8]; 3] = [b"PG_VERSION", b"autoprewarm.blocks", b"autoprewarm.blocks.tmp"];
+/// The file that says as of which LSN something was put away.
+pub(super) const AT: &str = "at";
 /// How much of two files is compared at a time, bytes.
 const PART: usize = 64 << 10;
 
@@ -47,9 +50,9 @@ fn dir(repo: &Repo, timeline: TimelineId) -> PathBuf {
 
 /// Returns whether the server of `data` left others of these files than it began with, from `snapshot` and what was
 /// put away with `timeline`. Costs a read of those files.
-pub fn changed(repo: &Repo, timeline: TimelineId, snapshot: &Snapshot, data: &Path) -> Result<bool, CommandError> {
+pub fn changed(repo: &Repo, timeline: &Timeline, snapshot: &Snapshot, data: &Path) -> Result<bool, CommandError> {
     let (now, kept) = (changes(repo, snapshot, data)?, kept(repo, timeline)?);
-    let written = dir(repo, timeline).join("written");
+    let written = dir(repo, timeline.id).join("written");
     if now != kept {
         return Ok(true);
     }
@@ -63,17 +66,17 @@ pub fn changed(repo: &Repo, timeline: TimelineId, snapshot: &Snapshot, data: &Pa
 
 /// Puts what changed in these files since `snapshot` away with the timeline, in place of what was put away before.
 /// Durable when it returns. Can be repeated after a crash, as long as the data directory is there.
-pub fn put_away(repo: &Repo, timeline: TimelineId, snapshot: &Snapshot, data: &Path) -> CmdResult {
+pub fn put_away(repo: &Repo, timeline: &Timeline, snapshot: &Snapshot, data: &Path) -> CmdResult {
     let changes = changes(repo, snapshot, data)?;
     if changes == Changes::default() {
-        return forget(repo, timeline);
+        return forget(repo, timeline.id);
     }
-    publish(repo, timeline, data, &changes)
+    publish(repo, timeline.tip(), data, &changes)
 }
 
 /// Puts away copies of the files that were written, which lie in `from`, and the names of those that were removed.
-fn publish(repo: &Repo, timeline: TimelineId, from: &Path, changes: &Changes) -> CmdResult {
-    let (tmp, target) = (repo.tmp()?, dir(repo, timeline));
+fn publish(repo: &Repo, tip: Position, from: &Path, changes: &Changes) -> CmdResult {
+    let (tmp, target) = (repo.tmp()?, dir(repo, tip.timeline));
     let made = tempfile::Builder::new().prefix("files-").tempdir_in(tmp)?;
     let written = made.path().join("written");
     fs::create_dir(&written)?;
@@ -85,6 +88,7 @@ fn publish(repo: &Repo, timeline: TimelineId, from: &Path, changes: &Changes) ->
     }
     let removed: Vec<u8> = changes.removed.iter().flat_map(|path| [path, &b"\0"[..]].concat()).collect();
     fs::write(made.path().join("removed"), removed)?;
+    fs::write(made.path().join(AT), tip.lsn.to_string())?;
     durable::sync_tree(made.path())?;
     durable::discard_dir(tmp, &target)?;
     durable::publish_dir(made.path(), &target)?;
@@ -92,16 +96,13 @@ fn publish(repo: &Repo, timeline: TimelineId, from: &Path, changes: &Changes) ->
     Ok(())
 }
 
-/// Puts away with a timeline what its parent has: nothing can be seen of the files of its server, which began with that.
-/// Leaves what the timeline has already, of its own or in a snapshot.
-pub fn pass_on(repo: &Repo, timeline: &Timeline) -> CmdResult {
-    let Some(parent) = timeline.origin.parent() else { return Ok(()) };
-    let (source, target) = (dir(repo, parent.timeline), dir(repo, timeline.id));
-    let is_newer = timeline.snapshots.before(timeline.tip().lsn).is_some();
-    if is_newer || target.try_exists()? || !source.try_exists()? {
+/// Puts away what was put away with a timeline with another one too, on which its branch goes on from its tip: at `start`.
+pub fn pass_on(repo: &Repo, timeline: &Timeline, start: Position) -> CmdResult {
+    let changes = kept(repo, timeline)?;
+    if changes == Changes::default() {
         return Ok(());
     }
-    publish(repo, timeline.id, &source.join("written"), &kept(repo, parent.timeline)?)
+    publish(repo, start, &dir(repo, timeline.id).join("written"), &changes)
 }
 
 /// Forgets what was put away with the timeline: a snapshot has it.
@@ -112,7 +113,7 @@ pub fn forget(repo: &Repo, timeline: TimelineId) -> CmdResult {
 
 /// Makes the files of a data directory, whose server is not started yet, those that were put away with the timeline
 /// from which it goes on. Durable when it returns.
-pub fn take_up(repo: &Repo, timeline: TimelineId, data: &Path) -> CmdResult {
+pub fn take_up(repo: &Repo, timeline: &Timeline, data: &Path) -> CmdResult {
     let Changes { folders, written, removed } = kept(repo, timeline)?;
     for path in &removed {
         durable::remove(&full(data, path))?;
@@ -126,16 +127,20 @@ pub fn take_up(repo: &Repo, timeline: TimelineId, data: &Path) -> CmdResult {
             fs::remove_dir_all(&target)?;
         }
         durable::remove(&target)?;
-        copy(&full(&dir(repo, timeline).join("written"), path), &target)?;
+        copy(&full(&dir(repo, timeline.id).join("written"), path), &target)?;
         durable::sync_file(&target)?;
         durable::sync_dir(target.parent().unwrap_or(data))?;
     }
     Ok(())
 }
 
-/// Returns what was put away with a timeline.
-fn kept(repo: &Repo, timeline: TimelineId) -> io::Result<Changes> {
-    let dir = dir(repo, timeline);
+/// Returns what was put away with a timeline, unless a snapshot of a later moment has it.
+fn kept(repo: &Repo, timeline: &Timeline) -> io::Result<Changes> {
+    let dir = dir(repo, timeline.id);
+    let newest = timeline.snapshots.before(timeline.tip().lsn);
+    if lsn_of(&dir.join(AT))?.zip(newest).is_some_and(|(at, newest)| newest.lsn > at) {
+        return Ok(Changes::default());
+    }
     let removed = match fs::read(dir.join("removed")) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Changes::default()),
         removed => removed?,
@@ -150,6 +155,15 @@ fn kept(repo: &Repo, timeline: TimelineId) -> io::Result<Changes> {
     Ok(changes)
 }
 
+/// Returns the LSN in a file; `None` where there is none, as in those of earlier versions.
+pub(super) fn lsn_of(path: &Path) -> io::Result<Option<Lsn>> {
+    match fs::read_to_string(path) {
+        Ok(text) => text.parse().map(Some).map_err(|error| io::Error::new(ErrorKind::InvalidData, error)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Returns in what the files of `data` differ from those of the snapshot.
 fn changes(repo: &Repo, snapshot: &Snapshot, data: &Path) -> Result<Changes, CommandError> {
     let stored = snapshot.entries.iter().filter(|entry| is_other(&entry.path));
@@ -160,7 +174,17 @@ fn changes(repo: &Repo, snapshot: &Snapshot, data: &Path) -> Result<Changes, Com
     changes.folders.retain(|path| !is(path, |node| *node == Node::Dir));
     // A link that leads to a folder or nowhere is in no snapshot.
     let is_link = |path: &[u8]| is(path, |node| matches!(node, Node::Symlink { .. }));
-    changes.written.retain(|path| is_link(path) || full(data, path).is_file());
+    for path in std::mem::take(&mut changes.written) {
+        let is_there = match fs::metadata(full(data, &path)) {
+            Ok(metadata) => metadata.is_file(),
+            Err(error) if error.kind() == ErrorKind::NotFound => false,
+            // What cannot be looked at is not gone.
+            Err(error) => return Err(error.into()),
+        };
+        if is_there || is_link(&path) {
+            changes.written.push(path);
+        }
+    }
     let files = stored.iter().filter(|(_, entry)| entry.node != Node::Dir).map(|(path, _)| path.to_vec());
     changes.removed = files.filter(|path| changes.written.binary_search(path).is_err()).collect();
     for path in std::mem::take(&mut changes.written) {

@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Stdio;
 
+use crate::objects::regular;
 use crate::plumbing::postgres::process::{Process, inheritors, lockers};
 
 /// The file. Dropping it releases the lock, if this process had it.
@@ -18,16 +19,16 @@ impl PidLock {
     /// Opens the file `path`; makes it, if it is not there. On a disk that nobody can write to any more it can be locked all the
     /// same, by who stops a server there.
     pub fn open(path: &Path) -> io::Result<PidLock> {
-        let opened = File::options().create(true).truncate(false).read(true).write(true).open(path);
+        let opened = regular::open_with(File::options().create(true).truncate(false).read(true).write(true), path);
         match opened {
-            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(path).map(PidLock),
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => regular::open(path).map(PidLock),
             opened => opened.map(PidLock),
         }
     }
 
     /// Returns whether a process has the lock on the file `path`; `None` if there is no such file.
     pub fn is_held(path: &Path) -> io::Result<Option<bool>> {
-        match File::open(path) {
+        match regular::open(path) {
             // Shared: two who look do not see each other.
             Ok(file) => Ok(Some(file.try_lock_shared().is_err())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

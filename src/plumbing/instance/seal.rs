@@ -1,14 +1,19 @@
 //! Seals the active WAL of a timeline, whether or not its server runs.
 
-use std::fs;
+use std::io;
+use std::path::Path;
 use std::thread::sleep;
 use std::time::Instant;
 
+use super::trash::copy_pages;
+use super::unchanged::is_all_noise;
 use super::{Error, PATIENCE, PAUSE, alive, ask};
 use crate::error::CommandError;
-use crate::objects::Repo;
+use crate::objects::file_error::cannot;
 use crate::objects::pg::{Lsn, segment};
+use crate::objects::timeline::wal::KEPT;
 use crate::objects::timeline::{self, TimelineId};
+use crate::objects::{Repo, durable};
 use crate::plumbing::datadir::wal::{Sealed, Upto, hold, seal};
 use crate::plumbing::datadir::wal_end;
 use crate::plumbing::postgres::alive::Status;
@@ -18,8 +23,9 @@ use crate::plumbing::postgres::{self, server};
 /// that is believed (INVARIANT 6) if none does. Waits for a server that is about to start, or whose remains are seen to.
 /// Costs the WAL since the last call.
 pub fn seal_active(repo: &Repo, timeline: TimelineId) -> Result<Option<Sealed>, CommandError> {
-    let is_open = || Ok::<_, CommandError>(repo.datadir(timeline).exists() || wal_end::is_laid_out(repo, timeline)?);
-    if active_timeline(repo, timeline).is_none() && !is_open()? {
+    let is_open =
+        || Ok::<_, CommandError>(repo.datadir(timeline).exists() || repo.timelines().run(timeline)?.is_some());
+    if wal_end::active_timeline(repo, timeline)?.is_none() && !is_open()? {
         return Ok(None);
     }
     let alive = alive(repo, timeline);
@@ -35,7 +41,7 @@ pub fn seal_active(repo: &Repo, timeline: TimelineId) -> Result<Option<Sealed>, 
                 return end.map_or(Ok(None), |end| seal_upto(repo, timeline, end));
             }
             // Dropped by the command that had the lock.
-            Err(_) if !repo.timelines().exists(timeline) => return Err(timeline::Error::Unknown(timeline).into()),
+            Err(_) if repo.timelines().is_gone(timeline) => return Err(timeline::Error::Unknown(timeline).into()),
             Err(postgres::Error::StillAlive { .. }) if Instant::now() < patience => sleep(PAUSE),
             // Not the server is in the way, but the command that sees to it.
             Err(postgres::Error::StillAlive { process, .. }) if alive.status()? == Status::Held => {
@@ -47,27 +53,33 @@ pub fn seal_active(repo: &Repo, timeline: TimelineId) -> Result<Option<Sealed>, 
     }
 }
 
-/// Returns PostgreSQL's number of the timeline that the active WAL is of, if there is any.
-fn active_timeline(repo: &Repo, timeline: TimelineId) -> Option<u32> {
-    let names = fs::read_dir(repo.timelines().wal_dir(timeline)).into_iter().flatten().flatten();
-    let mut names = names.filter_map(|entry| entry.file_name().into_string().ok());
-    let size = repo.config().wal_segment_size;
-    names.find_map(|name| segment::parse_file_name(&name, size)).map(|(postgres_timeline, _)| postgres_timeline)
-}
-
 /// Seals the active WAL of a timeline up to an LSN, to which it is durable; `None` where there is none.
 pub fn seal_upto(repo: &Repo, timeline: TimelineId, upto: Lsn) -> Result<Option<Sealed>, CommandError> {
-    let Some(postgres_timeline) = active_timeline(repo, timeline) else { return Ok(None) };
+    let Some(postgres_timeline) = wal_end::active_timeline(repo, timeline)? else { return Ok(None) };
     let active = repo.active_segments(timeline, postgres_timeline);
     Ok(Some(seal(repo, timeline, active, None, Upto::Record(upto))?))
 }
 
-/// Seals a completed segment.
+/// Seals a completed segment; as long as nothing of the run counts, keeps a copy of it instead, so that all of the run can be taken back.
 pub fn seal_segment(repo: &Repo, timeline: TimelineId, file: &str) -> Result<Option<Sealed>, CommandError> {
     // Timeline history and backup label files hold nothing that zenith needs.
     let size = repo.config().wal_segment_size;
     let Some((postgres_timeline, start)) = segment::parse_file_name(file, size) else { return Ok(None) };
-    let _held = hold(repo, &repo.timelines().wal_dir(timeline).join(file))?;
+    let path = repo.timelines().wal_dir(timeline).join(file);
+    let _held = hold(repo, &path)?;
+    if is_all_noise(repo, &repo.timelines().read(timeline)?, start.plus(u64::from(size)))? {
+        keep(repo, &path).map_err(cannot::<timeline::Error>("keep", &path))?;
+        return Ok(None);
+    }
     let active = repo.active_segments(timeline, postgres_timeline);
     Ok(Some(seal(repo, timeline, active, None, Upto::Segment(start))?))
+}
+
+/// Keeps a copy of a completed segment, durably, which PostgreSQL may recycle then.
+fn keep(repo: &Repo, segment: &Path) -> io::Result<()> {
+    let folder = segment.with_file_name(KEPT);
+    let copy = durable::temp_file(repo.tmp().map_err(io::Error::other)?)?;
+    copy_pages(segment, 0, copy.as_file())?;
+    durable::create_dir_all(&folder)?;
+    durable::replace_with(copy, &folder.join(segment.file_name().unwrap_or_default()))
 }

@@ -1,8 +1,8 @@
 //! Closes an epoch whose server is gone, so that the branch has all of it without its data directory:
 //!
-//! 1. its WAL is sealed, up to an end that is believed (INVARIANT 6);
-//! 2. an epoch that changed nothing is removed, and the branch goes back to where it was;
-//! 3. else the files become a snapshot, if the server was shut down cleanly; if not, the slots and the user's own files
+//! 1. the end of its WAL is found, and believed (INVARIANT 6);
+//! 2. what it wrote is taken back if that changes nothing, and none of it is sealed;
+//! 3. else that is sealed, and the files become a snapshot, if the server was shut down cleanly; if not, the slots and the user's own files
 //!    are put away with the timeline, and the data directory goes to the trash (INVARIANT 7).
 //!
 //! Every step can be repeated: after a crash amid them the next start or stop does them again.
@@ -10,15 +10,16 @@
 use std::path::Path;
 use std::time::Instant;
 
-use super::unchanged::unchanged;
-use super::{Instance, maintain, mount, own_files, prefetch, slots, trash};
+use super::unchanged::is_unchanged;
+use super::{Instance, alive, maintain, mount, own_files, prefetch, slots, trash};
 use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::pg::Lsn;
 use crate::objects::pg::control::State;
-use crate::objects::refs::{Expect, RefName, Signature, Value};
+use crate::objects::refs::{RefName, Signature, Value};
 use crate::objects::timeline::{Position, Timeline, TimelineId};
 use crate::objects::trash::Item;
 use crate::objects::{ObjectId, Repo};
+use crate::plumbing::datadir::WalFilesError;
 use crate::plumbing::datadir::control::Control;
 use crate::plumbing::datadir::local;
 use crate::plumbing::datadir::vfs::base::MOST_TOUCHED;
@@ -33,8 +34,8 @@ use crate::progress::Progress;
 pub enum Settled {
     /// There was none.
     Nothing,
-    /// It committed nothing and is gone; the branch is back where it was.
-    Dropped,
+    /// It committed nothing, and what it wrote is gone: the branch is as it was.
+    Unchanged,
     /// It showed the past, and is forgotten.
     Discarded,
     /// It is sealed to its end, with a snapshot there if its server was shut down cleanly.
@@ -73,7 +74,7 @@ pub fn settle_knowingly(
 ) -> Result<Settled, CommandError> {
     let Some(id) = instance.timeline() else {
         // What cannot be removed now goes the next time.
-        let _ = remove_wal(repo, instance);
+        let _ = remove_wal(repo, instance, signature);
         return Ok(Settled::Nothing);
     };
     let branch = instance.config.branch.clone();
@@ -81,7 +82,7 @@ pub fn settle_knowingly(
         mount::unmount(&repo.datadir(id))?;
         trash::keep_datadir(repo, &branch, id, commits, &Signature { why: why.to_owned(), ..signature.clone() })
     };
-    if !repo.timelines().exists(id) {
+    if repo.timelines().is_gone(id) {
         // Dropped, or lost with its WAL: then nothing else has what is in the files.
         set_aside(true, "stop: its timeline is gone")?;
         return close(repo, instance).map(|()| Settled::Nothing);
@@ -93,9 +94,9 @@ pub fn settle_knowingly(
     let _lock = repo.datadir(id).exists().then(lock).transpose()?;
     // Nobody is alive, and nobody starts meanwhile; the file system's process sees that its files are needed.
     let held = instance.alive(repo).take_after_others()?;
-    secure_end(repo, &branch, (id, &held), accepted.end, signature)?;
+    let end = find_end(repo, &branch, (id, &held), accepted.end, signature)?;
     if let Some(end) = accepted.end {
-        own_files::pass_on(repo, &repo.timelines().read(id)?)?;
+        seal_all(repo, id, Some(end))?;
         let why = format!("stop: the end of the WAL at {end} was accepted");
         // Its files may have pages of what was committed behind the end.
         set_aside(true, &why)?;
@@ -105,27 +106,34 @@ pub fn settle_knowingly(
     }
     let dir = repo.datadir(id);
     let files = show(repo, instance, id, accepted.hidden_files)?;
-    let clear = || match files {
-        Files::Absent => Ok(mount::remove(repo.tmp()?, &dir)?),
-        Files::InSight | Files::Hidden => set_aside(false, "start: it was cut off"),
-    };
-    if files != Files::InSight && drop_if_unnamed(repo, id, clear)? {
+    let run = repo.timelines().run(id)?;
+    let span = run.and_then(|run| run.began).zip(end);
+    if let Some(span) = span.filter(|_| files == Files::InSight)
+        && take_back(repo, id, span)?
+    {
         close(repo, instance)?;
-        return Ok(Settled::Dropped);
+        return Ok(Settled::Unchanged);
+    }
+    seal_all(repo, id, end)?;
+    if run.is_none() {
+        // It was cut off before a server ran, or when all but this was done.
+        match files {
+            Files::InSight if !data.join("postmaster.opts").try_exists()? => mount::remove(repo.tmp()?, &dir)?,
+            Files::InSight => set_aside(true, "stop: nobody knows of a run")?,
+            Files::Hidden => set_aside(false, "start: it was cut off")?,
+            Files::Absent => mount::remove(repo.tmp()?, &dir)?,
+        }
+        close(repo, instance)?;
+        return Ok(Settled::Unchanged);
     }
     if files == Files::Hidden {
         progress.warn(&format!(
-            "the files of the last server of '{branch}' cannot be shown, and go to the trash: what was committed is there, \
+            "the files of the last server of '{branch}' cannot be shown, or are a copy, and go to the trash: what was committed is there, \
              but not its replication slots, nor what was set with ALTER SYSTEM or changed by hand; see zenith trash"
         ));
     }
-    if files == Files::InSight && drop_if_unchanged(repo, instance, id, &data, signature)? {
-        mount::remove(repo.tmp()?, &dir)?;
-        close(repo, instance)?;
-        return Ok(Settled::Dropped);
-    }
-    slots::put_away(repo, id, &data)?;
     let timeline = repo.timelines().read(id)?;
+    slots::put_away(repo, &timeline, &data)?;
     let snapshot = snapshot_if_exact(repo, &timeline, &data, signature.time_us, progress)?;
     match snapshot {
         Some(_) => {
@@ -137,14 +145,12 @@ pub fn settle_knowingly(
             mount::check_in_sight(&dir)?;
             set_aside(false, "stop: its server was not shut down")?;
         }
-        None => {
-            own_files::pass_on(repo, &timeline)?;
-            set_aside(false, "stop: its files cannot be shown")?;
-        }
+        None => set_aside(false, "stop: its files cannot be shown")?,
     }
     close(repo, instance)?;
     keep_nameless(repo, &branch, id, signature)?;
-    remove_wal(repo, instance)?;
+    drop(held);
+    remove_wal(repo, instance, signature)?;
     // What cannot be removed now goes the next time.
     let _ = trash::tidy(repo, signature.time_us);
     maintain::repack_if_due(repo, &instance.log(repo));
@@ -163,27 +169,47 @@ fn keep_nameless(repo: &Repo, branch: &str, id: TimelineId, signature: &Signatur
     Ok(())
 }
 
-/// Finds the end of an epoch's WAL and seals up to it, after what lies behind it, and will be overwritten, was copied
-/// to the trash. The lock proves that no server is alive on the timeline.
-pub(super) fn secure_end(
+/// Finds the end of an epoch's WAL, after what lies behind it, and will be overwritten, was copied to the trash; `None` where no
+/// server ran. The lock proves that no server is alive on the timeline.
+fn find_end(
     repo: &Repo,
     branch: &str,
     (id, _held): (TimelineId, &Held),
     accepted: Option<Lsn>,
     signature: &Signature,
-) -> CmdResult {
-    let Some(end) = wal_end::find(repo, id, accepted)? else {
-        // Once something is sealed, the folder of an open epoch has the segment that is written to.
-        let timeline = repo.timelines().read(id)?;
-        if timeline.log.wal.is_empty() || accepted.is_some() {
-            return Ok(());
-        }
-        return Err(wal_end::gone(repo, &timeline).into());
-    };
+) -> Result<Option<Lsn>, CommandError> {
+    let Some(end) = wal_end::find(repo, id, accepted)? else { return Ok(None) };
     let why = format!("WAL behind the end of timeline {id}");
     trash::keep_beyond(repo, branch, Position { timeline: id, lsn: end }, &Signature { why, ..signature.clone() })?;
-    seal_upto(repo, id, end)?;
-    Ok(())
+    Ok(Some(end))
+}
+
+/// Does so and seals up to that end.
+pub(super) fn secure_end(repo: &Repo, branch: &str, held: (TimelineId, &Held), signature: &Signature) -> CmdResult {
+    let end = find_end(repo, branch, held, None, signature)?;
+    seal_all(repo, held.0, end)
+}
+
+/// Seals up to the end of an epoch's WAL, if it has any, and sees that this is so: what is sealed goes.
+fn seal_all(repo: &Repo, timeline: TimelineId, end: Option<Lsn>) -> CmdResult {
+    let Some(to) = end else { return Ok(()) };
+    seal_upto(repo, timeline, to)?;
+    let from = repo.timelines().read(timeline)?.tip().lsn;
+    if from < to { Err(WalFilesError::Missing { timeline, from, to }.into()) } else { Ok(()) }
+}
+
+/// Removes the files and the WAL of a run that began and ended at these LSNs, if it changed nothing and none of it is sealed.
+fn take_back(repo: &Repo, id: TimelineId, span: (Lsn, Lsn)) -> Result<bool, CommandError> {
+    // Nobody seals meanwhile.
+    let log = repo.timelines().lock(id)?;
+    let dir = repo.datadir(id);
+    if !is_unchanged(repo, log.timeline(), span, &dir.join("data"))? {
+        return Ok(false);
+    }
+    mount::check_in_sight(&dir)?;
+    mount::remove(repo.tmp()?, &dir)?;
+    repo.timelines().end_run(repo.tmp()?, id)?;
+    Ok(true)
 }
 
 /// What is to be seen of the files of an epoch. Only of those in sight can be said that nothing changed. Without the others
@@ -205,13 +231,12 @@ fn show(repo: &Repo, instance: &Instance, id: TimelineId, is_accepted: bool) -> 
     if !mount::is_served(&dir) {
         mount::unmount(&dir)?;
     }
+    if !is_writer(repo, id)? {
+        return Ok(if dir.try_exists()? { Files::Hidden } else { Files::Absent });
+    }
     // Those that were restored lie beside the layer of a mount that was refused.
     if mount::is_in_sight(&dir)? {
-        // Restored ones are whole and durable before the WAL is laid out, and only then a server runs on them, which leaves its
-        // options there: that the WAL is gone proves nothing.
-        let is_whole =
-            layer.try_exists()? || wal_end::is_laid_out(repo, id)? || dir.join("data/postmaster.opts").try_exists()?;
-        return Ok(if is_whole { Files::InSight } else { Files::Absent });
+        return Ok(Files::InSight);
     }
     if !layer.try_exists()? {
         return Ok(Files::Absent);
@@ -243,10 +268,16 @@ fn show(repo: &Repo, instance: &Instance, id: TimelineId, is_accepted: bool) -> 
     }
 }
 
+/// Returns whether this clone writes to a timeline. What lies in a copy of the data directory of another one was copied file by file,
+/// perhaps while its server wrote: it is no state of the cluster. The WAL is, up to its end.
+pub(super) fn is_writer(repo: &Repo, id: TimelineId) -> Result<bool, CommandError> {
+    Ok(repo.timelines().origin(id)?.writer == repo.clone_id()?)
+}
+
 /// Puts away what the user changed in the files of an epoch. What of it cannot be read goes to the trash with them. Where there is no room for it nothing goes: the user makes some.
 fn put_away_files(repo: &Repo, timeline: &Timeline, data: &Path, progress: &dyn Progress) -> CmdResult {
     let (_, line) = repo.timelines().snapshot_before(timeline.tip())?;
-    match own_files::put_away(repo, timeline.id, &repo.store().snapshot(&line.object)?, data) {
+    match own_files::put_away(repo, timeline, &repo.store().snapshot(&line.object)?, data) {
         Err(error) if lacks_room(&error) => Err(error),
         Err(error) => {
             progress.warn(&format!("what was set with ALTER SYSTEM goes to the trash: {}", error.text()));
@@ -271,55 +302,20 @@ fn close(repo: &Repo, instance: &mut Instance) -> CmdResult {
     instance.write(repo)
 }
 
-/// Removes the WAL of the epoch that was closed last: all of it is sealed. Only then does it go, since an open epoch without the
+/// Removes the WAL of the epoch that was closed last, once all of it is sealed. Only then does it go, since an open epoch without the
 /// segment that it writes to is in doubt.
-fn remove_wal(repo: &Repo, instance: &Instance) -> CmdResult {
+fn remove_wal(repo: &Repo, instance: &Instance, signature: &Signature) -> CmdResult {
     let closed = instance.config.closed.as_ref().and_then(|id| id.parse().ok());
-    match closed.filter(|id| repo.timelines().exists(*id)) {
-        Some(id) if wal_end::is_laid_out(repo, id)? && !super::is_open(repo, id)? => {
-            Ok(repo.timelines().empty_wal(repo.tmp()?, id)?)
+    let Some(id) = closed.filter(|id| !repo.timelines().is_gone(*id)) else { return Ok(()) };
+    if repo.timelines().run(id)?.is_some() {
+        // Another branch may have gone on with it.
+        let held = alive(repo, id).take()?;
+        if !super::is_open(repo, id)? {
+            secure_end(repo, &instance.config.branch, (id, &held), signature)?;
+            repo.timelines().end_run(repo.tmp()?, id)?;
         }
-        _ => Ok(()),
     }
-}
-
-/// Moves the branch back and removes the timeline, if the epoch changed nothing and nothing refers to it. Nobody can
-/// begin to refer to it meanwhile.
-fn drop_if_unchanged(
-    repo: &Repo,
-    instance: &Instance,
-    id: TimelineId,
-    data: &Path,
-    signature: &Signature,
-) -> Result<bool, CommandError> {
-    let timeline = repo.timelines().read(id)?;
-    let Some(parent) = unchanged(repo, &timeline, data)? else { return Ok(false) };
-    let branch = RefName::branch(&instance.config.branch)?;
-    repo.timelines().remove(repo.tmp()?, id, || {
-        if trash::is_referenced(repo, id, &|name| *name == branch)? {
-            return Ok(false);
-        }
-        mount::check_in_sight(&repo.datadir(id))?;
-        let (old, new) = (Value::Branch(id), Value::Branch(parent));
-        let signature = Signature { why: "stop: nothing was committed".to_owned(), ..signature.clone() };
-        if repo.refs().read(&branch)? == Some(old.clone()) {
-            repo.refs().update(repo.tmp()?, &branch, &Expect::Exactly(old), Some(&new), &signature)?;
-        }
-        Ok(true)
-    })
-}
-
-/// Removes the timeline of an epoch without WAL that no ref names: the branch moves there before a server starts. What
-/// there is of its files is set aside first.
-fn drop_if_unnamed(repo: &Repo, id: TimelineId, set_aside: impl FnOnce() -> CmdResult) -> Result<bool, CommandError> {
-    repo.timelines().remove(repo.tmp()?, id, || {
-        let is_empty = repo.timelines().read(id)?.log.wal.is_empty();
-        // What cannot be read may refer to it.
-        if !is_empty || trash::is_referenced(repo, id, &|_| false).unwrap_or(true) {
-            return Ok(false);
-        }
-        set_aside().map(|()| true)
-    })
+    Ok(())
 }
 
 /// Writes a snapshot of a data directory whose server was shut down cleanly, at the timeline's very tip.

@@ -4,17 +4,19 @@
 //!
 //! # Format
 //! `timelines/<id>/slots/` holds `replslot/<slot>/state`, as PostgreSQL wrote it (`src/backend/replication/slot.c`),
-//! and what PostgreSQL had in `pg_logical/snapshots`, `snapshots/`: without it a logical slot could begin too late and
-//! pass over transactions in silence.
+//! what PostgreSQL had in `pg_logical/snapshots`, `snapshots/`: without it a logical slot could begin too late and
+//! pass over transactions in silence; and the LSN at which the timeline ended, `at`. Once it goes on, they are those of an earlier
+//! run, for which later ones need not have kept what they need.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use super::own_files::{AT, lsn_of};
 use crate::objects::pg::Lsn;
 use crate::objects::pg::crc::crc32c;
-use crate::objects::timeline::TimelineId;
-use crate::objects::{Repo, durable};
+use crate::objects::timeline::{Position, Timeline, TimelineId};
+use crate::objects::{Repo, durable, folder};
 
 /// Of a slot's file: what the checksum is not about, and where fields lie. The same in PostgreSQL 14 to 18.
 const MAGIC: u32 = 0x0105_1CA1;
@@ -49,9 +51,9 @@ fn dir(repo: &Repo, timeline: TimelineId) -> PathBuf {
 
 /// Returns the slots in a folder as `pg_replslot`; those whose files are damaged are not among them: PostgreSQL
 /// would not start with them.
-fn slots_in(folder: &Path) -> io::Result<Vec<Slot>> {
+fn slots_in(dir: &Path) -> io::Result<Vec<Slot>> {
     let mut slots = Vec::new();
-    for entry in entries(folder)? {
+    for entry in folder::entries(dir)? {
         let Ok(name) = entry.file_name().into_string() else { continue };
         let Some(bytes) = read(&entry.path().join("state"))? else { continue };
         let restart = restart_of(&bytes).filter(|_| !name.ends_with(UNFINISHED));
@@ -69,13 +71,6 @@ fn restart_of(bytes: &[u8]) -> Option<Lsn> {
     is_whole.then_some(Lsn(restart))
 }
 
-fn entries(folder: &Path) -> io::Result<Vec<fs::DirEntry>> {
-    match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        entries => entries?.collect(),
-    }
-}
-
 fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     match fs::metadata(path) {
         Ok(metadata) if metadata.is_file() && metadata.len() <= LONGEST => Ok(Some(fs::read(path)?)),
@@ -84,9 +79,11 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// Returns the slots that were put away with a timeline.
-pub fn kept(repo: &Repo, timeline: TimelineId) -> io::Result<Vec<Slot>> {
-    slots_in(&dir(repo, timeline).join("replslot"))
+/// Returns the slots that were put away with a timeline, where it ends.
+pub fn kept(repo: &Repo, timeline: &Timeline) -> io::Result<Vec<Slot>> {
+    let dir = dir(repo, timeline.id);
+    let is_of_now = lsn_of(&dir.join(AT))?.is_none_or(|at| at == timeline.tip().lsn);
+    if is_of_now { slots_in(&dir.join("replslot")) } else { Ok(Vec::new()) }
 }
 
 /// Returns the slots of the server of `data`, as they are on disk.
@@ -95,7 +92,7 @@ pub fn of_server(data: &Path) -> io::Result<Vec<Slot>> {
 }
 
 /// Returns whether the server of `data` left other slots than those that it began with, from `timeline`.
-pub fn changed(repo: &Repo, timeline: TimelineId, data: &Path) -> io::Result<bool> {
+pub fn changed(repo: &Repo, timeline: &Timeline, data: &Path) -> io::Result<bool> {
     Ok(of_server(data)? != kept(repo, timeline)?)
 }
 
@@ -103,19 +100,34 @@ pub fn changed(repo: &Repo, timeline: TimelineId, data: &Path) -> io::Result<boo
 /// away before: the server may have gone on since. Durable when it returns. Where the directory is not to be seen,
 /// what was put away stays; one that never had slots costs nothing. Can be repeated after a crash, as long as the
 /// data directory is there.
-pub fn put_away(repo: &Repo, timeline: TimelineId, data: &Path) -> io::Result<()> {
-    let target = dir(repo, timeline);
+pub fn put_away(repo: &Repo, timeline: &Timeline, data: &Path) -> io::Result<()> {
     let source = data.join("pg_replslot");
     let slots = slots_in(&source)?;
-    if !source.try_exists()? || slots.is_empty() && !target.try_exists()? {
+    if !source.try_exists()? || slots.is_empty() && !dir(repo, timeline.id).try_exists()? {
         return Ok(());
     }
+    publish(repo, timeline.tip(), &slots, (&source, &data.join("pg_logical/snapshots")))
+}
+
+/// Puts away what was put away with a timeline with another one too, on which its branch goes on from its tip: at `start`.
+pub fn pass_on(repo: &Repo, timeline: &Timeline, start: Position) -> io::Result<()> {
+    let (slots, dir) = (kept(repo, timeline)?, dir(repo, timeline.id));
+    if slots.is_empty() {
+        return Ok(());
+    }
+    publish(repo, start, &slots, (&dir.join("replslot"), &dir.join("snapshots")))
+}
+
+/// Puts away slots, which lie in the first folder, and what logical ones need, from the second one.
+fn publish(repo: &Repo, tip: Position, slots: &[Slot], (source, snapshots): (&Path, &Path)) -> io::Result<()> {
+    let target = dir(repo, tip.timeline);
     let tmp = repo.tmp().map_err(io::Error::other)?;
     let made = tempfile::Builder::new().prefix("slots-").tempdir_in(tmp)?;
-    for slot in &slots {
+    for slot in slots {
         copy(&source.join(&slot.name), &made.path().join("replslot").join(&slot.name))?;
     }
-    copy(&data.join("pg_logical/snapshots"), &made.path().join("snapshots"))?;
+    copy(snapshots, &made.path().join("snapshots"))?;
+    durable::write_in_place(&made.path().join(AT), |file| write!(file, "{}", tip.lsn))?;
     durable::discard_dir(tmp, &target)?;
     durable::publish_dir(made.path(), &target)?;
     let _ = made.keep();
@@ -123,17 +135,18 @@ pub fn put_away(repo: &Repo, timeline: TimelineId, data: &Path) -> io::Result<()
 }
 
 /// Gives a data directory, whose server is not started yet, the slots that were put away with the timeline from which
-/// it goes on. Those that need WAL from behind `tip` are not among them: that WAL is another one now.
-pub fn take_up(repo: &Repo, timeline: TimelineId, tip: Lsn, data: &Path) -> io::Result<()> {
-    let source = dir(repo, timeline);
+/// it goes on. Those that need WAL from behind its end are not among them: that WAL is another one now.
+pub fn take_up(repo: &Repo, timeline: &Timeline, data: &Path) -> io::Result<()> {
+    let (source, tip) = (dir(repo, timeline.id), timeline.tip().lsn);
     for slot in kept(repo, timeline)?.into_iter().filter(|slot| slot.restart <= tip) {
         copy(&source.join("replslot").join(&slot.name), &data.join("pg_replslot").join(&slot.name))?;
     }
     copy(&source.join("snapshots"), &data.join("pg_logical/snapshots"))
 }
 
-/// Returns the first LSN that the slots of a timeline need, if there are any that need WAL before `tip`.
-pub fn needs_from(repo: &Repo, timeline: TimelineId, tip: Lsn) -> io::Result<Option<Lsn>> {
+/// Returns the first LSN that the slots of a timeline need, if there are any that need WAL before its end.
+pub fn needs_from(repo: &Repo, timeline: &Timeline) -> io::Result<Option<Lsn>> {
+    let tip = timeline.tip().lsn;
     let needed = kept(repo, timeline)?.into_iter().map(|slot| slot.restart);
     Ok(needed.filter(|restart| *restart > Lsn(0) && *restart <= tip).min())
 }
@@ -141,11 +154,11 @@ pub fn needs_from(repo: &Repo, timeline: TimelineId, tip: Lsn) -> io::Result<Opt
 /// Copies the files of a folder, those that are not there yet.
 fn copy(from: &Path, to: &Path) -> io::Result<()> {
     durable::create_dir_all(to)?;
-    for entry in entries(from)? {
+    for entry in folder::entries(from)? {
         let target = to.join(entry.file_name());
         if entry.file_type()?.is_file() && !target.exists() {
             let bytes = fs::read(entry.path())?;
-            durable::write_in_place(&target, |file| io::Write::write_all(file, &bytes))?;
+            durable::write_in_place(&target, |file| file.write_all(&bytes))?;
         }
     }
     durable::sync_dir(to)

@@ -9,6 +9,7 @@ use super::pid_lock::PidLock;
 use super::{Error, Instance, maintain, mount};
 use crate::error::CommandError;
 use crate::objects::Repo;
+use crate::objects::file_error::cannot;
 use crate::objects::timeline::TimelineId;
 use crate::plumbing::datadir::control::Control;
 use crate::plumbing::instance::seal::seal_active;
@@ -37,8 +38,14 @@ impl Lock {
         patience: Option<Instant>,
         progress: &dyn Progress,
     ) -> Result<Lock, Error> {
-        let doing = || format!("taking a snapshot of timeline {timeline}");
-        take(&lock_file(repo, timeline), doing, patience, progress).map(Lock)
+        let (path, doing) = (lock_file(repo, timeline), || format!("taking a snapshot of timeline {timeline}"));
+        loop {
+            let lock = take(&path, doing, patience, progress)?;
+            // A server that was started since has other files, with another lock.
+            if lock.is_at(&path).map_err(cannot::<Error>("read", &path))? {
+                return Ok(Lock(lock));
+            }
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! Opens an epoch: forks a timeline at the branch's tip, restores its files, starts a server on them.
+//! Opens an epoch: restores the files of a branch's end, and starts a server on them, which goes on with its timeline. Where
+//! that is another clone's, or cannot be gone on with, it forks.
 
 use std::fs;
 use std::net::IpAddr;
@@ -10,8 +11,10 @@ use super::hold::hold_all;
 use super::mount::{self, Wanted};
 use super::prefetch::{self, Plan};
 use super::seal::seal_active;
-use super::settle::{Accepted, secure_end, settle, settle_knowingly};
-use super::{Config, Instance, PATIENCE, free_port, hold_or_create, list, logs, own_files, slots, socket_dir};
+use super::settle::{Accepted, is_writer, secure_end, settle, settle_knowingly};
+use super::{
+    Config, Instance, PATIENCE, alive, free_port, hold_or_create, list, logs, of_timeline, own_files, slots, socket_dir,
+};
 use crate::error::{CmdResult, CommandError};
 use crate::objects::file_error::cannot;
 use crate::objects::format::Shared;
@@ -20,13 +23,13 @@ use crate::objects::pg::record::Record;
 use crate::objects::pg::segment;
 use crate::objects::refs::{self, Expect, RefName, Signature, Value};
 use crate::objects::snapshot::Snapshot;
-use crate::objects::timeline::{Position, TimelineId};
+use crate::objects::timeline::{Position, Timeline, TimelineId};
 use crate::objects::{ObjectId, Repo, durable};
 use crate::plumbing::datadir::local;
 use crate::plumbing::datadir::reflink::restore_or_clone;
 use crate::plumbing::datadir::wal::{complete, lay_out, lay_out_before};
-use crate::plumbing::datadir::wal_end::LAID_OUT;
-use crate::plumbing::fork_timeline::fork_timeline_as;
+use crate::plumbing::datadir::wal_end::active_timeline;
+use crate::plumbing::fork_timeline::fork_timeline;
 use crate::plumbing::postgres::alive::Held;
 use crate::plumbing::postgres::find::Binaries;
 use crate::plumbing::postgres::process::own_program;
@@ -133,15 +136,59 @@ fn start_stopped(cx: &Context, instance: &mut Instance, branch: &RefName, wish: 
     // What a crash left open.
     let accepted = Accepted { hidden_files: wish.eager, ..Accepted::default() };
     settle_knowingly(repo, instance, accepted, Instant::now() + PATIENCE, cx.signature, cx.progress)?;
-    let parent = repo.refs().read_branch(branch)?;
-    seal_active(repo, parent)?;
-    let from = repo.timelines().read(parent)?.tip();
-    let timeline = TimelineId::random();
-    let mut epoch = Epoch { cx, branch, parent, timeline, instance, kept: false };
-    let (held, laid_out) = epoch.prepare(from, wish)?;
-    epoch.run(&held, wish, laid_out.sizes)?;
-    drop(epoch);
+    let current = repo.refs().read_branch(branch)?;
+    seal_active(repo, current)?;
+    let timeline = repo.timelines().read(current)?;
+    let (timeline, held) = match go_on(repo, &timeline)? {
+        Some(held) => (timeline, held),
+        None => fork(cx, branch, &timeline)?,
+    };
+    let from = timeline.tip();
+    let mut run = Run { cx, timeline, instance, kept: false };
+    // What has to be settled is so without it.
+    let held = held;
+    let laid_out = run.prepare(&held, wish)?;
+    run.begin(&held, wish, laid_out.sizes)?;
+    drop(run);
     Ok(Outcome::fresh(instance.clone(), from, laid_out))
+}
+
+/// Returns the lock of the server that is to go on with a timeline; `None` if none of this clone may. A timeline has one writer,
+/// and one server at a time. Where sealed bytes go on behind its last whole record, a server would write others there.
+fn go_on(repo: &Repo, timeline: &Timeline) -> Result<Option<Held>, CommandError> {
+    if !is_writer(repo, timeline.id)? || timeline.tip().lsn != timeline.sealed() {
+        return Ok(None);
+    }
+    let held = alive(repo, timeline.id).take_after_others();
+    // Others note theirs while they have the lock.
+    match of_timeline(repo, timeline.id)? {
+        Some(other) if is_of_another_branch(repo, &other, timeline.id)? => Ok(None),
+        None if !repo.datadir(timeline.id).try_exists()? => Ok(Some(held?)),
+        _ => {
+            let refused =
+                format!("another server has begun on timeline {}, of which the branch knows nothing", timeline.id);
+            Err(CommandError::refused(refused).hint("end it, and keep what it did: zenith stop --all"))
+        }
+    }
+}
+
+/// Returns whether an instance is that of a branch which has that timeline: two may have one since before that was refused.
+fn is_of_another_branch(repo: &Repo, other: &Instance, timeline: TimelineId) -> Result<bool, CommandError> {
+    let name = RefName::branch(&other.config.branch)?;
+    Ok(!other.is_read_only() && repo.refs().read(&name)? == Some(Value::Branch(timeline)))
+}
+
+/// Has a branch go on, from the end of `timeline`, on a timeline of its own.
+fn fork(cx: &Context, branch: &RefName, timeline: &Timeline) -> Result<(Timeline, Held), CommandError> {
+    let Context { repo, signature, .. } = cx;
+    let id = fork_timeline(repo, timeline.tip(), signature.time_us)?;
+    let start = Position { timeline: id, ..timeline.tip() };
+    own_files::pass_on(repo, timeline, start)?;
+    slots::pass_on(repo, timeline, start)?;
+    let signature = Signature { why: format!("start: forked at {}", timeline.tip().lsn), ..(*signature).clone() };
+    let expect = Expect::Exactly(Value::Branch(timeline.id));
+    repo.refs().update(repo.tmp()?, branch, &expect, Some(&Value::Branch(id)), &signature)?;
+    Ok((repo.timelines().read(id)?, alive(repo, id).take()?))
 }
 
 /// Returns whether the server of an instance runs, once it takes connections. One that is dying is waited for.
@@ -194,15 +241,16 @@ fn resume(
     let Context { repo, .. } = cx;
     let Some(timeline) = instance.timeline() else { return Ok(None) };
     let dir = repo.datadir(timeline);
-    if !repo.timelines().exists(timeline) {
+    if repo.timelines().is_gone(timeline) {
         return Ok(None);
     }
     let held = instance.alive(repo).take_after_others()?;
     mount::unmount(&dir)?;
     // PostgreSQL overwrites what lies behind the end that it finds.
-    secure_end(repo, &instance.config.branch, (timeline, &held), None, cx.signature)?;
+    secure_end(repo, &instance.config.branch, (timeline, &held), cx.signature)?;
     let is_ours = repo.refs().read(branch)? == Some(Value::Branch(timeline));
-    if !is_ours || wish.eager || !mount::is_prepared(&dir) {
+    let has_begun = repo.timelines().run(timeline)?.is_some();
+    if !is_ours || !has_begun || !is_writer(repo, timeline)? || wish.eager || !mount::is_prepared(&dir) {
         return Ok(None);
     }
     let Ok(Some(snapshot)) = local::snapshot_below(&local::dir(&dir)) else { return Ok(None) };
@@ -387,88 +435,84 @@ impl LaidOut {
     }
 }
 
-/// An epoch that is being opened. Dropping it closes it again, unless it is kept: where its server wrote nothing of
-/// note, the branch goes back, the timeline and the data directory go away.
-struct Epoch<'a> {
+/// A run that is about to begin. Dropping it settles it, unless it is kept: what its server wrote is taken back if that is nothing
+/// of note.
+struct Run<'a> {
     cx: &'a Context<'a>,
-    branch: &'a RefName,
-    parent: TimelineId,
-    timeline: TimelineId,
+    timeline: Timeline,
     instance: &'a mut Instance,
     kept: bool,
 }
 
-impl Epoch<'_> {
-    /// Forks the timeline, and lays out files and WAL for a start at `from`.
-    fn prepare(&mut self, from: Position, wish: Wish) -> Result<(Held, LaidOut), CommandError> {
-        let Context { repo, account, .. } = self.cx;
+impl Run<'_> {
+    /// Lays out files and WAL for a start at the end of the timeline.
+    fn prepare(&mut self, held: &Held, wish: Wish) -> Result<LaidOut, CommandError> {
+        let Context { repo, account, signature, .. } = self.cx;
+        let (timeline, from) = (&self.timeline, self.timeline.tip());
         account.check()?;
         // Noted first: what a crash leaves from here on, the next start finds and removes.
-        self.instance.config.timeline = Some(self.timeline.to_string());
+        self.instance.config.timeline = Some(timeline.id.to_string());
         self.instance.write(repo)?;
-        fork_timeline_as(repo, self.timeline, from, self.cx.signature.time_us)?;
-        let held = self.instance.alive(repo).take()?;
-        let (dir, wal_dir) = (repo.datadir(self.timeline), repo.timelines().wal_dir(self.timeline));
+        let (dir, wal_dir) = (repo.datadir(timeline.id), repo.timelines().wal_dir(timeline.id));
+        if repo.timelines().run(timeline.id)?.is_some() || active_timeline(repo, timeline.id)?.is_some() {
+            // Left by a stop that did not come to its end.
+            secure_end(repo, &self.instance.config.branch, (timeline.id, held), signature)?;
+            repo.timelines().end_run(repo.tmp()?, timeline.id)?;
+        }
         let mut laid_out = lay_out_all(self.cx, self.instance, from, (&dir, &wal_dir), wish)?;
         let (data, snapshot) = (dir.join("data"), &laid_out.snapshot);
         // Where there is nothing to replay, PostgreSQL goes on as after any other shutdown.
         if !recovery::is_exact(snapshot) || snapshot.consistent != from.lsn {
             recovery::write_backup_label(&data, snapshot)?;
         }
-        own_files::take_up(repo, self.parent, &data)?;
-        slots::take_up(repo, self.parent, from.lsn, &data)?;
-        if let Some(restart) = slots::needs_from(repo, self.parent, from.lsn)? {
+        own_files::take_up(repo, timeline, &data)?;
+        slots::take_up(repo, timeline, &data)?;
+        if let Some(restart) = slots::needs_from(repo, timeline)? {
             // Who reads from a slot may ask for that at once.
-            lay_out_before(repo, snapshot, self.timeline, restart, &wal_dir)?;
-            complete(repo, snapshot, self.timeline, &wal_dir)?;
+            lay_out_before(repo, snapshot, timeline.id, restart, &wal_dir)?;
+            complete(repo, snapshot, timeline.id, &wal_dir)?;
         }
         if mount::is_mounted(&data) {
             laid_out.fetch(repo, data);
         } else {
             // Where it is mounted, the file system's process does so meanwhile.
-            complete(repo, snapshot, self.timeline, &wal_dir)?;
+            complete(repo, snapshot, timeline.id, &wal_dir)?;
         }
-        mark_laid_out(repo, &laid_out.snapshot, from, &wal_dir)?;
-        Ok((held, laid_out))
+        sync_last(repo, &laid_out.snapshot, from, &wal_dir)?;
+        Ok(laid_out)
     }
 
-    /// Moves the branch to the epoch's timeline and starts the server.
-    fn run(&mut self, held: &Held, wish: Wish, replayed: Sizes) -> Result<(), CommandError> {
-        let Context { repo, signature, .. } = self.cx;
-        let (old, new) = (Value::Branch(self.parent), Value::Branch(self.timeline));
-        let signature = Signature { why: format!("start: {}", self.instance.name), ..(*signature).clone() };
-        repo.refs().update(repo.tmp()?, self.branch, &Expect::Exactly(old), Some(&new), &signature)?;
-        run_server(self.cx, self.instance, self.timeline, held, wish, replayed)?;
+    /// Notes that the run begins, and starts the server.
+    fn begin(&mut self, held: &Held, wish: Wish, replayed: Sizes) -> Result<(), CommandError> {
+        let (repo, from) = (self.cx.repo, self.timeline.tip());
+        repo.timelines().begin_run(repo.tmp()?, from.timeline, from.lsn)?;
+        run_server(self.cx, self.instance, from.timeline, held, wish, replayed)?;
         // Clients may have come already.
         self.kept = true;
         Ok(())
     }
 }
 
-/// Marks the WAL as laid out, once the segment that the server goes on in is durable: where the mark is and that segment is not,
-/// somebody took it away.
-fn mark_laid_out(repo: &Repo, snapshot: &Snapshot, end: Position, wal_dir: &Path) -> CmdResult {
-    let size = repo.config().wal_segment_size;
-    let last = segment::file_name(snapshot.postgres_timeline, end.lsn.segment_start(size), size);
-    durable::sync_file(&wal_dir.join(last))?;
-    // Its name, too, before that of the mark.
-    durable::sync_dir(wal_dir)?;
-    fs::write(wal_dir.join(LAID_OUT), "")?;
-    // PostgreSQL syncs the segment that it writes to, but not its name.
-    Ok(durable::sync_dir(wal_dir)?)
-}
-
-impl Drop for Epoch<'_> {
+impl Drop for Run<'_> {
     fn drop(&mut self) {
         if self.kept {
             return;
         }
         let Context { repo, signature, .. } = self.cx;
         // A client may have committed between the server's readiness and our next look: what the server wrote decides
-        // whether the branch goes back. What fails here, the next start settles.
+        // what is taken back. What fails here, the next start settles.
         let signature = Signature { why: "start: failed".to_owned(), ..(*signature).clone() };
         let _ = settle(repo, self.instance, Instant::now() + PATIENCE, &signature, &Hidden);
     }
+}
+
+/// Makes the segment that the server goes on in durable: where it is noted that a run began, and that segment is not there,
+/// somebody took it away. PostgreSQL syncs the segment that it writes to, but not its name.
+fn sync_last(repo: &Repo, snapshot: &Snapshot, end: Position, wal_dir: &Path) -> CmdResult {
+    let size = repo.config().wal_segment_size;
+    let last = segment::file_name(snapshot.postgres_timeline, end.lsn.segment_start(size), size);
+    durable::sync_file(&wal_dir.join(last))?;
+    Ok(durable::sync_dir(wal_dir)?)
 }
 
 /// Returns the command with which PostgreSQL hands over a completed segment. The shell becomes it, so that nothing is left that

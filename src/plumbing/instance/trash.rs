@@ -85,9 +85,13 @@ impl Reach<'_> {
         if entry.what.folder().is_some() {
             return entry.commits;
         }
-        let is_open = |id| repo.datadir(id).exists() || wal_end::is_laid_out(repo, id).unwrap_or(true);
+        let is_open = |id| repo.datadir(id).exists() || repo.timelines().run(id).map_or(true, |run| run.is_some());
         let has_sealed = |id| repo.timelines().read(id).map_or(true, |timeline| !timeline.log.wal.is_empty());
-        let way = repo.timelines().ancestry(entry.position);
+        // The timeline may have gone on since, with a server that ran when its branch was moved.
+        let tip =
+            |id| repo.timelines().read(id).map_or(Position { timeline: id, lsn: Lsn::MAX }, |timeline| timeline.tip());
+        let end = if entry.what == What::Timeline { tip(entry.position.timeline) } else { entry.position };
+        let way = repo.timelines().ancestry(end);
         let mut lost = way.take_while(|at| at.as_ref().map_or(true, |at| !self.has(*at)));
         lost.any(|at| at.map_or(true, |at| has_sealed(at.timeline) || is_open(at.timeline)))
     }
@@ -121,7 +125,7 @@ pub fn keep_wal(repo: &Repo, branch: &str, id: TimelineId, signature: &Signature
     }
     let entry = entry(What::Wal, branch, repo.timelines().read(id)?.tip(), true, signature);
     repo.trash().put_folder(repo.tmp()?, entry, &dir)?;
-    Ok(repo.timelines().empty_wal(repo.tmp()?, id)?)
+    Ok(repo.timelines().end_run(repo.tmp()?, id)?)
 }
 
 /// Copies what lies behind the end of the WAL into the trash, if there is any, before something overwrites it.
@@ -140,16 +144,16 @@ pub fn keep_beyond(repo: &Repo, branch: &str, end: Position, signature: &Signatu
     let folder = |dir: &Path| dir.join(What::Wal.folder().expect("invariant: it has files"));
     repo.trash().put(repo.tmp()?, entry, |dir| {
         fs::create_dir(folder(dir))?;
-        beyond.iter().try_for_each(|(path, from)| copy_pages(path, *from, &folder(dir)))
+        let copy_of = |path: &Path| File::create(folder(dir).join(path.file_name().unwrap_or_default()));
+        beyond.iter().try_for_each(|(path, from)| copy_pages(path, *from, &copy_of(path)?))
     })?;
     Ok(())
 }
 
 /// Copies a segment from the page of byte `from` on; pages of zeroes become holes.
-fn copy_pages(path: &Path, from: u64, to: &Path) -> io::Result<()> {
+pub(super) fn copy_pages(path: &Path, from: u64, copy: &File) -> io::Result<()> {
     let source = File::open(path)?;
     let length = source.metadata()?.len();
-    let copy = File::create(to.join(path.file_name().unwrap_or_default()))?;
     copy.set_len(length)?;
     let mut at = from - from % PAGE as u64;
     let mut page = vec![0; PAGE];

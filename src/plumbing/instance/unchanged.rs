@@ -1,4 +1,4 @@
-//! Whether an epoch changed anything (INVARIANT 7): by its WAL, and by the files that PostgreSQL writes no WAL of.
+//! Whether a run changed anything (INVARIANT 7): by its WAL, and by the files that PostgreSQL writes no WAL of.
 
 use std::path::Path;
 
@@ -7,57 +7,68 @@ use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::objects::pg::Lsn;
 use crate::objects::pg::wal::WalReader;
-use crate::objects::timeline::{Timeline, TimelineId};
+use crate::objects::timeline::Timeline;
+use crate::objects::timeline::wal::TimelineWal;
 use crate::plumbing::datadir::WalFilesError;
 use crate::plumbing::datadir::control::Control;
 use crate::plumbing::datadir::exclude::is_excluded;
+use crate::plumbing::datadir::wal_end::active_timeline;
 
-/// An epoch that committed nothing is kept, for its snapshot, if starting without that means to
-/// replay more WAL, bytes.
+/// A run that committed nothing is kept, for its snapshot, if starting without that means to replay more WAL, bytes.
 const REPLAY: u64 = 16 << 20;
 
-/// Returns the parent to go back to, if the epoch changed nothing: all of its records are of those that every server
-/// writes, and its files, which have to be in sight, differ in nothing else.
-pub(super) fn unchanged(repo: &Repo, timeline: &Timeline, data: &Path) -> Result<Option<TimelineId>, CommandError> {
-    let Some(parent) = timeline.origin.parent() else { return Ok(None) };
-    // With a snapshot of its own, by a stop that did not come to its end, there is nothing that tells what it began with.
-    if !timeline.snapshots.listed.is_empty() || !only_noise(repo, timeline, parent.lsn)? {
-        return Ok(None);
-    }
-    let (_, line) = repo.timelines().snapshot_before(timeline.tip())?;
-    let replayed = parent.lsn.since(line.lsn);
-    if replayed > REPLAY
-        || own_files::changed(repo, parent.timeline, &repo.store().snapshot(&line.object)?, data)?
-        || replayed == 0 && relations_changed(data)?
-    {
-        return Ok(None);
-    }
-    // Made, dropped or moved on: PostgreSQL writes no WAL of that.
-    if slots::changed(repo, parent.timeline, data)? {
-        return Ok(None);
-    }
-    // The branch goes back only to where it came from: a tip, not a point amid other WAL.
-    let back = repo.timelines().read(parent.timeline)?;
-    Ok(Some(parent.timeline).filter(|_| back.tip().lsn == parent.lsn))
-}
-
-/// Returns whether all records since the fork are ones that change nothing.
-fn only_noise(repo: &Repo, timeline: &Timeline, fork: Lsn) -> Result<bool, CommandError> {
-    if timeline.log.wal.iter().any(|interval| interval.commit_us.is_some()) {
+/// Returns whether the run that began at `began`, and whose WAL ends at `end`, changed nothing: none of that is sealed, all of its
+/// records are of those that every server writes, and its files, which have to be in sight, differ in nothing else.
+pub(super) fn is_unchanged(
+    repo: &Repo,
+    timeline: &Timeline,
+    (began, end): (Lsn, Lsn),
+    data: &Path,
+) -> Result<bool, CommandError> {
+    if timeline.sealed() != began || !only_noise(repo, timeline, (began, end))? {
         return Ok(false);
     }
-    let source = repo.sealed_wal(timeline, fork.segment_start(repo.config().wal_segment_size))?;
-    let mut reader = WalReader::new(source, repo.expected_wal(), fork);
-    while reader.position_lsn() < timeline.tip().lsn {
-        let record = reader.read().map_err(|source| WalFilesError::Damaged { timeline: timeline.id, source })?;
-        if !record.changes_nothing() {
-            return Ok(false);
+    let (_, line) = repo.timelines().snapshot_before(timeline.tip())?;
+    let replayed = began.since(line.lsn);
+    if replayed > REPLAY
+        || own_files::changed(repo, timeline, &repo.store().snapshot(&line.object)?, data)?
+        || replayed == 0 && relations_changed(data)?
+    {
+        return Ok(false);
+    }
+    // Made, dropped or moved on: PostgreSQL writes no WAL of that.
+    Ok(!slots::changed(repo, timeline, data)?)
+}
+
+/// How much WAL that changes nothing is kept unsealed, bytes: it is read again with each segment.
+const DEFERRED: u64 = 64 << 20;
+
+/// Returns whether nothing of a run counts, up to `end`, where PostgreSQL has completed a segment.
+pub(super) fn is_all_noise(repo: &Repo, timeline: &Timeline, end: Lsn) -> Result<bool, CommandError> {
+    let began = repo.timelines().run(timeline.id)?.and_then(|run| run.began);
+    let began = began.filter(|began| timeline.sealed() == *began && *began < end && end.since(*began) <= DEFERRED);
+    began.map_or(Ok(false), |began| only_noise(repo, timeline, (began, end)))
+}
+
+/// Returns whether all records of the active WAL that begin from `began` to `end` are ones that change nothing.
+fn only_noise(repo: &Repo, timeline: &Timeline, (began, end): (Lsn, Lsn)) -> Result<bool, CommandError> {
+    let active = active_timeline(repo, timeline.id)?.map(|number| repo.active_segments(timeline.id, number));
+    let from = began.segment_start(repo.config().wal_segment_size);
+    let source = TimelineWal::open(repo.store(), repo.timelines(), timeline, from, active)?;
+    let mut reader = WalReader::new(source, repo.expected_wal(), began);
+    while reader.position_lsn() < end {
+        match reader.read() {
+            Ok(record) if record.start < end && !record.changes_nothing() => return Ok(false),
+            Ok(_) => {}
+            // Behind a switch of segments the rest of one is empty.
+            Err(error) if error.may_be_end() && error.noticed_at() >= end => break,
+            Err(source) => return Err(WalFilesError::Damaged { timeline: timeline.id, source }.into()),
         }
     }
     Ok(true)
 }
 
-/// Returns whether files of databases were written that no record tells of: hint bits, in a cluster without checksums.
+/// Returns whether files of databases/// Returns whether files of databases were written that no record tells of: hint bits, in a cluster without checksums.
 /// Only a lazy data directory knows.
 fn relations_changed(data: &Path) -> Result<bool, CommandError> {
     let Some(control) = Control::of(data) else { return Ok(false) };

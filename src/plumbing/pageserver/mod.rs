@@ -51,7 +51,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::error::{Class, CommandError};
 use crate::objects::file_error::{FileError, cannot};
-use crate::objects::{Repo, durable};
+use crate::objects::{Repo, bounded, durable, regular};
 use crate::plumbing::health::health;
 use crate::plumbing::instance;
 use crate::plumbing::instance::pid_lock::PidLock;
@@ -242,7 +242,7 @@ pub fn running(repo: &Repo) -> Result<Option<(i32, Addresses)>, Error> {
     }
     // It is about to note itself, and then to write where it listens.
     let Some(Process { pid, .. }) = open_lock(repo)?.noted(&path) else { return Ok(None) };
-    let text = fs::read(dir(repo).join("address")).unwrap_or_default();
+    let text = regular::read(&dir(repo).join("address")).unwrap_or_default();
     Ok(serde_json::from_slice(&text).ok().map(|addresses| (pid, addresses)))
 }
 
@@ -353,7 +353,7 @@ impl PageServer {
 /// Returns the token, the same as the last time; makes one first if there is none.
 fn token(repo: &Repo) -> Result<String, CommandError> {
     let path = dir(repo).join("token");
-    match fs::read_to_string(&path) {
+    match bounded::read_to_string(&path, bounded::CONFIG) {
         Ok(text) if text.len() == 32 => Ok(text),
         _ => {
             let text = uuid::Uuid::new_v4().simple().to_string();

@@ -389,7 +389,7 @@ impl Supervisor {
         if let Some(moment) = lock(&self.moments).get(&(name.clone(), is_owner))
             && moment.found.elapsed() < MOMENT
             && moment.base == base
-            && repo.timelines().exists(moment.position.timeline)
+            && !repo.timelines().is_gone(moment.position.timeline)
         {
             return found(Target::At(name.clone(), moment.position));
         }

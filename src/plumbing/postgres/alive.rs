@@ -32,6 +32,7 @@ use nix::sys::signal::Signal;
 use super::Error;
 use super::process::{Process, inheritors, lockers_in};
 use crate::objects::file_error::cannot;
+use crate::objects::regular;
 
 /// The descriptor that a postmaster finds it under.
 pub const DESCRIPTOR: i32 = 3;
@@ -105,9 +106,9 @@ impl Alive {
     }
 
     fn open(&self) -> Result<Option<File>, Error> {
-        let opened = match File::options().read(true).write(true).open(&self.path) {
+        let opened = match regular::open_with(File::options().read(true).write(true), &self.path) {
             // Enough to look.
-            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => File::open(&self.path),
+            Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => regular::open(&self.path),
             opened => opened,
         };
         match opened {
@@ -184,7 +185,8 @@ impl Alive {
 
     /// Takes the lock. Fails if a server is there, or what it left.
     pub fn take(&self) -> Result<Held, Error> {
-        let open = || File::options().create(true).truncate(false).read(true).write(true).open(&self.path);
+        let open =
+            || regular::open_with(File::options().create(true).truncate(false).read(true).write(true), &self.path);
         let file = open().map_err(cannot::<Error>("open", &self.path))?;
         let still_alive = |process| Error::StillAlive { lock: self.path.clone(), process };
         let begun = Instant::now();

@@ -6,12 +6,12 @@ use std::os::unix::fs::symlink;
 use std::path::{Component, Path, PathBuf};
 
 use super::Error;
-use crate::objects::durable;
 use crate::objects::file_error::cannot;
 use crate::objects::pg::control::{self, ControlFile, State};
 use crate::objects::pg::segment;
 use crate::objects::pg::version::Version;
 use crate::objects::snapshot::Snapshot;
+use crate::objects::{durable, folder};
 
 /// Returns whether the files of a snapshot are those of a server that was shut down, rather than
 /// a backup of one that ran: only a shutdown checkpoint is its own redo point.
@@ -98,8 +98,9 @@ pub fn link_wal(data_dir: &Path, wal_dir: &Path) -> Result<(), Error> {
 /// Returns whether a data directory has tablespaces in folders elsewhere. If it was copied with its repository, those
 /// are the original's, so it is not taken up again after a crash: replayed from a snapshot they become its own.
 pub fn has_tablespaces_elsewhere(data_dir: &Path) -> bool {
-    let mut entries = fs::read_dir(data_dir.join("pg_tblspc")).into_iter().flatten().flatten();
-    entries.any(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()))
+    let is_link = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_symlink());
+    // One that cannot be looked into may have some.
+    folder::entries(&data_dir.join("pg_tblspc")).map_or(true, |entries| entries.iter().any(is_link))
 }
 
 /// Returns the way from the folder `from` to `to`, both absolute.

@@ -18,6 +18,7 @@ use super::conf::{self, Values};
 use super::policy::{Class, RULES, Rule, Value, without_schedulers};
 use super::process::Process;
 use crate::objects::file_error::cannot;
+use crate::objects::folder;
 use crate::objects::pg::control::{ControlFile, Sizes, State};
 use crate::objects::pg::version::Version;
 
@@ -127,9 +128,8 @@ impl Settings {
     fn least(&self, data_dir: &Path, major: u32) -> Option<Sizes> {
         let bytes = fs::read(data_dir.join("global/pg_control")).ok()?;
         let control = ControlFile::parse(&bytes, Version::of_major(major)?).ok()?;
-        let mut prepared = fs::read_dir(data_dir.join("pg_twophase")).into_iter().flatten();
-        let is_at_rest =
-            control.state == State::ShutDown && !data_dir.join("backup_label").exists() && prepared.next().is_none();
+        let has_none = folder::names(&data_dir.join("pg_twophase")).is_ok_and(|prepared| prepared.is_empty());
+        let is_at_rest = control.state == State::ShutDown && !data_dir.join("backup_label").exists() && has_none;
         let mut least = control.sizes;
         least.raise(&self.replayed);
         (!is_at_rest || matches!(self.role, Role::Standby)).then_some(least)

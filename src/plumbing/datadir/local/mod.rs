@@ -26,7 +26,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use super::Error;
 use crate::objects::file_error::cannot;
-use crate::objects::{ObjectId, durable};
+use crate::objects::{ObjectId, durable, regular};
 use disk::{Disk, DiskFile};
 use journal::Record;
 
@@ -89,7 +89,7 @@ impl Layer {
     /// process, not of the machine, left in the kernel's memory would be taken for safe otherwise.
     pub fn open(dir: &Path) -> Result<Opened, Error> {
         let path = dir.join(JOURNAL);
-        let bytes = fs::read(&path).map_err(cannot::<Error>("read", &path))?;
+        let bytes = regular::read(&path).map_err(cannot::<Error>("read", &path))?;
         let read = journal::read(&bytes).map_err(|source| Error::Journal { path: path.clone(), source })?;
         let open = || {
             let disk = Disk::open(dir);
@@ -257,7 +257,7 @@ impl Layer {
 pub fn snapshot_below(dir: &Path) -> Result<Option<ObjectId>, Error> {
     let path = dir.join(JOURNAL);
     let mut begin = [0; journal::BEGIN];
-    match fs::File::open(&path).and_then(|mut file| io::Read::read_exact(&mut file, &mut begin)) {
+    match regular::open(&path).and_then(|mut file| io::Read::read_exact(&mut file, &mut begin)) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(cannot::<Error>("read", &path)(error)),

@@ -182,7 +182,14 @@ impl Trash {
             let entry = match bounded::read_to_string(&file, bounded::ENTRY) {
                 Ok(text) => toml_edit::de::from_str(&text).ok(),
                 // Nor can it be read some other time.
-                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => None,
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::InvalidData | io::ErrorKind::IsADirectory
+                    ) =>
+                {
+                    None
+                }
                 Err(error) => return Err(cannot::<Error>("read", &file)(error)),
             };
             // Else removed meanwhile.

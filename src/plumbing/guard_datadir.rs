@@ -108,6 +108,10 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let server = Alive::of(cx.folder.join(&args.with_server), data.clone());
     let parent = Process::of(getppid().as_raw());
     let end = watch(&beats(), &server, &|| cx.ui.forget_signals());
+    // Somebody removed the folder, and another one is there by now, with another server and another guardian.
+    if mount::is_another(&dir) {
+        return Ok(());
+    }
     if end == End::Silent {
         cx.ui.warning(format!("process {} does not serve '{}' any more, and is ended", parent.pid, data.display()));
         end_file_system(parent, &data)?;

@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! refs/branches/main ──► timeline 76cf99…                 (a name moves)
-//!                          history: ancestor, fork LSN    (one read gives the chain)
+//!                          origin: parent, fork LSN, jump (any ancestor in a few reads)
 //!                          log: wal <start> <end> <id> ─► wal objects
-//!                               snapshot <lsn> <id> ────► snapshot object
+//!                          snapshots: snapshot <lsn> <id> ► snapshot object
 //!                                                           path, mode, length ─► map ─► frames
 //!                                                           small file ────────────────► frame
 //! ```

@@ -1,6 +1,6 @@
 //! A repository: finds, opens and creates it, and looks into its WAL.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
@@ -18,7 +18,7 @@ use super::store::{self, Store};
 use super::timeline::wal::{Segments, TimelineWal};
 use super::timeline::{self, CloneId, Timeline, TimelineId, Timelines};
 use super::trash::Trash;
-use super::{bounded, durable, mode};
+use super::{bounded, durable, mode, regular};
 use crate::objects::file_error::{FileError, cannot};
 
 /// The name of the folder.
@@ -152,7 +152,7 @@ impl Repo {
         self.tmp()?;
         // Not the config itself, which is another file after each change.
         let held = self.patience.open(&self.dir.join("config.lock"), Mode::Exclusive).map_err(Error::Lock)?;
-        let text = bounded::read_to_string(&path, bounded::REF).map_err(cannot::<Error>("read", &path))?;
+        let text = bounded::read_to_string(&path, bounded::CONFIG).map_err(cannot::<Error>("read", &path))?;
         let text = change(&text)?;
         durable::replace(self.tmp()?, &path, text.as_bytes()).map_err(cannot::<Error>("write", &path))?;
         drop(held);
@@ -417,7 +417,7 @@ fn remove_orphans(tmp: &Path) -> io::Result<()> {
     for entry in fs::read_dir(tmp)?.flatten() {
         let lock_path = entry.path().with_extension("lock");
         // Held until both are gone.
-        let lock = match File::open(&lock_path) {
+        let lock = match regular::open(&lock_path) {
             Ok(lock) if lock.try_lock().is_ok() => Some(lock),
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             _ => continue,

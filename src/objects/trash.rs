@@ -134,8 +134,7 @@ impl Trash {
             let dir = tempfile::Builder::new().prefix("trash-").tempdir_in(tmp)?;
             fill(dir.path())?;
             entry.bytes = entry.bytes.saturating_add(disk_bytes(dir.path()));
-            let text = toml_edit::ser::to_string_pretty(&entry).map_err(io::Error::other)?;
-            durable::replace(tmp, &dir.path().join("entry"), text.as_bytes())?;
+            write(tmp, dir.path(), &entry)?;
             durable::sync_tree(dir.path())?;
             durable::create_dir_all(&self.dir)?;
             let prepared = dir.keep();
@@ -156,11 +155,7 @@ impl Trash {
         let item = match self.list()?.into_iter().find(is_begun) {
             // As of now: it may have been begun long ago.
             Some(Item { id, path, .. }) => {
-                let write = || {
-                    let text = toml_edit::ser::to_string_pretty(&entry).map_err(io::Error::other)?;
-                    durable::replace(tmp, &path.join("entry"), text.as_bytes())
-                };
-                write().map_err(cannot::<Error>("write", &path))?;
+                write(tmp, &path, &entry).map_err(cannot::<Error>("write", &path))?;
                 Item { id, path, entry: Some(entry) }
             }
             None => self.put(tmp, entry, |_| Ok(()))?,
@@ -182,15 +177,10 @@ impl Trash {
             let entry = match bounded::read_to_string(&file, bounded::ENTRY) {
                 Ok(text) => toml_edit::de::from_str(&text).ok(),
                 // Nor can it be read some other time.
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::NotFound | io::ErrorKind::InvalidData | io::ErrorKind::IsADirectory
-                    ) =>
-                {
-                    None
-                }
-                Err(error) => return Err(cannot::<Error>("read", &file)(error)),
+                Err(error) => match error.kind() {
+                    io::ErrorKind::NotFound | io::ErrorKind::InvalidData | io::ErrorKind::IsADirectory => None,
+                    _ => return Err(cannot::<Error>("read", &file)(error)),
+                },
             };
             // Else removed meanwhile.
             if entry.is_some() || path.exists() {
@@ -247,6 +237,12 @@ fn disk_bytes(path: &Path) -> u64 {
     let below = metadata.is_dir().then(|| fs::read_dir(path)).into_iter().flatten().flatten();
     let below: u64 = below.flatten().map(|entry| disk_bytes(&entry.path())).sum();
     metadata.blocks().saturating_mul(512).saturating_add(below)
+}
+
+/// Writes what an entry in the folder `dir` says, durably.
+fn write(tmp: &Path, dir: &Path, entry: &Entry) -> io::Result<()> {
+    let text = toml_edit::ser::to_string_pretty(entry).map_err(io::Error::other)?;
+    durable::replace(tmp, &dir.join("entry"), text.as_bytes())
 }
 
 #[cfg(test)]

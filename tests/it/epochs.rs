@@ -12,7 +12,7 @@ use zenith::objects::pg::wal::WalReader;
 use zenith::objects::pg::{Lsn, segment};
 use zenith::plumbing::postgres::process::Process;
 
-use crate::support::{Env, checked, has_strace, majors, pg_program, wait_until};
+use crate::support::{Env, checked, has_strace, majors, pg_program, traced, wait_until};
 
 #[test]
 fn branches_and_tags_made_beside_stop_name_timelines_that_are_there() {
@@ -509,16 +509,6 @@ fn a_file_in_the_place_of_a_folder_and_an_empty_folder_are_put_away_too() {
     env.run(["restart"]).ok();
     assert_eq!(std::fs::read_to_string(data().join("swapped")).unwrap(), "a file");
     assert_eq!(env.sql("main", "select i from t"), "1");
-}
-
-/// Runs a command of the program under strace with `options`; returns its exit code, if it was not killed, and the trace.
-fn traced(env: &Env, options: &[&str], args: &[&str], meanwhile: impl FnOnce(u32)) -> (Option<i32>, String) {
-    let (trace, zenith) = (env.path().join("trace"), env.command(args));
-    let mut strace = Command::new("strace");
-    strace.args(["-f", "-y", "-o"]).arg(&trace).args(options).arg(zenith.get_program()).args(zenith.get_args());
-    let mut running = strace.current_dir(env.path()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    meanwhile(running.id());
-    (running.wait().unwrap().code(), std::fs::read_to_string(&trace).unwrap())
 }
 
 /// Waits until strace holds its child back for a while.

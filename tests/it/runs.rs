@@ -8,7 +8,7 @@ use std::process::Command;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{Env, checked};
+use crate::support::{Env, checked, has_strace, traced, wait_until};
 
 fn timelines(env: &Env) -> usize {
     let entries = fs::read_dir(env.repo().join("timelines")).unwrap().flatten();
@@ -124,7 +124,7 @@ fn a_branch_that_is_sealed_beyond_its_last_whole_record_forks() {
     env.sql("main", "select pg_logical_emit_message(false, 'x', repeat('x', 40 << 20))");
     let dir = timeline(&env, "main");
     let log = || fs::read_to_string(dir.join("log")).unwrap();
-    crate::support::wait_until("a segment is sealed amid a record", || {
+    wait_until("a segment is sealed amid a record", || {
         let last = log().lines().last().map(|line| line.split(' ').map(str::to_owned).collect::<Vec<_>>());
         last.is_some_and(|fields| fields[2] != fields[4])
     });
@@ -157,7 +157,7 @@ fn a_copy_goes_by_its_wal_and_not_by_files_that_were_copied_at_different_times()
     env.sql("main", "create table l as select g, 'old' f from generate_series(1, 20000) g");
     env.run(["restart"]).ok();
     env.sql("main", "alter system set autovacuum = off");
-    crate::support::wait_until("it can be gone on with", || env.datadir("main").join("prepared").exists());
+    wait_until("it can be gone on with", || env.datadir("main").join("prepared").exists());
     let journal = env.datadir("main").join("local/journal");
     let before = fs::read(&journal).unwrap();
     env.sql("main", "update l set f = 'new' where g <= 2000");
@@ -178,7 +178,7 @@ fn a_copy_goes_by_its_wal_and_not_by_files_that_were_copied_at_different_times()
 
 #[test]
 fn a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one() {
-    if !crate::support::has_strace() {
+    if !has_strace() {
         return;
     }
     let env = Env::init();
@@ -191,15 +191,12 @@ fn a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one() {
         kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
     }
     let failing = |folder: &Path, args: &[&str]| {
-        let zenith = env.command(args);
-        let mut strace = Command::new("strace");
-        strace.args(["-f", "-o", "/dev/null", "-P"]).arg(folder).args(["-e", "trace=getdents64", "-e"]);
-        strace.args(["inject=getdents64:error=EIO"]).arg(zenith.get_program()).args(zenith.get_args());
-        strace.current_dir(env.path()).output().unwrap()
+        let inject = ["-e", "trace=getdents64", "-e", "inject=getdents64:error=EIO"];
+        traced(&env, &[&["-P", folder.to_str().unwrap()][..], &inject].concat(), args, |_| {})
     };
     for args in [&["stop", "x"][..], &["start", "x"], &["branch", "y", "x"]] {
-        let output = failing(&timeline(&env, "x").join("wal"), args);
-        assert!(!output.status.success(), "{args:?}: {output:?}");
+        let (code, trace) = failing(&timeline(&env, "x").join("wal"), args);
+        assert_ne!(code, Some(0), "{args:?}: {trace}");
     }
     env.run(["start", "x"]).ok();
     assert_eq!(env.sql("x", "select count(*) from t"), "2");
@@ -208,15 +205,15 @@ fn a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one() {
     env.run(["branch", "-m", "main", "old"]).ok();
     env.run(["symbolic-ref", "refs/branches/x"]).ok();
     env.run(["branch", "-d", "old"]).ok();
-    let output = failing(&env.repo().join("timelines"), &["trash", "empty"]);
-    assert!(!output.status.success(), "{output:?}");
+    let (code, trace) = failing(&env.repo().join("timelines"), &["trash", "empty"]);
+    assert_ne!(code, Some(0), "{trace}");
     assert_eq!(run(&env, "x", "select count(*) from t"), "2");
     assert_eq!(env.run(["fsck"]).ok(), "");
 }
 
 #[test]
 fn a_timeline_that_cannot_be_looked_at_once_is_not_taken_for_gone() {
-    if !crate::support::has_strace() {
+    if !has_strace() {
         return;
     }
     let env = Env::init();
@@ -224,12 +221,10 @@ fn a_timeline_that_cannot_be_looked_at_once_is_not_taken_for_gone() {
     env.sql("main", "create table t as select 1 i");
     for when in 1..4 {
         env.sql("main", "insert into t values (2)");
-        let zenith = env.command(["stop", "--mode", "immediate"]);
-        let mut strace = Command::new("strace");
-        strace.args(["-f", "-o", "/dev/null", "-P"]).arg(timeline(&env, "main")).args(["-e", "trace=statx", "-e"]);
-        strace.arg(format!("inject=statx:error=ENOMEM:when={when}")).arg(zenith.get_program()).args(zenith.get_args());
+        let (dir, inject) = (timeline(&env, "main"), format!("inject=statx:error=ENOMEM:when={when}"));
         // Whether it says so or does it all the same.
-        strace.current_dir(env.path()).output().unwrap();
+        let options = ["-P", dir.to_str().unwrap(), "-e", "trace=statx", "-e", &inject];
+        traced(&env, &options, &["stop", "--mode", "immediate"], |_| {});
         env.run(["start"]).ok();
         assert_eq!(env.sql("main", "select count(*) from t"), (when + 1).to_string());
     }

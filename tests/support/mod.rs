@@ -4,7 +4,7 @@ pub mod power;
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use assert_cmd::cargo::cargo_bin;
 use tempfile::TempDir;
@@ -223,6 +223,16 @@ pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
         assert!(std::time::Instant::now() < patience, "not within half a minute: {what}");
         std::thread::sleep(std::time::Duration::from_millis(20));
     }
+}
+
+/// Runs a command of the program under strace with `options`; returns its exit code, if it was not killed, and the trace.
+pub fn traced(env: &Env, options: &[&str], args: &[&str], meanwhile: impl FnOnce(u32)) -> (Option<i32>, String) {
+    let (trace, zenith) = (env.path().join("trace"), env.command(args));
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-y", "-o"]).arg(&trace).args(options).arg(zenith.get_program()).args(zenith.get_args());
+    let mut running = strace.current_dir(env.path()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    meanwhile(running.id());
+    (running.wait().unwrap().code(), std::fs::read_to_string(&trace).unwrap())
 }
 
 /// Returns whether strace may be used; says so where it may not.

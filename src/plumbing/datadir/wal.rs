@@ -1,7 +1,7 @@
 //! Between a timeline's sealed WAL and PostgreSQL's segment files.
 
 use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use super::{Error, WalFilesError};
 use crate::objects::file_error::cannot;
 use crate::objects::lock::Mode;
 use crate::objects::pg::record::Record;
-use crate::objects::pg::wal::{self as pages, WalError, WalReader, WalSource, What};
+use crate::objects::pg::wal::{self as pages, PAGE, WalError, WalReader, WalSource, What};
 use crate::objects::pg::{Lsn, segment};
 use crate::objects::repo::Repo;
 use crate::objects::snapshot::Snapshot;
@@ -337,6 +337,24 @@ pub fn lay_out_before(
             source.copy(at, next, &mut file, &path)?;
         }
         at = next;
+    }
+    Ok(())
+}
+
+/// Copies a segment from the page of byte `from` on; pages of zeroes become holes.
+pub fn copy_pages(path: &Path, from: u64, copy: &File) -> io::Result<()> {
+    let source = File::open(path)?;
+    let length = source.metadata()?.len();
+    copy.set_len(length)?;
+    let mut at = from - from % PAGE as u64;
+    let mut page = vec![0; PAGE];
+    while at < length {
+        let part = &mut page[..(length - at).min(PAGE as u64) as usize]; // at most a page
+        source.read_exact_at(part, at)?;
+        if part.iter().any(|byte| *byte != 0) {
+            copy.write_all_at(part, at)?;
+        }
+        at += part.len() as u64;
     }
     Ok(())
 }

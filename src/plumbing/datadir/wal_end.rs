@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
@@ -36,23 +37,30 @@ impl Files {
     }
 
     fn add(&mut self, dir: &Path, segment_size: u32) -> Result<(), Error> {
-        for entry in folder::entries(dir).map_err(cannot::<Error>("list", dir))? {
-            let name = entry.file_name();
-            let Some((timeline, start)) = name.to_str().and_then(|name| segment::parse_file_name(name, segment_size))
-            else {
-                continue;
-            };
-            let length = entry.metadata().map_err(cannot::<Error>("read", &entry.path()))?.len();
-            self.0.insert(start, (timeline, entry.path(), length));
+        for (timeline, start, name) in segments_in(dir, segment_size)? {
+            let path = dir.join(name);
+            let length = fs::symlink_metadata(&path).map_err(cannot::<Error>("read", &path))?.len();
+            self.0.insert(start, (timeline, path, length));
         }
         Ok(())
     }
 }
 
-/// Returns PostgreSQL's number of the timeline that the active WAL is of, if there is any.
+/// Returns the segment files in `dir` by their names: PostgreSQL's timeline id, first LSN, name.
+fn segments_in(dir: &Path, segment_size: u32) -> Result<impl Iterator<Item = (u32, Lsn, OsString)> + use<>, Error> {
+    let names = folder::names(dir).map_err(cannot::<Error>("list", dir))?;
+    Ok(names.into_iter().filter_map(move |name| {
+        let (timeline, start) = segment::parse_file_name(name.to_str()?, segment_size)?;
+        Some((timeline, start, name))
+    }))
+}
+
+/// Returns PostgreSQL's number of the timeline that the active WAL is of, if there is any. Looks at names alone: a server that runs
+/// renames its segments at any time.
 pub fn active_timeline(repo: &Repo, timeline: TimelineId) -> Result<Option<u32>, Error> {
-    let files = Files::list(&repo.timelines().wal_dir(timeline), repo.config().wal_segment_size)?;
-    Ok(files.0.values().next().map(|(postgres_timeline, _, _)| *postgres_timeline))
+    let (dir, size) = (repo.timelines().wal_dir(timeline), repo.config().wal_segment_size);
+    let mut segments = segments_in(&dir, size)?.chain(segments_in(&dir.join(KEPT), size)?);
+    Ok(segments.next().map(|(postgres_timeline, ..)| postgres_timeline))
 }
 
 /// Finds the end of the active WAL of `timeline`, of which no server is alive, which is where its last whole record

@@ -1,4 +1,4 @@
-//! Instances: a branch, a port, and while it runs a timeline of its own with a data directory.
+//! Instances: a branch, a port, and while it runs the timeline that it goes on with, and a data directory.
 //!
 //! # Format
 //! `instances/<name>/config` is TOML: `branch` (short name), `port`, `tcp`, and while an epoch is open
@@ -18,6 +18,7 @@
 //! An epoch is open from [`start`](start::start) until [`settle`](settle::settle), which a stop runs and,
 //! after a crash, the next start.
 
+mod beside;
 pub mod find;
 pub mod hold;
 pub mod logs;

@@ -13,8 +13,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -318,11 +316,9 @@ pub fn guard(repo: &Path, dir: &Path, alive: &Path) -> io::Result<Child> {
 
 /// Returns whether the folder `dir` is not the one that this process was started to guard: the lock that it was handed lies in another.
 pub fn is_another(dir: &Path) -> bool {
-    let handed = io::stdout().as_fd().try_clone_to_owned().and_then(|stdout| File::from(stdout).metadata());
-    let Ok(handed) = handed.map(|metadata| (metadata.is_file(), metadata.dev(), metadata.ino())) else { return false };
-    let there = fs::metadata(dir.join(GUARD_LOCK)).map(|metadata| (true, metadata.dev(), metadata.ino()));
     // Without a lock it was started by hand.
-    handed.0 && there.ok() != Some(handed)
+    let Ok(Some(handed)) = PidLock::handed_on_stdout() else { return false };
+    !handed.is_at(&dir.join(GUARD_LOCK)).unwrap_or(false)
 }
 
 /// Starts a process that reads what it is told to from the data directory `data`: see

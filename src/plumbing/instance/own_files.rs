@@ -7,7 +7,7 @@
 //! # Format
 //! `timelines/<id>/files/` holds the files that are others than those of the timeline's last snapshot, `written/<path>`,
 //! with the folders that it lacks, empty ones too, the paths of those that are gone, `removed`, each with a zero byte
-//! behind it, and the LSN as of which all that was so, `at`: a snapshot of a later one has it.
+//! behind it. A snapshot of a later LSN than that of [`beside`] has all of it.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -17,22 +17,19 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
-use super::mount;
+use super::{beside, mount};
 use crate::error::{CmdResult, CommandError};
 use crate::objects::frame::BLOCK_SIZE;
-use crate::objects::pg::Lsn;
 use crate::objects::snapshot::paths::{PERMISSIONS, is_own_folder};
 use crate::objects::snapshot::{Entry, Node, Snapshot};
 use crate::objects::store::file::{READ_BLOCKS, StoredFile};
 use crate::objects::timeline::{Position, Timeline, TimelineId};
-use crate::objects::{Repo, durable};
+use crate::objects::{Repo, durable, regular};
 use crate::plumbing::datadir::exclude::is_excluded;
 use crate::plumbing::datadir::rights::may_follow;
 
 /// Files outside of PostgreSQL's own folders that a run writes by itself: the list of `contrib/pg_prewarm`.
 const WRITTEN_BY_RUNS: [&[u8]; 3] = [b"PG_VERSION", b"autoprewarm.blocks", b"autoprewarm.blocks.tmp"];
-/// The file that says as of which LSN something was put away.
-pub(super) const AT: &str = "at";
 /// How much of two files is compared at a time, bytes.
 const PART: usize = 64 << 10;
 
@@ -76,24 +73,20 @@ pub fn put_away(repo: &Repo, timeline: &Timeline, snapshot: &Snapshot, data: &Pa
 
 /// Puts away copies of the files that were written, which lie in `from`, and the names of those that were removed.
 fn publish(repo: &Repo, tip: Position, from: &Path, changes: &Changes) -> CmdResult {
-    let (tmp, target) = (repo.tmp()?, dir(repo, tip.timeline));
-    let made = tempfile::Builder::new().prefix("files-").tempdir_in(tmp)?;
-    let written = made.path().join("written");
-    fs::create_dir(&written)?;
-    changes.folders.iter().try_for_each(|path| fs::create_dir_all(full(&written, path)))?;
-    for path in &changes.written {
-        let target = full(&written, path);
-        fs::create_dir_all(target.parent().unwrap_or(&written))?;
-        copy(&full(from, path), &target)?;
-    }
-    let removed: Vec<u8> = changes.removed.iter().flat_map(|path| [path, &b"\0"[..]].concat()).collect();
-    fs::write(made.path().join("removed"), removed)?;
-    fs::write(made.path().join(AT), tip.lsn.to_string())?;
-    durable::sync_tree(made.path())?;
-    durable::discard_dir(tmp, &target)?;
-    durable::publish_dir(made.path(), &target)?;
-    let _ = made.keep();
-    Ok(())
+    let fill = |made: &Path| {
+        let written = made.join("written");
+        fs::create_dir(&written)?;
+        changes.folders.iter().try_for_each(|path| fs::create_dir_all(full(&written, path)))?;
+        for path in &changes.written {
+            let target = full(&written, path);
+            fs::create_dir_all(target.parent().unwrap_or(&written))?;
+            copy(&full(from, path), &target)?;
+        }
+        let removed: Vec<u8> = changes.removed.iter().flat_map(|path| [path, &b"\0"[..]].concat()).collect();
+        fs::write(made.join("removed"), removed)?;
+        durable::sync_tree(made)
+    };
+    Ok(beside::replace(repo, &dir(repo, tip.timeline), tip.lsn, fill)?)
 }
 
 /// Puts away what was put away with a timeline with another one too, on which its branch goes on from its tip: at `start`.
@@ -138,10 +131,10 @@ pub fn take_up(repo: &Repo, timeline: &Timeline, data: &Path) -> CmdResult {
 fn kept(repo: &Repo, timeline: &Timeline) -> io::Result<Changes> {
     let dir = dir(repo, timeline.id);
     let newest = timeline.snapshots.before(timeline.tip().lsn);
-    if lsn_of(&dir.join(AT))?.zip(newest).is_some_and(|(at, newest)| newest.lsn > at) {
+    if beside::as_of(&dir)?.zip(newest).is_some_and(|(at, newest)| newest.lsn > at) {
         return Ok(Changes::default());
     }
-    let removed = match fs::read(dir.join("removed")) {
+    let removed = match regular::read(&dir.join("removed")) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Changes::default()),
         removed => removed?,
     };
@@ -153,15 +146,6 @@ fn kept(repo: &Repo, timeline: &Timeline) -> io::Result<Changes> {
         changes.written.retain(|path| !full(&written, path).is_symlink());
     }
     Ok(changes)
-}
-
-/// Returns the LSN in a file; `None` where there is none, as in those of earlier versions.
-pub(super) fn lsn_of(path: &Path) -> io::Result<Option<Lsn>> {
-    match fs::read_to_string(path) {
-        Ok(text) => text.parse().map(Some).map_err(|error| io::Error::new(ErrorKind::InvalidData, error)),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 /// Returns in what the files of `data` differ from those of the snapshot.

@@ -43,6 +43,12 @@ impl PidLock {
         Ok(if identity(&stdin)? == identity(&self.0)? { PidLock(stdin) } else { self })
     }
 
+    /// Returns the lock that the parent process handed over on standard output, if that is a file.
+    pub fn handed_on_stdout() -> io::Result<Option<PidLock>> {
+        let stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        Ok(stdout.metadata()?.is_file().then_some(PidLock(stdout)))
+    }
+
     /// Returns whether the file is the one that is now at `path`.
     pub fn is_at(&self, path: &Path) -> io::Result<bool> {
         let own = self.0.metadata()?;

@@ -5,7 +5,6 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::Instant;
 
-use super::trash::copy_pages;
 use super::unchanged::is_all_noise;
 use super::{Error, PATIENCE, PAUSE, alive, ask};
 use crate::error::CommandError;
@@ -14,7 +13,7 @@ use crate::objects::pg::{Lsn, segment};
 use crate::objects::timeline::wal::KEPT;
 use crate::objects::timeline::{self, TimelineId};
 use crate::objects::{Repo, durable};
-use crate::plumbing::datadir::wal::{Sealed, Upto, hold, seal};
+use crate::plumbing::datadir::wal::{Sealed, Upto, copy_pages, hold, seal};
 use crate::plumbing::datadir::wal_end;
 use crate::plumbing::postgres::alive::Status;
 use crate::plumbing::postgres::{self, server};
@@ -40,7 +39,7 @@ pub fn seal_active(repo: &Repo, timeline: TimelineId) -> Result<Option<Sealed>, 
                 let end = wal_end::find(repo, timeline, None)?;
                 return end.map_or(Ok(None), |end| seal_upto(repo, timeline, end));
             }
-            // Dropped by the command that had the lock.
+            // Removed meanwhile.
             Err(_) if repo.timelines().is_gone(timeline) => return Err(timeline::Error::Unknown(timeline).into()),
             Err(postgres::Error::StillAlive { .. }) if Instant::now() < patience => sleep(PAUSE),
             // Not the server is in the way, but the command that sees to it.
@@ -67,7 +66,7 @@ pub fn seal_segment(repo: &Repo, timeline: TimelineId, file: &str) -> Result<Opt
     let Some((postgres_timeline, start)) = segment::parse_file_name(file, size) else { return Ok(None) };
     let path = repo.timelines().wal_dir(timeline).join(file);
     let _held = hold(repo, &path)?;
-    if is_all_noise(repo, &repo.timelines().read(timeline)?, start.plus(u64::from(size)))? {
+    if is_all_noise(repo, timeline, start.plus(u64::from(size)))? {
         keep(repo, &path).map_err(cannot::<timeline::Error>("keep", &path))?;
         return Ok(None);
     }

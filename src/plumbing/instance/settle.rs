@@ -118,10 +118,11 @@ pub fn settle_knowingly(
     if run.is_none() {
         // It was cut off before a server ran, or when all but this was done.
         match files {
-            Files::InSight if !data.join("postmaster.opts").try_exists()? => mount::remove(repo.tmp()?, &dir)?,
-            Files::InSight => set_aside(true, "stop: nobody knows of a run")?,
+            Files::InSight if data.join("postmaster.opts").try_exists()? => {
+                set_aside(true, "stop: nobody knows of a run")?;
+            }
             Files::Hidden => set_aside(false, "start: it was cut off")?,
-            Files::Absent => mount::remove(repo.tmp()?, &dir)?,
+            Files::InSight | Files::Absent => mount::remove(repo.tmp()?, &dir)?,
         }
         close(repo, instance)?;
         return Ok(Settled::Unchanged);

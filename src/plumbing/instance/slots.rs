@@ -4,15 +4,15 @@
 //!
 //! # Format
 //! `timelines/<id>/slots/` holds `replslot/<slot>/state`, as PostgreSQL wrote it (`src/backend/replication/slot.c`),
-//! what PostgreSQL had in `pg_logical/snapshots`, `snapshots/`: without it a logical slot could begin too late and
-//! pass over transactions in silence; and the LSN at which the timeline ended, `at`. Once it goes on, they are those of an earlier
-//! run, for which later ones need not have kept what they need.
+//! and what PostgreSQL had in `pg_logical/snapshots`, `snapshots/`: without it a logical slot could begin too late and
+//! pass over transactions in silence. Once the timeline ends elsewhere than at the LSN of [`beside`], they are those of an
+//! earlier run, for which later ones need not have kept what they need.
 
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::own_files::{AT, lsn_of};
+use super::beside;
 use crate::objects::pg::Lsn;
 use crate::objects::pg::crc::crc32c;
 use crate::objects::timeline::{Position, Timeline, TimelineId};
@@ -82,7 +82,7 @@ fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
 /// Returns the slots that were put away with a timeline, where it ends.
 pub fn kept(repo: &Repo, timeline: &Timeline) -> io::Result<Vec<Slot>> {
     let dir = dir(repo, timeline.id);
-    let is_of_now = lsn_of(&dir.join(AT))?.is_none_or(|at| at == timeline.tip().lsn);
+    let is_of_now = beside::as_of(&dir)?.is_none_or(|at| at == timeline.tip().lsn);
     if is_of_now { slots_in(&dir.join("replslot")) } else { Ok(Vec::new()) }
 }
 
@@ -120,18 +120,12 @@ pub fn pass_on(repo: &Repo, timeline: &Timeline, start: Position) -> io::Result<
 
 /// Puts away slots, which lie in the first folder, and what logical ones need, from the second one.
 fn publish(repo: &Repo, tip: Position, slots: &[Slot], (source, snapshots): (&Path, &Path)) -> io::Result<()> {
-    let target = dir(repo, tip.timeline);
-    let tmp = repo.tmp().map_err(io::Error::other)?;
-    let made = tempfile::Builder::new().prefix("slots-").tempdir_in(tmp)?;
-    for slot in slots {
-        copy(&source.join(&slot.name), &made.path().join("replslot").join(&slot.name))?;
-    }
-    copy(snapshots, &made.path().join("snapshots"))?;
-    durable::write_in_place(&made.path().join(AT), |file| write!(file, "{}", tip.lsn))?;
-    durable::discard_dir(tmp, &target)?;
-    durable::publish_dir(made.path(), &target)?;
-    let _ = made.keep();
-    Ok(())
+    beside::replace(repo, &dir(repo, tip.timeline), tip.lsn, |made| {
+        for slot in slots {
+            copy(&source.join(&slot.name), &made.join("replslot").join(&slot.name))?;
+        }
+        copy(snapshots, &made.join("snapshots"))
+    })
 }
 
 /// Gives a data directory, whose server is not started yet, the slots that were put away with the timeline from which

@@ -2,18 +2,16 @@
 
 use std::cell::LazyCell;
 use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::is_open;
 use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::pg::Lsn;
-use crate::objects::pg::wal::PAGE;
 use crate::objects::refs::{RefKind, RefName, Signature, Value};
 use crate::objects::timeline::{self, Position, Timeline, TimelineId, Timelines};
 use crate::objects::trash::{Entry, Item, What, total_bytes};
+use crate::plumbing::datadir::wal::copy_pages;
 use crate::plumbing::datadir::wal_end;
 
 const KINDS: [RefKind; 3] = [RefKind::Branch, RefKind::Remote, RefKind::Tag];
@@ -150,32 +148,13 @@ pub fn keep_beyond(repo: &Repo, branch: &str, end: Position, signature: &Signatu
     Ok(())
 }
 
-/// Copies a segment from the page of byte `from` on; pages of zeroes become holes.
-pub(super) fn copy_pages(path: &Path, from: u64, copy: &File) -> io::Result<()> {
-    let source = File::open(path)?;
-    let length = source.metadata()?.len();
-    copy.set_len(length)?;
-    let mut at = from - from % PAGE as u64;
-    let mut page = vec![0; PAGE];
-    while at < length {
-        let part = &mut page[..(length - at).min(PAGE as u64) as usize]; // at most a page
-        source.read_exact_at(part, at)?;
-        if part.iter().any(|byte| *byte != 0) {
-            copy.write_all_at(part, at)?;
-        }
-        at += part.len() as u64;
-    }
-    Ok(())
-}
-
-/// Returns whether something refers to a timeline: a ref that `own` does not count as one's own, a fork, or the trash, in
-/// which a damaged entry may.
-pub fn is_referenced(repo: &Repo, id: TimelineId, own: &dyn Fn(&RefName) -> bool) -> Result<bool, CommandError> {
+/// Returns whether something refers to a timeline: a ref, a fork, or the trash, in which a damaged entry may.
+pub fn is_referenced(repo: &Repo, id: TimelineId) -> Result<bool, CommandError> {
     for kind in KINDS {
         for short in repo.refs().files(kind)? {
             let Ok(name) = RefName::new(kind, &short) else { continue };
             match repo.refs().read(&name) {
-                Ok(Some(value)) if value.timeline() != id || own(&name) => {}
+                Ok(Some(value)) if value.timeline() != id => {}
                 // One that is damaged may refer to it, and so may one that has another name since the look at the names.
                 _ => return Ok(true),
             }
@@ -227,7 +206,7 @@ fn remove_timelines(repo: &Repo, youngest: TimelineId) -> CmdResult {
     while let Some(id) = next.take() {
         let Ok(origin) = repo.timelines().origin(id) else { return Ok(()) };
         let open = is_open(repo, id)?;
-        let is_unneeded = || Ok::<_, CommandError>(!open && !is_referenced(repo, id, &|_| false)?);
+        let is_unneeded = || Ok::<_, CommandError>(!open && !is_referenced(repo, id)?);
         if repo.timelines().remove(repo.tmp()?, id, is_unneeded)? {
             next = origin.parent().map(|parent| parent.timeline);
         }

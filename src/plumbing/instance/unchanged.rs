@@ -7,8 +7,8 @@ use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::objects::pg::Lsn;
 use crate::objects::pg::wal::WalReader;
-use crate::objects::timeline::Timeline;
 use crate::objects::timeline::wal::TimelineWal;
+use crate::objects::timeline::{Timeline, TimelineId};
 use crate::plumbing::datadir::WalFilesError;
 use crate::plumbing::datadir::control::Control;
 use crate::plumbing::datadir::exclude::is_excluded;
@@ -44,10 +44,11 @@ pub(super) fn is_unchanged(
 const DEFERRED: u64 = 64 << 20;
 
 /// Returns whether nothing of a run counts, up to `end`, where PostgreSQL has completed a segment.
-pub(super) fn is_all_noise(repo: &Repo, timeline: &Timeline, end: Lsn) -> Result<bool, CommandError> {
-    let began = repo.timelines().run(timeline.id)?.and_then(|run| run.began);
-    let began = began.filter(|began| timeline.sealed() == *began && *began < end && end.since(*began) <= DEFERRED);
-    began.map_or(Ok(false), |began| only_noise(repo, timeline, (began, end)))
+pub(super) fn is_all_noise(repo: &Repo, id: TimelineId, end: Lsn) -> Result<bool, CommandError> {
+    let began = repo.timelines().run(id)?.and_then(|run| run.began);
+    let Some(began) = began.filter(|began| *began < end && end.since(*began) <= DEFERRED) else { return Ok(false) };
+    let timeline = repo.timelines().read(id)?;
+    Ok(timeline.sealed() == began && only_noise(repo, &timeline, (began, end))?)
 }
 
 /// Returns whether all records of the active WAL that begin from `began` to `end` are ones that change nothing.
@@ -68,7 +69,7 @@ fn only_noise(repo: &Repo, timeline: &Timeline, (began, end): (Lsn, Lsn)) -> Res
     Ok(true)
 }
 
-/// Returns whether files of databases/// Returns whether files of databases were written that no record tells of: hint bits, in a cluster without checksums.
+/// Returns whether files of databases were written that no record tells of: hint bits, in a cluster without checksums.
 /// Only a lazy data directory knows.
 fn relations_changed(data: &Path) -> Result<bool, CommandError> {
     let Some(control) = Control::of(data) else { return Ok(false) };

@@ -384,7 +384,7 @@ impl Supervisor {
             return found(Target::Branch(name));
         }
         let now = jiff::Zoned::now();
-        // A tag that was moved is another place. What a branch is changes with each of its starts, and its past does not.
+        // A tag that was moved is another place. A branch goes on, and its past does not change.
         let base = revision::base_value(&repo, &name, &now).filter(|value| matches!(value, Value::Tag(_)));
         if let Some(moment) = lock(&self.moments).get(&(name.clone(), is_owner))
             && moment.found.elapsed() < MOMENT

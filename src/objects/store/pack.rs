@@ -59,9 +59,9 @@ impl Pack {
         self.index().map(drop)
     }
 
-    /// Returns whether any of its files is there.
+    /// Returns whether the file of the pack is there; whoever removes a pack removes that first.
     pub fn is_there(&self) -> bool {
-        self.path.exists() || self.index_path.exists()
+        self.path.exists()
     }
 
     /// Returns the name.

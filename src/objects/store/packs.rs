@@ -4,7 +4,6 @@
 //! that the multi-pack index does not name. At most [`MOST_OPEN`] packs are open at a time.
 
 use std::collections::{HashMap, HashSet};
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
@@ -38,6 +37,9 @@ struct Known {
     broken: Vec<(PathBuf, String)>,
 }
 
+/// The names of all packs that have an index, and the indexes that are not named like one.
+type List = (HashSet<ObjectId>, Vec<PathBuf>);
+
 /// The packs in a folder.
 pub struct Packs {
     dir: PathBuf,
@@ -65,10 +67,34 @@ impl Packs {
     /// Looks at the folder again. Returns whether anything has changed since the last look.
     pub fn rescan(&self) -> Result<bool, Error> {
         let mut known = self.known.write().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let (names, strange) = self.list()?;
+        let mut list = self.list()?;
+        let found = loop {
+            let (found, is_gone) = self.look(&known, &list)?;
+            // A merge publishes its pack before it removes what that replaces: where one is gone since it was listed, the list
+            // may lack the other.
+            let listed = if is_gone { self.list()? } else { break found };
+            if listed == list {
+                break found;
+            }
+            list = listed;
+        };
+        let version = |known: &Known| known.multi.as_ref().map(|(version, _)| *version);
+        let changed = !known.listed || found.names != known.names || version(&found) != version(&known);
+        // What is open takes its room on the disk although it was removed.
+        for gone in known.named.iter().chain(&known.others).filter(|pack| !found.names.contains(pack.name())) {
+            self.files.remove(gone.path());
+        }
+        *known = found;
+        if changed {
+            self.generation.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(changed)
+    }
+
+    /// Returns what is known of the packs of a list, and whether one of them went meanwhile.
+    fn look(&self, known: &Known, (names, strange): &List) -> Result<(Known, bool), Error> {
         let path = self.dir.join(midx::FILE);
         let version = midx::version(&path);
-        let seen = known.multi.as_ref().map(|(version, _)| *version);
         let multi = match known.multi.clone() {
             Some((seen, multi)) if Some(seen) == version => Some((seen, multi)),
             // The packs' own indexes say the same as one that cannot be used.
@@ -76,10 +102,8 @@ impl Packs {
         };
         // One that names a pack which is not there is of another time.
         let multi = multi.filter(|(_, multi)| multi.packs().all(|name| names.contains(&name)));
-        let strange =
-            strange.into_iter().map(|path| (path.clone(), format!("'{}' is not named like a pack", path.display())));
+        let strange = strange.iter().map(|path| (path.clone(), format!("'{}' is not named like a pack", path.display())));
         let mut broken: Vec<_> = strange.collect();
-        let changed = !known.listed || names != known.names || seen != multi.as_ref().map(|(version, _)| *version);
         let opened: HashMap<ObjectId, Arc<Pack>> =
             known.named.iter().chain(&known.others).map(|pack| (*pack.name(), pack.clone())).collect();
         let pack = |name: &ObjectId| opened.get(name).cloned().unwrap_or_else(|| Arc::new(self.pack(*name)));
@@ -88,12 +112,10 @@ impl Packs {
         let mut fresh: Vec<&ObjectId> = names.iter().filter(|name| !of_multi.contains(name)).collect();
         // Those that were known before first, so that what came last is found first.
         fresh.sort_unstable_by_key(|name| (!opened.contains_key(name), **name));
-        let mut others = Vec::new();
+        let (mut others, mut is_gone) = (Vec::new(), false);
         for pack in fresh.into_iter().map(pack) {
             match pack.open() {
                 Ok(()) => others.push(pack),
-                // Another command merged it with others this instant.
-                Err(Error::Io(error)) if error.source.kind() == io::ErrorKind::NotFound && !pack.is_there() => {}
                 // That says nothing of the pack.
                 Err(Error::Io(error))
                     if matches!(error.source.raw_os_error(), Some(nix::libc::EMFILE | nix::libc::ENFILE)) =>
@@ -101,22 +123,15 @@ impl Packs {
                     return Err(error.into());
                 }
                 Err(error) => {
+                    is_gone |= !pack.is_there();
                     let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
                     broken.push((pack.index_path().to_owned(), format!("{error}{cause}")));
                 }
             }
         }
-        // What is open takes its room on the disk although it was removed.
-        for gone in opened.values().filter(|pack| !names.contains(pack.name())) {
-            self.files.remove(gone.path());
-        }
         // All at once: the numbers in the one are those of packs in the other.
         let named = named.iter().map(pack).collect();
-        *known = Known { listed: true, names, multi, named, others, broken };
-        if changed {
-            self.generation.fetch_add(1, Ordering::Relaxed);
-        }
-        Ok(changed)
+        Ok((Known { listed: true, names: names.clone(), multi, named, others, broken }, is_gone))
     }
 
     /// Returns a number that differs once somebody has found something changed: what was looked for before may be there.
@@ -124,8 +139,7 @@ impl Packs {
         self.generation.load(Ordering::Relaxed)
     }
 
-    /// Returns the names of all packs that have an index, and the indexes that are not named like one.
-    fn list(&self) -> Result<(HashSet<ObjectId>, Vec<PathBuf>), Error> {
+    fn list(&self) -> Result<List, Error> {
         let (mut names, mut strange) = (HashSet::new(), Vec::new());
         for name in folder::names(&self.dir).map_err(cannot::<Error>("list", &self.dir))? {
             let Some(stem) = name.to_str().and_then(|name| name.strip_suffix(".idx")) else { continue };

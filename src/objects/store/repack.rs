@@ -350,12 +350,13 @@ impl Store {
     }
 }
 
-/// Returns whether the index at `path` is what a crash left of the removal of a pack: the pack is gone, and all that it held
-/// lies elsewhere.
+/// Returns whether the index at `path` is what is left of the removal of a pack: the pack is gone, and all that it held
+/// lies elsewhere. Or the index is gone by now, too.
 pub(super) fn is_remain(store: &Store, path: &Path) -> bool {
     let gone = fs::metadata(path.with_extension("pack")).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
     let lies_elsewhere = |id: ObjectId| store.locate(&id).is_some() || loose::path(store.dir(), &id).exists();
-    gone && Index::open(path).is_ok_and(|index| index.ids().all(lies_elsewhere))
+    let indexed = || Index::open(path).map(|index| index.ids().all(lies_elsewhere));
+    gone && indexed().unwrap_or_else(|_| !path.exists())
 }
 
 /// Makes indexes for the packs that have none: their writers were killed before they made one, or it was lost. All that they hold is there

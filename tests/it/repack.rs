@@ -113,6 +113,36 @@ fn a_pack_without_an_index_gets_one_and_nothing_of_it_goes() {
     check(&place.store(), &all);
 }
 
+#[test]
+fn a_damaged_index_is_made_anew_from_its_pack() {
+    enum Damage {
+        Cut(usize),
+        Flipped(usize),
+    }
+    // The last two, an id and an offset, are told by the checksum alone.
+    for damage in [
+        Damage::Cut(0),
+        Damage::Cut(3),
+        Damage::Cut(1100),
+        Damage::Flipped(0),
+        Damage::Flipped(8 + 1024 + 20),
+        Damage::Flipped(8 + 1024 + 2 * 32 + 1),
+    ] {
+        let place = Place::new();
+        let all = fill(&place.objects, &place.tmp, 3, 0);
+        let index = place.files("idx").remove(0);
+        let mut bytes = fs::read(&index).unwrap();
+        match damage {
+            Damage::Cut(length) => bytes.truncate(length),
+            Damage::Flipped(at) => bytes[at] ^= 0x20,
+        }
+        fs::write(&index, &bytes).unwrap();
+        assert!(all.iter().any(|(id, _)| place.store().read(id).is_err()));
+        assert_eq!(place.repack(Extent::All).damaged, Vec::<String>::new());
+        check(&place.store(), &all);
+    }
+}
+
 /// A crash leaves such a pack after its writer's first rename.
 #[test]
 fn a_pack_without_an_index_is_a_fault_only_if_something_is_missing() {

@@ -99,6 +99,15 @@ impl Pack {
         Ok(self.index.get_or_init(|| index))
     }
 
+    /// Returns whether it has no index, or one that is damaged as far as its size and begin tell.
+    pub fn lacks_index(&self) -> bool {
+        match self.index() {
+            Err(Error::Io(error)) => error.source.kind() == std::io::ErrorKind::NotFound,
+            Err(error) => error.is_corruption(),
+            Ok(_) => false,
+        }
+    }
+
     /// Returns the open file, and its length in bytes.
     fn file(&self) -> Result<Arc<(File, u64)>, Error> {
         let open = || {
@@ -148,7 +157,8 @@ impl Pack {
         Ok(())
     }
 
-    /// Makes the index of a pack that has none, durably, from what stands before each object. Memory: 60 bytes an object.
+    /// Makes the index of a pack that has none, or a damaged one, durably, from what stands before each object; what was read of the
+    /// one before stays in use. Memory: 60 bytes an object.
     pub fn make_index(&self, tmp: &Path) -> Result<(), Error> {
         let bad = |what: String| Error::BadPack { path: self.path.clone(), what };
         let opened = self.file()?;

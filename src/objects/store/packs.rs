@@ -102,7 +102,8 @@ impl Packs {
         };
         // One that names a pack which is not there is of another time.
         let multi = multi.filter(|(_, multi)| multi.packs().all(|name| names.contains(&name)));
-        let strange = strange.iter().map(|path| (path.clone(), format!("'{}' is not named like a pack", path.display())));
+        let strange =
+            strange.iter().map(|path| (path.clone(), format!("'{}' is not named like a pack", path.display())));
         let mut broken: Vec<_> = strange.collect();
         let opened: HashMap<ObjectId, Arc<Pack>> =
             known.named.iter().chain(&known.others).map(|pack| (*pack.name(), pack.clone())).collect();
@@ -153,11 +154,17 @@ impl Packs {
         Ok((names, strange))
     }
 
-    /// Returns the packs that have no index.
+    /// Returns the packs that have no index, or one that cannot be used.
     pub fn lone(&self) -> Result<Vec<Pack>, Error> {
         let all = folder::names(&self.dir).map_err(cannot::<Error>("list", &self.dir))?;
         let names = all.iter().filter_map(|name| name.to_str()?.strip_suffix(".pack")?.parse().ok());
-        Ok(names.map(|name| self.pack(name)).filter(|pack| !pack.index_path().exists()).collect())
+        Ok(names.map(|name| self.pack(name)).filter(Pack::lacks_index).collect())
+    }
+
+    /// Returns a pack as it is now, whatever was read of it before.
+    pub fn anew(&self, pack: &Pack) -> Arc<Pack> {
+        self.files.remove(pack.path());
+        Arc::new(self.pack(*pack.name()))
     }
 
     fn pack(&self, name: ObjectId) -> Pack {

@@ -60,7 +60,7 @@ pub struct Plan {
     pub bytes: u64,
     /// The multi-pack index does not fit the packs, or is damaged.
     pub is_stale: bool,
-    /// Packs without an index.
+    /// Packs without an index, or with one that cannot be used.
     pub lone: usize,
 }
 
@@ -175,7 +175,7 @@ pub fn execute(
     if index.is_dir() {
         return Err(Error::BadPack { path: index, what: "it is a folder".to_owned() }.into());
     }
-    let packs = sound_packs(store, plan, &mut outcome.damaged)?;
+    let packs = sound_packs(store, tmp, plan, &mut outcome.damaged)?;
     // Others may have come to lie alone since the plan.
     let is_alone = packs.len() == 1 && plan.packs.len() > 1 && plan.loose.is_empty();
     let packs = if is_alone { Vec::new() } else { packs };
@@ -226,13 +226,18 @@ fn lock(store: &Store) -> Result<Option<File>, RepackError> {
 }
 
 /// Returns the packs of a plan that are there, and whose indexes name all that they hold: what an index does not name would be
-/// lost with its pack. The others are `damaged`.
-fn sound_packs(store: &Store, plan: &Plan, damaged: &mut Vec<String>) -> Result<Vec<Arc<Pack>>, Error> {
+/// lost with its pack. A damaged index is made anew. The other packs are `damaged`.
+fn sound_packs(store: &Store, tmp: &Path, plan: &Plan, damaged: &mut Vec<String>) -> Result<Vec<Arc<Pack>>, Error> {
     let names: HashSet<ObjectId> = store.packs().all().iter().map(|pack| *pack.name()).collect();
     let mut sound = Vec::new();
     for pack in plan.packs.iter().filter(|pack| names.contains(pack.name())) {
+        let mut pack = pack.clone();
+        let has_bad_index = pack.index()?.verify(pack.index_path()).is_err_and(|error| error.is_corruption());
+        if has_bad_index && pack.make_index(tmp).is_ok() {
+            pack = store.packs().anew(&pack);
+        }
         match pack.verify() {
-            Ok(()) => sound.push(pack.clone()),
+            Ok(()) => sound.push(pack),
             Err(error) if error.is_corruption() => {
                 pack.set_marked(true)?;
                 damaged.push(error.to_string());
@@ -359,8 +364,8 @@ pub(super) fn is_remain(store: &Store, path: &Path) -> bool {
     gone && indexed().unwrap_or_else(|_| !path.exists())
 }
 
-/// Makes indexes for the packs that have none: their writers were killed before they made one, or it was lost. All that they hold is there
-/// again. Returns what is wrong with those that cannot be read to their end.
+/// Makes indexes for the packs that have none: their writers were killed before they made one, or it was lost or damaged. All that they
+/// hold is there again. Returns what is wrong with those that cannot be read to their end.
 fn index_lone(store: &Store, tmp: &Path) -> Result<Vec<String>, Error> {
     let mut damaged = Vec::new();
     for pack in store.packs().lone()? {
@@ -370,8 +375,8 @@ fn index_lone(store: &Store, tmp: &Path) -> Result<Vec<String>, Error> {
                 pack.set_marked(true)?;
                 damaged.push(error.to_string());
             }
-            // Merged with others, or given its index, this instant.
-            Err(_) if !pack.path().exists() || pack.index_path().exists() => {}
+            // Merged with others this instant.
+            Err(_) if !pack.is_there() => {}
             Err(error) => return Err(error),
         }
     }

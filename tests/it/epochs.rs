@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use zenith::objects::Repo;
 use zenith::objects::pg::wal::WalReader;
 use zenith::objects::pg::{Lsn, segment};
+use zenith::objects::store::index::Index;
+use zenith::objects::{ObjectId, Repo};
 use zenith::plumbing::postgres::process::Process;
 
 use crate::support::{Env, checked, has_strace, majors, pg_program, traced, wait_until};
@@ -263,6 +264,47 @@ fn files_that_cannot_be_shown_are_kept() {
     checked(&mut client);
     let log = std::fs::read_to_string(env.repo().join("pageserver/log")).unwrap();
     assert!(log.contains("the files of the last server of 'main' cannot be shown"), "{log}");
+}
+
+/// Damages an object in its pack.
+fn damage(env: &Env, id: &str) {
+    let id: ObjectId = id.parse().unwrap();
+    for entry in std::fs::read_dir(env.repo().join("objects/pack")).unwrap() {
+        let path = entry.unwrap().path();
+        let Some(place) = Index::open(&path).ok().and_then(|index| index.find(&id)) else { continue };
+        let pack = path.with_extension("pack");
+        let mut bytes = std::fs::read(&pack).unwrap();
+        bytes[place.offset as usize + place.length as usize - 1] ^= 1;
+        std::fs::write(&pack, bytes).unwrap();
+    }
+}
+
+#[test]
+fn a_start_on_files_that_are_damaged_leaves_nothing_behind_and_says_what_to_look_at() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select 1 i");
+    env.run(["stop"]).ok();
+    let listed = env.run(["ls-snapshot", "main"]).ok();
+    let line = listed.lines().find(|line| line.ends_with(" postgresql.conf")).unwrap();
+    let id = line.split_whitespace().nth(2).unwrap();
+    damage(&env, id);
+    for _ in 0..2 {
+        let started = env.run(["start"]);
+        assert!(started.code != 0 && started.err.contains("zenith fsck"), "{started:?}");
+        assert_eq!(env.mounts(), Vec::<String>::new());
+    }
+    env.run(["stop"]).fails(1, &["not running"]);
+    // With another one in its place it goes on, and what is written then does not build on what is damaged.
+    let conf = env.path().join("conf");
+    std::fs::write(&conf, "work_mem = '77MB'").unwrap();
+    env.run(["start", "--config-file", conf.to_str().unwrap()]).ok();
+    assert_eq!(env.sql("main", "insert into t values (2) returning (select sum(i) from t)"), "1");
+    env.run(["stop"]).ok();
+    let snapshots = env.run(["ls-snapshot", "main"]).ok();
+    assert!(!snapshots.contains(id), "{snapshots}");
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "select sum(i), current_setting('work_mem') from t"), "3|77MB");
 }
 
 #[test]

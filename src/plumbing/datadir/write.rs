@@ -381,15 +381,32 @@ impl Part {
                     read(bytes)?;
                 }
             }
-            self.compare(store, level, bytes, old)
+            match self.compare(store, level, bytes, old) {
+                // What the parent had is lost, and this is not.
+                Err(Error::Store(error)) if error.is_corruption() => Ok(self.keep(store, level, bytes)),
+                done => done,
+            }
         })
     }
 
+    /// Stores what was read of the part, against nothing.
+    fn keep(&self, store: &Store, level: i32, bytes: &[u8]) -> Done {
+        let mut done = Done::default();
+        let read = self.runs.iter().flat_map(|(first, count)| *first as usize..(*first + *count) as usize);
+        let numbers: Vec<usize> =
+            if self.whole_file { (0..bytes.len().div_ceil(BLOCK_SIZE)).collect() } else { read.collect() };
+        for numbers in numbers.chunks(FRAME_BLOCKS) {
+            let id = done.add_whole(store, &gather(bytes, numbers), level);
+            done.add_runs(self.block, numbers, id);
+        }
+        done
+    }
+
     /// Works on the bytes of the part; `old` is memory for the parent's.
-    fn compare(self, store: &Store, level: i32, bytes: &[u8], old: &mut Vec<u8>) -> Result<Done, Error> {
+    fn compare(&self, store: &Store, level: i32, bytes: &[u8], old: &mut Vec<u8>) -> Result<Done, Error> {
         let mut done = Done::default();
         let first = self.block;
-        let Some(parent) = self.parent else {
+        let Some(parent) = &self.parent else {
             let level = if bytes.len() > FRAME_SIZE { level_for(&bytes[..SAMPLE_BYTES], level) } else { level };
             for (number, content) in bytes.chunks(FRAME_SIZE).enumerate() {
                 let id = done.add_whole(store, content, level);

@@ -18,7 +18,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
 use super::{beside, mount};
-use crate::error::{CmdResult, CommandError};
+use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::frame::BLOCK_SIZE;
 use crate::objects::snapshot::paths::{PERMISSIONS, is_own_folder};
 use crate::objects::snapshot::{Entry, Node, Snapshot};
@@ -237,8 +237,15 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
     target.set_permissions(metadata.permissions())
 }
 
-/// Returns whether the file or link at `path` is as in the snapshot.
+/// Returns whether the file or link at `path` is as in the snapshot; not of one that cannot be known any more.
 fn is_stored(repo: &Repo, entry: &Entry, path: &Path) -> Result<bool, CommandError> {
+    match is_as_stored(repo, entry, path) {
+        Err(error) if error.class == Class::Corrupt => Ok(false),
+        is_stored => is_stored,
+    }
+}
+
+fn is_as_stored(repo: &Repo, entry: &Entry, path: &Path) -> Result<bool, CommandError> {
     if let Node::Symlink { target } = &entry.node {
         let link = fs::read_link(path).ok();
         return Ok(link.is_some_and(|link| link.as_os_str().as_bytes() == target));

@@ -319,7 +319,8 @@ fn remove_wal(repo: &Repo, instance: &Instance, signature: &Signature) -> CmdRes
     Ok(())
 }
 
-/// Writes a snapshot of a data directory whose server was shut down cleanly, at the timeline's very tip.
+/// Writes a snapshot of a data directory whose server was shut down cleanly, at the timeline's very tip. Where that is not so, or the
+/// snapshot before is damaged, there is none: the WAL has all.
 fn snapshot_if_exact(
     repo: &Repo,
     timeline: &Timeline,
@@ -341,7 +342,13 @@ fn snapshot_if_exact(
         None => repo.timelines().snapshot_before(tip)?.1.object,
     };
     let options = Options { parent: Some(parent), timeline: Some(timeline.id), ..Options::default() };
-    let outcome = write_snapshot(repo, Source::Dir(data), &options, now_us, progress)?;
+    let outcome = match write_snapshot(repo, Source::Dir(data), &options, now_us, progress) {
+        Err(error) if error.class == Class::Corrupt => {
+            progress.warn(&format!("no snapshot was made, since what it builds on is damaged: {}", error.text()));
+            return Ok(None);
+        }
+        outcome => outcome?,
+    };
     prefetch::pass_on(repo, &parent, &outcome.snapshot, MOST_TOUCHED);
     Ok(Some(outcome.snapshot))
 }

@@ -286,6 +286,7 @@ impl From<WalFilesError> for CommandError {
                 );
                 CommandError::new(Class::Corrupt, error).hint(hint)
             }
+            WalFilesError::Unreadable { .. } => disk_hint(CommandError::new(Class::Refused, error)),
             WalFilesError::Damaged { .. } | WalFilesError::Missing { .. } => CommandError::new(Class::Corrupt, error),
         }
     }

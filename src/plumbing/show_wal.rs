@@ -33,7 +33,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let timeline = repo.timelines().read(end.timeline)?;
     let wal = repo.sealed_wal(&timeline, Lsn(0))?;
     let Some(first) = wal.start() else { return Err(CommandError::refused("there is no WAL")) };
-    let damaged = |source| CommandError::from(WalFilesError::Damaged { timeline: timeline.id, source });
+    let damaged = |source| CommandError::from(WalFilesError::of(timeline.id, source));
     let start = args.start.unwrap_or(first).max(first);
     let mut reader = WalReader::seek(wal, repo.expected_wal(), start).map_err(damaged)?;
     while reader.position_lsn() < end.lsn {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::objects::file_error::FileError;
 use crate::objects::lock;
 use crate::objects::pg::Lsn;
-use crate::objects::pg::wal::WalError;
+use crate::objects::pg::wal::{WalError, What};
 use crate::objects::repo;
 use crate::objects::store;
 use crate::objects::timeline::{self, TimelineId};
@@ -48,6 +48,9 @@ pub enum Error {
 pub enum WalFilesError {
     #[error("the WAL of timeline {timeline} is damaged")]
     Damaged { timeline: TimelineId, source: WalError },
+    /// That says nothing of what it is like.
+    #[error("the WAL of timeline {timeline} cannot be read")]
+    Unreadable { timeline: TimelineId, source: WalError },
     /// INVARIANT 6.
     #[error("the WAL of timeline {timeline} seems to end at {end}, but {doubt}")]
     EndInDoubt { timeline: TimelineId, end: Lsn, doubt: Doubt },
@@ -63,6 +66,18 @@ pub enum WalFilesError {
     Lock(#[from] lock::Error),
     #[error(transparent)]
     Files(#[from] Error),
+}
+
+impl WalFilesError {
+    /// Returns that for WAL of a timeline in which a reader found `source`.
+    pub fn of(timeline: TimelineId, source: WalError) -> WalFilesError {
+        let is_of_the_system = matches!(&source.what, What::Io(error) if error.raw_os_error().is_some());
+        if is_of_the_system {
+            WalFilesError::Unreadable { timeline, source }
+        } else {
+            WalFilesError::Damaged { timeline, source }
+        }
+    }
 }
 
 /// Why an end of the WAL is not believed.

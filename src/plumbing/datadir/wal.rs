@@ -122,7 +122,7 @@ pub fn seal(
                 None => !error.may_be_end(),
             };
             if damaged {
-                return Err(WalFilesError::Damaged { timeline: id, source: error });
+                return Err(WalFilesError::of(id, error));
             }
         }
         if end <= sealed {
@@ -217,7 +217,7 @@ fn store(
     timeline: TimelineId,
 ) -> Result<crate::objects::ObjectId, WalFilesError> {
     let mut buffer = vec![0; end.since(start) as usize]; // at most a segment
-    let io = |what| WalFilesError::Damaged { timeline, source: WalError { lsn: start, what } };
+    let io = |what| WalFilesError::of(timeline, WalError { lsn: start, what });
     let read = source.read(start, &mut buffer).map_err(|error| io(What::Io(error)))?;
     if read < buffer.len() {
         return Err(io(What::End));
@@ -246,8 +246,7 @@ impl Source<'_> {
         let (mut at, mut buffer) = (from, vec![0; to.since(from).min(PART) as usize]);
         while at < to {
             let part = &mut buffer[..to.since(at).min(PART) as usize];
-            let damaged =
-                |what| WalFilesError::Damaged { timeline: self.timeline.id, source: WalError { lsn: at, what } };
+            let damaged = |what| WalFilesError::of(self.timeline.id, WalError { lsn: at, what });
             if self.wal.read(at, part).map_err(|error| damaged(What::Io(error)))? < part.len() {
                 return Err(damaged(What::End));
             }
@@ -299,7 +298,7 @@ pub fn lay_out(
     let mut reader = WalReader::new(segments, repo.expected_wal(), snapshot.start);
     let mut moved = Vec::new();
     while reader.position_lsn() < upto.lsn {
-        let record = reader.read().map_err(|source| WalFilesError::Damaged { timeline, source })?;
+        let record = reader.read().map_err(|source| WalFilesError::of(timeline, source))?;
         if let Some(changes) = record.tablespace_in_place() {
             let place = |at| pages::position_in_record(record.start, at, size);
             moved.extend(changes.into_iter().map(|(at, bytes)| (place(at), bytes)));

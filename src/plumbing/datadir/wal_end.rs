@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use super::vfs::number_of;
 use super::{Doubt, Error, WalFilesError, local};
 use crate::objects::file_error::cannot;
-use crate::objects::pg::control::ControlFile;
+use crate::objects::pg::control::{ControlFile, State};
 use crate::objects::pg::wal::{PAGE, WalReader, is_header_of};
 use crate::objects::pg::{Lsn, segment};
 use crate::objects::timeline::TimelineId;
@@ -94,7 +94,7 @@ pub fn find(repo: &Repo, timeline: TimelineId, accepted: Option<Lsn>) -> Result<
             }
         };
         if !error.may_be_end() {
-            return Err(WalFilesError::Damaged { timeline, source: error });
+            return Err(WalFilesError::of(timeline, error));
         }
         end = reader.position_lsn();
         has_run |= end > read.sealed();
@@ -153,6 +153,12 @@ pub fn beyond(repo: &Repo, timeline: TimelineId, end: Lsn) -> Result<Vec<(PathBu
         }
     }
     Ok(found)
+}
+
+/// Returns whether the server on the data directory of `timeline` recovers, as far as its `pg_control` says.
+pub fn recovers(repo: &Repo, timeline: TimelineId) -> bool {
+    let state = control(repo, timeline).ok().flatten().map(|control| control.state);
+    matches!(state, Some(State::StartingUp | State::InCrashRecovery | State::InArchiveRecovery))
 }
 
 /// Returns `pg_control` of the data directory of `timeline`, if that is at hand. Of a lazy one it is read from the

@@ -63,7 +63,7 @@ fn only_noise(repo: &Repo, timeline: &Timeline, (began, end): (Lsn, Lsn)) -> Res
             Ok(_) => {}
             // Behind a switch of segments the rest of one is empty.
             Err(error) if error.may_be_end() && error.noticed_at() >= end => break,
-            Err(source) => return Err(WalFilesError::Damaged { timeline: timeline.id, source }.into()),
+            Err(source) => return Err(WalFilesError::of(timeline.id, source).into()),
         }
     }
     Ok(true)

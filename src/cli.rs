@@ -146,6 +146,17 @@ fn global_args() -> [Arg; 5] {
     ]
 }
 
+/// Threads that work on the same thing at a time, at most, whatever the environment wishes.
+const MOST_THREADS: usize = 64;
+
+fn bound_threads() {
+    let wished = std::env::var("RAYON_NUM_THREADS").ok().and_then(|number| number.parse::<usize>().ok());
+    if wished.is_some_and(|number| number > MOST_THREADS) {
+        // There is no pool yet.
+        let _ = rayon::ThreadPoolBuilder::new().num_threads(MOST_THREADS).build_global();
+    }
+}
+
 /// Runs the program. Returns its exit code.
 pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     close_inherited();
@@ -153,6 +164,7 @@ pub fn main(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut too_large = SigSet::empty();
     too_large.add(Signal::SIGXFSZ);
     let _ = too_large.thread_block(); // else it ends the program
+    bound_threads();
     clap_complete::CompleteEnv::with_factory(clap).complete();
     let matches = match clap().try_get_matches_from(words) {
         Ok(matches) => matches,

@@ -154,7 +154,7 @@ impl Watch<'_> {
     /// it should.
     fn stop_server(&self) {
         let Some(server) = &self.server else { return };
-        let stop = |mode| server::stop(server, mode, STOP_WAIT, self.dir, &Hidden);
+        let stop = |mode| server::stop(server, mode, STOP_WAIT, || false, self.dir, &Hidden);
         if let Err(error) = stop(Mode::Fast).or_else(|_| stop(Mode::Immediate)) {
             self.cx.ui.warning(format!("cannot stop the server: {error}"));
         }

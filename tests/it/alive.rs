@@ -446,3 +446,32 @@ fn a_start_in_another_container_is_refused_and_changes_nothing() {
     assert!(!ran.status.success() && told.contains("another container"), "{told}");
     assert_eq!(env.sql("main", "select 1"), "1");
 }
+
+/// PostgreSQL 15 and later wait for their checkpointer for ever where they are told to shut down while they recover from the death of a
+/// child.
+#[test]
+fn a_server_that_cannot_end_since_it_recovers_is_ended_by_a_stop() {
+    let env = with_row();
+    for _ in 0..6 {
+        env.run(["start"]).ok();
+        let launcher = "select pid from pg_stat_activity where backend_type = 'autovacuum launcher'";
+        wait_until("there is a launcher", || !env.sql("main", launcher).is_empty());
+        let server = env.postmaster("main");
+        send(env.sql("main", launcher).parse().unwrap(), Signal::SIGKILL);
+        env.run(["stop", "--timeout", "40"]).ok();
+        assert!(!is_alive(server));
+    }
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "select sum(i) from t"), "1");
+}
+
+#[test]
+fn a_snapshot_does_not_wait_for_a_checkpointer_that_is_suspended() {
+    let env = with_row();
+    let checkpointer = env.sql("main", "select pid from pg_stat_activity where backend_type = 'checkpointer'");
+    send(checkpointer.parse().unwrap(), Signal::SIGSTOP);
+    let ran = env.run(["snapshot"]);
+    send(checkpointer.parse().unwrap(), Signal::SIGCONT);
+    ran.fails(1, &["is suspended", &format!("kill -CONT {checkpointer}")]);
+    env.run(["snapshot"]).ok();
+}

@@ -66,7 +66,8 @@ pub fn start(cx: &Context, text: &str, position: Position, wish: Wish) -> Result
     let started = prepare_and_run(cx, &mut instance, position, wish);
     if started.is_err() {
         if instance.timeline().is_some() {
-            let _ = server::stop(&instance.alive(repo), Mode::Immediate, STOP_WAIT, &instance.log(repo), cx.progress);
+            let (alive, log) = (instance.alive(repo), instance.log(repo));
+            let _ = server::stop(&alive, Mode::Immediate, STOP_WAIT, || false, &log, cx.progress);
         }
         // The error says more than what could go wrong here.
         let _ = discard_files(repo, &mut instance);

@@ -8,6 +8,7 @@ use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::objects::pg::Lsn;
 use crate::objects::refs::Signature;
+use crate::plumbing::datadir::wal_end;
 use crate::plumbing::postgres::server::{self, Mode, Status};
 use crate::progress::Progress;
 
@@ -51,7 +52,8 @@ pub fn stop_if(
     }
     if instance.timeline().is_some() {
         let timeout = patience.saturating_duration_since(Instant::now()).max(AT_LEAST);
-        server::stop(&instance.alive(repo), mode, timeout, &instance.log(repo), progress)?;
+        let recovers = || instance.timeline().is_some_and(|timeline| wal_end::recovers(repo, timeline));
+        server::stop(&instance.alive(repo), mode, timeout, recovers, &instance.log(repo), progress)?;
     }
     if instance.is_read_only() {
         read_only::discard(repo, instance, held)?;

@@ -42,12 +42,18 @@ impl Account {
             return Ok(account.clone());
         }
         let candidates = [Account::UserNamespace, Account::Postgres];
-        let works = |account: &Account| {
-            let tried = account.command(Path::new("true")).stdout(Stdio::null()).stderr(Stdio::null()).status();
-            tried.is_ok_and(|status| status.success())
-        };
-        let account = candidates.into_iter().find(works).ok_or(Error::Root)?;
-        Ok(OF_ROOT.get_or_init(|| account).clone())
+        let mut missing = None;
+        for account in candidates {
+            let mut command = account.command(Path::new("true"));
+            match command.stdout(Stdio::null()).stderr(Stdio::null()).status() {
+                Ok(status) if status.success() => return Ok(OF_ROOT.get_or_init(|| account).clone()),
+                Ok(_) => {}
+                Err(error) => {
+                    missing = missing.or(Some(cannot::<Error>("run", Path::new(command.get_program()))(error)))
+                }
+            }
+        }
+        Err(missing.unwrap_or(Error::Root))
     }
 
     /// Becomes the account for good, where it is the OS user `postgres`, if the repository `dir` is that user's, or `may_own`

@@ -60,6 +60,9 @@ pub enum Error {
     /// It runs, and takes connections or not: nothing is known of it.
     #[error("the server on port {port} has given no answer for {seconds} seconds")]
     Silent { port: u16, seconds: u64 },
+    /// It would be waited for without end.
+    #[error("a process of the server on port {port} is suspended: {}", process.pid)]
+    Suspended { port: u16, process: process::Process },
     #[error("the server on port {port} knows no user '{name}' who may connect")]
     Superuser { name: String, port: u16, source: postgres::Error },
     #[error("the repository's config names PostgreSQL's programs in '{}', where others than root can write", .0.display())]
@@ -89,6 +92,10 @@ fn start_hint(said: &str) -> Option<String> {
     }
     if said.contains("invalid value for parameter \"lc_") {
         return Some("this machine lacks the locale: make it with locale-gen, see locale -a".to_owned());
+    }
+    // What its file system says where an object is missing or damaged; PostgreSQL puts it like the latter when it reads its settings.
+    if ["Input/output error", "flex scanner failed"].iter().any(|words| said.contains(words)) {
+        return Some("files of it cannot be read: see what is damaged: zenith fsck".to_owned());
     }
     if said.contains("contains errors") {
         return Some(
@@ -159,6 +166,7 @@ impl Error {
                 "it is suspended, or the machine very busy: if ps shows its processes as stopped, kill -CONT lets them go on"
                     .to_owned()
             }
+            Error::Suspended { process, .. } => format!("kill -CONT {} lets it go on", process.pid),
             Error::Query { source, .. } if is_about_the_socket(source) => {
                 "its socket is gone, or nobody answers there: zenith restart NAME makes it anew".to_owned()
             }

@@ -37,7 +37,7 @@ const LONGEST_PAGE_HEADER: u64 = 40;
 const DOUBT_WAIT: Duration = Duration::from_secs(20);
 /// How long a server may take to shut down, before whoever wants it back ends it as a crash would.
 const SHUTDOWN_WAIT: Duration = Duration::from_secs(12);
-/// How long a server whose files are gone may take to end, before it is killed.
+/// How long a server may take to end that has nothing to write, before it is killed.
 const CRASH_WAIT: Duration = Duration::from_secs(5);
 /// Between two looks at a server that starts or stops: short at first, longer where it takes its time.
 const FIRST_PAUSE: Duration = Duration::from_millis(2);
@@ -142,7 +142,8 @@ pub fn start(
     progress: &dyn Progress,
 ) -> Result<Started, Error> {
     let program = binaries.program("postgres")?;
-    remove_stale_socket(settings.port, &settings.socket_dir);
+    let datadirs = data_dir.parent().and_then(Path::parent).unwrap_or(data_dir);
+    remove_stale_socket(settings.port, &settings.socket_dir, datadirs);
     // Nobody runs there: that is what the lock in hand says. PostgreSQL would take another process with that number for one.
     let _ = fs::remove_file(data_dir.join("postmaster.pid"));
     if !is_free(settings.port, &settings.socket_dir, settings.tcp) {
@@ -394,8 +395,17 @@ pub fn terminate(endpoint: &Endpoint, pids: &[i32]) -> Result<(), Error> {
     })
 }
 
-/// Does something that may take as long as it does, such as a checkpoint: until the user does not want to wait, or the server
-/// gives no sign of life. A thread that waits in vain is left behind.
+/// Returns a process of a server that was suspended, of those which a backup waits for.
+fn suspended(endpoint: &Endpoint) -> Result<Option<Process>, Error> {
+    let needed = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer' OR application_name = 'zenith'";
+    let port = endpoint.port;
+    let rows =
+        ask(endpoint, move |mut client| client.query(needed, &[]).map_err(|source| Error::Query { port, source }))?;
+    Ok(rows.iter().map(|row| Process::of(row.get(0))).find(Process::is_suspended))
+}
+
+/// Does something that may take as long as it does, such as a checkpoint: until the user does not want to wait, the server
+/// gives no sign of life, or who should do it is suspended. A thread that waits in vain is left behind.
 fn wait_for<T: Send + 'static>(
     endpoint: &Endpoint,
     progress: &dyn Progress,
@@ -414,7 +424,8 @@ fn wait_for<T: Send + 'static>(
             }
         }
         if asked.elapsed() > ANSWER_WAIT {
-            match ask(endpoint, |_| Ok(())) {
+            match suspended(endpoint) {
+                Ok(Some(process)) => return Err(Error::Suspended { port: endpoint.port, process }),
                 Err(error @ Error::Silent { .. }) => return Err(error),
                 // One that shuts down refuses new sessions, and ends ours.
                 _ => asked = Instant::now(),
@@ -488,14 +499,25 @@ pub fn runs_on_foreign(data_dir: &Path) -> Option<i32> {
 }
 
 /// Stops the server that holds the lock of `alive`, if one runs, and waits until it and all that it started are gone; what
-/// outlives the postmaster for more than [`alive::GRACE`] is killed.
-pub fn stop(alive: &Alive, mode: Mode, timeout: Duration, log: &Path, progress: &dyn Progress) -> Result<(), Error> {
+/// outlives the postmaster for more than [`alive::GRACE`] is killed. One that still `recovers` a while after it was told to stop is
+/// ended as a crash would: PostgreSQL 15 and later may wait for their checkpointer for ever then, and recovery has nothing to lose.
+pub fn stop(
+    alive: &Alive,
+    mode: Mode,
+    timeout: Duration,
+    recovers: impl Fn() -> bool,
+    log: &Path,
+    progress: &dyn Progress,
+) -> Result<(), Error> {
     let mut grace = Duration::ZERO;
     if let Some(postmaster) = alive.postmaster()? {
         grace = alive::GRACE;
-        let signalled = postmaster.signal(mode.signal());
-        signalled.map_err(cannot::<Error>("stop the server that holds", alive.path()))?;
-        if !has_ended(postmaster, timeout, progress)? {
+        let cannot_stop = || cannot::<Error>("stop the server that holds", alive.path());
+        postmaster.signal(mode.signal()).map_err(cannot_stop())?;
+        let has_ended_soon = has_ended(postmaster, timeout.min(CRASH_WAIT), progress)?;
+        if !has_ended_soon && recovers() {
+            end_at_once(postmaster).map_err(cannot_stop())?;
+        } else if !has_ended_soon && !has_ended(postmaster, timeout.saturating_sub(CRASH_WAIT), progress)? {
             return Err(Error::DidNotStop { postmaster, seconds: timeout.as_secs(), log: log.to_owned() });
         }
     }

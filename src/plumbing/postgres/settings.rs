@@ -276,8 +276,9 @@ pub fn is_free(port: u16, socket_dir: &Path, tcp: Option<IpAddr>) -> bool {
 /// Removes the socket and its lock file that a server left which is gone. PostgreSQL does so itself,
 /// but takes a process for alive that has ended and waits to be noticed by a careless parent, as in
 /// containers whose first process is no init; and takes any process for the server that has its number by now, as after a
-/// reboot.
-pub fn remove_stale_socket(port: u16, socket_dir: &Path) {
+/// reboot. Where nobody listens, the lock file is no server's of this repository unless it names one of the data directories in
+/// `datadirs`: it came with a copy of that of another.
+pub fn remove_stale_socket(port: u16, socket_dir: &Path, datadirs: &Path) {
     let (socket, lock) = (socket_path(socket_dir, port), socket_dir.join(format!(".s.PGSQL.{port}.lock")));
     let mut text = fs::read_to_string(&lock).unwrap_or_default();
     let is_empty = |text: &str| text.trim().is_empty() && lock.exists();
@@ -302,7 +303,9 @@ pub fn remove_stale_socket(port: u16, socket_dir: &Path) {
     let Some(pid) = lines.next().and_then(|pid| pid.trim().parse::<i32>().ok()) else { return };
     let data = lines.next().unwrap_or_default();
     // A server works in its data directory, and listens; the look does not touch that folder.
-    let works_elsewhere = || fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd != Path::new(data));
+    let data = Path::new(data);
+    let works_elsewhere =
+        || !data.starts_with(datadirs) || fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd != data);
     if !Process::of(pid).is_alive() || works_elsewhere() && nobody_listens() {
         remove();
     }
@@ -335,20 +338,27 @@ mod tests {
         let here = std::env::current_dir().unwrap();
         let stays = |data: &Path| {
             fs::write(&lock, format!("{pid}\n{}\n1\n5433\n", data.display())).unwrap();
-            remove_stale_socket(5433, dir.path());
+            remove_stale_socket(5433, dir.path(), &here);
             lock.exists()
         };
         assert!(stays(&here));
+        // The same in the copy of a repository.
+        let copied = |datadirs: &Path| {
+            remove_stale_socket(5433, dir.path(), datadirs);
+            lock.exists()
+        };
+        assert!(copied(&here));
+        assert!(!copied(Path::new("/copy/datadirs")));
         // Another process has the number by now.
         assert!(!stays(Path::new("/elsewhere")));
         let listener = std::os::unix::net::UnixListener::bind(socket_path(dir.path(), 5433)).unwrap();
         assert!(stays(Path::new("/elsewhere")));
         fs::write(&lock, "").unwrap();
-        remove_stale_socket(5433, dir.path());
+        remove_stale_socket(5433, dir.path(), &here);
         assert!(lock.exists());
         drop(listener);
         // A power cut left nothing in it, and PostgreSQL takes it for one that is being written.
-        remove_stale_socket(5433, dir.path());
+        remove_stale_socket(5433, dir.path(), &here);
         assert!(!lock.exists());
         assert!(!stays(Path::new("/elsewhere")));
         assert!(!socket_path(dir.path(), 5433).exists());

@@ -294,6 +294,12 @@ impl Repo {
         self.dir.join("datadirs").join(timeline.to_string())
     }
 
+    /// Returns whether a timeline has a data directory. One that cannot be looked for is not taken for gone.
+    pub fn has_datadir(&self, timeline: TimelineId) -> Result<bool, Error> {
+        let dir = self.datadir(timeline);
+        dir.try_exists().map_err(cannot::<Error>("look for", &dir))
+    }
+
     /// Returns a folder for this process's unfinished files, and removes those of processes that
     /// are gone.
     pub fn tmp(&self) -> Result<&Path, Error> {

@@ -183,7 +183,7 @@ impl Trash {
                 },
             };
             // Else removed meanwhile.
-            if entry.is_some() || path.exists() {
+            if entry.is_some() || path.try_exists().map_err(cannot::<Error>("look for", &path))? {
                 items.push(Item { id, path, entry });
             }
         }

@@ -110,10 +110,11 @@ pub fn migrate(dir: &Path) -> Result<Option<Outcome>, CommandError> {
     if !is_new {
         begin()?;
     }
-    let timelines_now = replace_old(&timelines)?;
+    let (timelines_now, contradicted) = replace_old(&timelines)?;
     document.remove("extensions");
     durable::replace(tmp.path(), &config, document.to_string().as_bytes())?;
     let (left, mut damaged) = read_old(&timelines, true)?;
+    damaged.extend(contradicted);
     damaged.extend(left.iter().filter_map(|(id, old)| Some(format!("timeline {id}: {}", old.fault(&left)?))));
     Ok(Some(Outcome { timelines: timelines_now, damaged }))
 }
@@ -135,8 +136,12 @@ fn extensions(document: &DocumentMut) -> Vec<String> {
 
 /// Returns whether a timeline is left as it was, since it was damaged: somebody may have mended it.
 fn has_old(timelines: &Timelines) -> Result<bool, CommandError> {
-    let is_old = |id: &TimelineId| timelines.dir(*id).join("history").exists();
-    Ok(timelines.list()?.iter().any(is_old))
+    for id in timelines.list()? {
+        if timelines.dir(id).join("history").try_exists()? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Takes all locks of the repository; refuses if somebody has one, or something is mounted in it.
@@ -190,7 +195,7 @@ fn keep(dir: &Path, tmp: &Path, timelines: &Timelines) -> CmdResult {
         fs::create_dir(&folder)?;
         for name in ["history", "log"] {
             let path = timelines.dir(id).join(name);
-            if path.exists() {
+            if path.try_exists()? {
                 fs::copy(path, folder.join(name))?;
             }
         }
@@ -209,18 +214,21 @@ struct Old {
     made_us: i64,
 }
 
+fn malformed(path: &Path, line: &str) -> CommandError {
+    CommandError::new(Class::Corrupt, format!("'{}' is corrupt: {line:?}", path.display()))
+}
+
+/// Reads the history at `path`: the ancestors of a timeline, the oldest first.
+fn read_history(path: &Path) -> Result<Vec<Position>, CommandError> {
+    let history = bounded::read_to_string(path, MOST_HISTORY).map_err(cannot::<repo::Error>("read", path))?;
+    let ancestor = |line: &str| line.replacen(' ', "@", 1).parse().map_err(|_| malformed(path, line));
+    history.lines().map(ancestor).collect()
+}
+
 impl Old {
     fn read(folder: &Path) -> Result<Old, CommandError> {
         let path = folder.join("history");
-        let history = bounded::read_to_string(&path, MOST_HISTORY).map_err(cannot::<repo::Error>("read", &path))?;
-        let malformed = |path: &Path, line: &str| {
-            CommandError::new(Class::Corrupt, format!("'{}' is corrupt: {line:?}", path.display()))
-        };
-        let ancestor = |line: &str| {
-            let position = line.replacen(' ', "@", 1).parse::<Position>();
-            position.map_err(|_| malformed(&path, line))
-        };
-        let ancestors = history.lines().map(ancestor).collect::<Result<Vec<_>, _>>()?;
+        let ancestors = read_history(&path)?;
         let made = fs::metadata(&path)?.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
         let made_us = i64::try_from(made.as_micros()).unwrap_or(i64::MAX);
         let path = folder.join("log");
@@ -266,7 +274,7 @@ fn read_old(timelines: &Timelines, is_new: bool) -> Result<(HashMap<TimelineId, 
     let (mut known, mut damaged) = (HashMap::new(), Vec::new());
     for id in timelines.list()? {
         let folder = timelines.dir(id);
-        if is_new && folder.join("origin").exists() {
+        if is_new && folder.join("origin").try_exists()? {
             continue;
         }
         match Old::read(&folder) {
@@ -312,23 +320,31 @@ fn add_new(timelines: &Timelines, tmp: &Path, writer: CloneId, is_new: bool) -> 
     Ok(())
 }
 
-/// Puts the new logs in the place of the old ones. Returns how many timelines have the new format.
-fn replace_old(timelines: &Timelines) -> Result<usize, CommandError> {
-    let mut count = 0;
+/// Puts the new logs in the place of the old ones. Returns how many timelines have the new format, and of which the history stays,
+/// since it says something else: somebody put it back.
+fn replace_old(timelines: &Timelines) -> Result<(usize, Vec<String>), CommandError> {
+    let (mut count, mut contradicted) = (0, Vec::new());
     for id in timelines.list()? {
         let folder = timelines.dir(id);
-        if !folder.join("origin").exists() {
+        if !folder.join("origin").try_exists()? {
             continue;
         }
         count += 1;
         let new = folder.join(NEW_LOG);
-        if new.exists() {
+        if new.try_exists()? {
             // Before what it was made of goes.
             durable::replace_by(&new, &folder.join("log"))?;
         }
-        durable::remove(&folder.join("history"))?;
+        let history = folder.join("history");
+        if history.try_exists()? {
+            if read_history(&history)?.last().copied() == timelines.origin(id)?.parent() {
+                durable::remove(&history)?;
+            } else {
+                contradicted.push(format!("timeline {id}: '{}' is not where it comes from", history.display()));
+            }
+        }
     }
-    Ok(count)
+    Ok((count, contradicted))
 }
 
 fn subfolders(folder: &Path) -> io::Result<Vec<PathBuf>> {

@@ -111,8 +111,7 @@ fn create(cx: &mut Cx, repo: &Repo, name: &str, start: &str, args: &Args) -> Cmd
         .and_then(|_held| update_ref(repo, &branch, &expect, Some(&Value::Branch(timeline)), &signature));
     if made.is_err() {
         // Another command took the name or started its server meanwhile, and nobody knows the new timeline.
-        let is_unneeded = || trash::is_referenced(repo, timeline).map(|is_needed| !is_needed);
-        repo.timelines().remove(repo.tmp()?, timeline, is_unneeded)?;
+        trash::remove_unneeded(repo, timeline)?;
     }
     if let Some(item) = made?.kept {
         say_kept(cx, &branch, &item, true);

@@ -122,6 +122,12 @@ fn a_damaged_timeline_is_left_as_it_is_until_it_is_mended() {
     env.run(["stop", "--all"]).ok();
     assert_eq!(env.run(["fsck"]).ok(), "");
     assert!(env.run(["migrate"]).err.contains("has format 3 already"));
+    // One that comes again later, from a backup, and is another timeline's: nothing says which of them is right.
+    fs::write(dir.join("history"), format!("{} 0/1\n", "7".repeat(32))).unwrap();
+    env.run(["migrate"]).fails(3, &["stay as they are: 1"]);
+    assert!(dir.join("history").is_file());
+    env.run(["start", "--read-only", "old"]).ok();
+    assert_eq!(env.sql("old", ROWS), "1,7");
 }
 
 #[test]

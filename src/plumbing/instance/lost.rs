@@ -40,7 +40,7 @@ pub fn unknown(repo: &Repo) -> Result<Vec<TimelineId>, Error> {
     }
     // In this order: an epoch is noted before its files are made, and its files go before it is forgotten.
     let known: Vec<TimelineId> = list(repo)?.iter().filter_map(Instance::timeline).collect();
-    open.retain(|id| !known.contains(id) && repo.datadir(*id).exists());
+    open.retain(|id| !known.contains(id) && repo.has_datadir(*id).unwrap_or(true));
     Ok(open)
 }
 
@@ -92,7 +92,7 @@ fn instance_of(repo: &Repo, name: String, id: TimelineId) -> Result<Instance, Co
     let branches = repo.refs().list(RefKind::Branch)?;
     let branch = branches.into_iter().find(|(_, value)| *value == Value::Branch(id));
     // A moment has no timeline of its own, but WAL beside its files; what it showed nobody knows.
-    let is_moment = repo.timelines().is_gone(id) && repo.datadir(id).join("wal").exists();
+    let is_moment = repo.timelines().is_gone(id) && repo.datadir(id).join("wal").try_exists()?;
     let at = is_moment.then(|| id.to_string());
     let listens = server::listens(&repo.datadir(id).join("data"));
     let port = match listens {

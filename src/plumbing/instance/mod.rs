@@ -296,13 +296,13 @@ fn of_timeline(repo: &Repo, timeline: TimelineId) -> Result<Option<Instance>, Er
 
 /// Returns whether an epoch is open on `timeline`.
 pub fn is_open(repo: &Repo, timeline: TimelineId) -> Result<bool, Error> {
-    Ok(of_timeline(repo, timeline)?.is_some() || repo.datadir(timeline).exists())
+    Ok(of_timeline(repo, timeline)?.is_some() || repo.has_datadir(timeline)?)
 }
 
 /// Returns where the server is that writes to `timeline`, if one runs.
 pub fn running(repo: &Repo, timeline: TimelineId) -> Result<Option<Endpoint>, CommandError> {
     let mut instance = of_timeline(repo, timeline)?;
-    if instance.is_none() && !repo.is_foreign() && repo.datadir(timeline).exists() {
+    if instance.is_none() && !repo.is_foreign() && repo.has_datadir(timeline)? {
         lost::take_up(repo, &Hidden)?;
         instance = of_timeline(repo, timeline)?;
     }

@@ -264,7 +264,7 @@ pub fn abort(data: &Path) -> io::Result<()> {
 /// Unmounts `dir/data`, if it is mounted, and waits until its process has made everything durable and
 /// is gone. What a killed process left is cleared away as well.
 pub fn unmount(dir: &Path) -> Result<(), Error> {
-    if !dir.exists() {
+    if !dir.try_exists().map_err(cannot::<Error>("look for", dir))? {
         return Ok(());
     }
     let data = dir.join("data");

@@ -22,8 +22,7 @@ use crate::plumbing::postgres::{self, server};
 /// that is believed (INVARIANT 6) if none does. Waits for a server that is about to start, or whose remains are seen to.
 /// Costs the WAL since the last call.
 pub fn seal_active(repo: &Repo, timeline: TimelineId) -> Result<Option<Sealed>, CommandError> {
-    let is_open =
-        || Ok::<_, CommandError>(repo.datadir(timeline).exists() || repo.timelines().run(timeline)?.is_some());
+    let is_open = || Ok::<_, CommandError>(repo.has_datadir(timeline)? || repo.timelines().run(timeline)?.is_some());
     if wal_end::active_timeline(repo, timeline)?.is_none() && !is_open()? {
         return Ok(None);
     }

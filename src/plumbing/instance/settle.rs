@@ -91,7 +91,7 @@ pub fn settle_knowingly(
     // Before the server's lock, for which a snapshot that is under way waits at its end. Where there are no files
     // there is none.
     let lock = || super::snapshot::Lock::wait(repo, id, Some(patience), progress);
-    let _lock = repo.datadir(id).exists().then(lock).transpose()?;
+    let _lock = repo.has_datadir(id)?.then(lock).transpose()?;
     // Nobody is alive, and nobody starts meanwhile; the file system's process sees that its files are needed.
     let held = instance.alive(repo).take_after_others()?;
     let end = find_end(repo, &branch, (id, &held), accepted.end, signature)?;
@@ -329,7 +329,7 @@ fn snapshot_if_exact(
     progress: &dyn Progress,
 ) -> Result<Option<ObjectId>, CommandError> {
     let Ok(cluster) = inspect(data) else { return Ok(None) };
-    if cluster.control.state != State::ShutDown || data.join("backup_label").exists() {
+    if cluster.control.state != State::ShutDown || data.join("backup_label").try_exists()? {
         return Ok(None);
     }
     let tip = timeline.tip();

@@ -13,7 +13,8 @@ use super::prefetch::{self, Plan};
 use super::seal::seal_active;
 use super::settle::{Accepted, is_writer, secure_end, settle, settle_knowingly};
 use super::{
-    Config, Instance, PATIENCE, alive, free_port, hold_or_create, list, logs, of_timeline, own_files, slots, socket_dir,
+    Config, Instance, PATIENCE, alive, free_port, hold_or_create, list, logs, of_timeline, own_files, slots,
+    socket_dir, trash,
 };
 use crate::error::{CmdResult, CommandError};
 use crate::objects::file_error::cannot;
@@ -163,7 +164,7 @@ fn go_on(repo: &Repo, timeline: &Timeline) -> Result<Option<Held>, CommandError>
     // Others note theirs while they have the lock.
     match of_timeline(repo, timeline.id)? {
         Some(other) if is_of_another_branch(repo, &other, timeline.id)? => Ok(None),
-        None if !repo.datadir(timeline.id).try_exists()? => Ok(Some(held?)),
+        None if !repo.has_datadir(timeline.id)? => Ok(Some(held?)),
         _ => {
             let refused =
                 format!("another server has begun on timeline {}, of which the branch knows nothing", timeline.id);
@@ -183,11 +184,18 @@ fn fork(cx: &Context, branch: &RefName, timeline: &Timeline) -> Result<(Timeline
     let Context { repo, signature, .. } = cx;
     let id = fork_timeline(repo, timeline.tip(), signature.time_us)?;
     let start = Position { timeline: id, ..timeline.tip() };
-    own_files::pass_on(repo, timeline, start)?;
-    slots::pass_on(repo, timeline, start)?;
     let signature = Signature { why: format!("start: forked at {}", timeline.tip().lsn), ..(*signature).clone() };
-    let expect = Expect::Exactly(Value::Branch(timeline.id));
-    repo.refs().update(repo.tmp()?, branch, &expect, Some(&Value::Branch(id)), &signature)?;
+    let go_on = || {
+        own_files::pass_on(repo, timeline, start)?;
+        slots::pass_on(repo, timeline, start)?;
+        let expect = Expect::Exactly(Value::Branch(timeline.id));
+        Ok(repo.refs().update(repo.tmp()?, branch, &expect, Some(&Value::Branch(id)), &signature)?)
+    };
+    if let Err(error) = go_on() {
+        // The error says more than what could go wrong here.
+        let _ = trash::remove_unneeded(repo, id);
+        return Err(error);
+    }
     Ok((repo.timelines().read(id)?, alive(repo, id).take()?))
 }
 

@@ -83,7 +83,8 @@ impl Reach<'_> {
         if entry.what.folder().is_some() {
             return entry.commits;
         }
-        let is_open = |id| repo.datadir(id).exists() || repo.timelines().run(id).map_or(true, |run| run.is_some());
+        let is_open =
+            |id| repo.has_datadir(id).unwrap_or(true) || repo.timelines().run(id).map_or(true, |run| run.is_some());
         let has_sealed = |id| repo.timelines().read(id).map_or(true, |timeline| !timeline.log.wal.is_empty());
         // The timeline may have gone on since, with a server that ran when its branch was moved.
         let tip =
@@ -102,8 +103,7 @@ fn wal_bytes(repo: &Repo, timeline: &Timeline) -> u64 {
 
 /// Moves a data directory, which nobody uses, into the trash; `commits` says whether it may hold some that no branch has.
 pub fn keep_datadir(repo: &Repo, branch: &str, id: TimelineId, commits: bool, signature: &Signature) -> CmdResult {
-    let dir = repo.datadir(id);
-    if !dir.exists() {
+    if !repo.has_datadir(id)? {
         return Ok(());
     }
     let position = match repo.timelines().read(id) {
@@ -111,14 +111,14 @@ pub fn keep_datadir(repo: &Repo, branch: &str, id: TimelineId, commits: bool, si
         timeline => timeline?.tip(),
     };
     let entry = entry(What::DataDirectory, branch, position, commits, signature);
-    repo.trash().put_folder(repo.tmp()?, entry, &dir)?;
+    repo.trash().put_folder(repo.tmp()?, entry, &repo.datadir(id))?;
     Ok(())
 }
 
 /// Moves the active WAL of a timeline, on which no server is alive, into the trash: its end was not believed.
 pub fn keep_wal(repo: &Repo, branch: &str, id: TimelineId, signature: &Signature) -> CmdResult {
     let dir = repo.timelines().wal_dir(id);
-    if !dir.exists() {
+    if !dir.try_exists()? {
         return Ok(());
     }
     let entry = entry(What::Wal, branch, repo.timelines().read(id)?.tip(), true, signature);
@@ -145,6 +145,13 @@ pub fn keep_beyond(repo: &Repo, branch: &str, end: Position, signature: &Signatu
         let copy_of = |path: &Path| File::create(folder(dir).join(path.file_name().unwrap_or_default()));
         beyond.iter().try_for_each(|(path, from)| copy_pages(path, *from, &copy_of(path)?))
     })?;
+    Ok(())
+}
+
+/// Removes a timeline that was made for a ref which could not be made, unless somebody needs it by now.
+pub fn remove_unneeded(repo: &Repo, timeline: TimelineId) -> CmdResult {
+    let is_unneeded = || is_referenced(repo, timeline).map(|is_needed| !is_needed);
+    repo.timelines().remove(repo.tmp()?, timeline, is_unneeded)?;
     Ok(())
 }
 

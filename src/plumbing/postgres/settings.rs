@@ -129,7 +129,8 @@ impl Settings {
         let bytes = fs::read(data_dir.join("global/pg_control")).ok()?;
         let control = ControlFile::parse(&bytes, Version::of_major(major)?).ok()?;
         let has_none = folder::names(&data_dir.join("pg_twophase")).is_ok_and(|prepared| prepared.is_empty());
-        let is_at_rest = control.state == State::ShutDown && !data_dir.join("backup_label").exists() && has_none;
+        let is_unlabelled = data_dir.join("backup_label").try_exists().is_ok_and(|is_there| !is_there);
+        let is_at_rest = control.state == State::ShutDown && is_unlabelled && has_none;
         let mut least = control.sizes;
         least.raise(&self.replayed);
         (!is_at_rest || matches!(self.role, Role::Standby)).then_some(least)

@@ -111,6 +111,26 @@ fn a_copy_of_a_repository_forks() {
     }
 }
 
+#[test]
+fn a_copy_of_a_running_repository_starts_beside_it() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select 1 i");
+    let copy = Env::new();
+    // Its sockets and their locks, too; mounted files are not to be copied.
+    let mut pack = Command::new("tar");
+    pack.arg("-C").arg(env.path()).args(["--exclude=.zenith/datadirs", "-cf", "repository.tar", ".zenith"]);
+    checked(pack.current_dir(copy.path()));
+    checked(Command::new("tar").args(["-xf", "repository.tar"]).current_dir(copy.path()));
+    assert!(fs::read_dir(copy.repo().join("run")).unwrap().count() > 0);
+    copy.run(["start"]).ok();
+    assert_eq!(copy.sql("main", "insert into t values (2) returning (select sum(i) from t)"), "1");
+    assert_eq!(env.sql("main", "select sum(i) from t"), "1");
+    copy.run(["stop"]).ok();
+    env.run(["stop"]).ok();
+    assert_eq!(run(&copy, "main", "select sum(i) from t"), "3");
+}
+
 /// Where a server would write other bytes than those that are sealed.
 #[test]
 fn a_branch_that_is_sealed_beyond_its_last_whole_record_forks() {

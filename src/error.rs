@@ -105,7 +105,8 @@ impl From<Interrupted> for CommandError {
 
 impl From<io::Error> for CommandError {
     fn from(error: io::Error) -> CommandError {
-        disk_hint(CommandError::new(Class::Refused, error))
+        let class = if error.kind() == io::ErrorKind::InvalidData { Class::Corrupt } else { Class::Refused };
+        disk_hint(CommandError::new(class, error))
     }
 }
 

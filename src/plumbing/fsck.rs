@@ -24,6 +24,7 @@ use crate::objects::store::seen::Seen;
 use crate::objects::timeline::log::WalInterval;
 use crate::objects::timeline::{Position, Timeline, TimelineId};
 use crate::objects::{Kind, ObjectId, Repo, store, wal};
+use crate::plumbing::instance::{own_files, slots};
 use crate::progress::Progress;
 
 /// Check every object, every timeline and every ref
@@ -199,6 +200,8 @@ fn check_names(repo: &Repo, intervals: &Intervals, faults: &mut Vec<String>) -> 
     for timeline in timelines.values() {
         let wrong = wrong_intervals(repo, timeline, intervals);
         wrong.chain(wrong_origin(repo, timeline, &timelines)).for_each(|text| fault(CommandError::refused(text)));
+        let beside = own_files::check(repo, timeline.id).and_then(|()| slots::kept(repo, timeline).map(drop));
+        beside.err().into_iter().for_each(|error| fault(error.into()));
     }
     let mut positions = Vec::new();
     for kind in [RefKind::Branch, RefKind::Remote, RefKind::Tag] {

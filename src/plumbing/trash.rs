@@ -1,6 +1,6 @@
 //! Brings back what is in the trash.
 
-use super::update_ref::{check_is_free, update_ref};
+use super::update_ref::update_ref;
 use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::objects::refs::{Expect, RefName, Signature, Tag, Value};
@@ -35,9 +35,6 @@ pub fn restore(
         Value::Tag(_) => None,
     };
     let _kept = repo.timelines().keep()?;
-    if let Value::Branch(timeline) = value {
-        check_is_free(repo, &name, timeline)?;
-    }
     update_ref(repo, &name, &Expect::Absent, Some(&value), signature)?;
     drop(held);
     repo.trash().remove(repo.tmp()?, item)?;

@@ -46,7 +46,7 @@ pub struct Changed {
 }
 
 /// Sets a ref to `new`, or deletes it where that is `None`. What it was goes to the trash, unless other refs lead there
-/// (INVARIANT 7).
+/// (INVARIANT 7). A branch gets no timeline that another one has.
 pub fn update_ref(
     repo: &Repo,
     name: &RefName,
@@ -68,7 +68,13 @@ pub fn update_ref(
     let mut kept = None;
     let expect = old.map_or(Expect::Absent, Expect::Exactly);
     let old = repo.refs().update_after(repo.tmp()?, name, &expect, new, signature, |old| {
-        kept = trash::keep_named(repo, name, (old, new), signature)?;
+        // Nobody else changes a ref meanwhile.
+        if let Some(Value::Branch(timeline)) = new.filter(|new| name.kind() == RefKind::Branch && Some(*new) != old) {
+            check_is_free(repo, name, *timeline)?;
+        }
+        if let Some(old) = old {
+            kept = trash::keep_named(repo, name, (old, new), signature)?;
+        }
         Ok::<_, CommandError>(())
     })?;
     Ok(Changed { old, kept })
@@ -97,7 +103,7 @@ fn whole_timeline(repo: &Repo, text: &str, position: Position) -> Result<Timelin
 }
 
 /// Refuses to let a branch have the timeline of another one, which would move with it.
-pub fn check_is_free(repo: &Repo, name: &RefName, timeline: TimelineId) -> CmdResult {
+fn check_is_free(repo: &Repo, name: &RefName, timeline: TimelineId) -> CmdResult {
     let branches = repo.refs().list(RefKind::Branch)?;
     let Some((other, _)) = branches.into_iter().find(|(other, value)| other != name && value.timeline() == timeline)
     else {
@@ -131,12 +137,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
             let position = revision::resolve(&repo, &new, &now)?.position;
             Some(match name.kind() {
                 RefKind::Tag => Value::Tag(Tag { position, time_us: signature.time_us, message: None }),
-                RefKind::Branch => {
-                    let timeline = whole_timeline(&repo, &new, position)?;
-                    check_is_free(&repo, &name, timeline)?;
-                    Value::Branch(timeline)
-                }
-                RefKind::Remote => Value::Branch(whole_timeline(&repo, &new, position)?),
+                RefKind::Branch | RefKind::Remote => Value::Branch(whole_timeline(&repo, &new, position)?),
             })
         }
     };

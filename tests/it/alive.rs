@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{Env, checked, has_strace, is_alive, pg_program, wait_until};
+use crate::support::{Env, checked, has_strace, is_alive, pg_program, traced, wait_until};
 
 fn send(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).unwrap();
@@ -474,4 +474,49 @@ fn a_snapshot_does_not_wait_for_a_checkpointer_that_is_suspended() {
     send(checkpointer.parse().unwrap(), Signal::SIGCONT);
     ran.fails(1, &["is suspended", &format!("kill -CONT {checkpointer}")]);
     env.run(["snapshot"]).ok();
+}
+
+#[test]
+fn a_server_that_shows_the_past_may_take_its_time_to_stop() {
+    let env = with_row();
+    env.run(["stop"]).ok();
+    env.run(["start", "--read-only", "main"]).ok();
+    let mut client = env.command(["psql", "main", "--", "-Xqc", "select pg_sleep(9)"]);
+    let mut client = client.stdout(Stdio::null()).spawn().unwrap();
+    wait_until("it is busy", || {
+        env.sql("main", "select count(*) from pg_stat_activity where query like 'select pg_sleep%'") == "1"
+    });
+    env.run(["stop", "main", "--mode", "smart", "--timeout", "40"]).ok();
+    assert!(client.wait().unwrap().success());
+}
+
+#[test]
+fn an_end_that_is_accepted_by_a_command_that_is_killed_is_accepted_by_the_next() {
+    if !has_strace() {
+        return;
+    }
+    let env = with_row();
+    env.sql("main", "select pg_switch_wal()");
+    env.sql("main", "insert into t values (2)");
+    let timeline = env.repo().join("timelines").join(env.datadir("main").file_name().unwrap());
+    for pid in [env.postmaster("main"), env.file_system("main")] {
+        send(pid, Signal::SIGKILL);
+    }
+    // The segment that it wrote to is lost.
+    wait_until("nothing is mounted", || env.mounts().is_empty());
+    let segments = fs::read_dir(timeline.join("wal")).unwrap().flatten().map(|entry| entry.path());
+    let mut segments: Vec<PathBuf> = segments.filter(|path| path.file_name().unwrap().len() == 24).collect();
+    segments.sort();
+    segments.iter().for_each(|path| fs::remove_file(path).unwrap());
+    let refused = env.run(["stop"]);
+    let hint = refused.err.lines().find(|line| line.contains("--accept-end")).unwrap_or_else(|| panic!("{refused:?}"));
+    let end = hint.split("--accept-end ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+    let mark = timeline.join("run");
+    let kill = ["-P", mark.to_str().unwrap(), "-e", "inject=unlink,unlinkat:signal=SIGKILL"];
+    let (code, _) = traced(&env, &kill, &["stop", "--accept-end", &end, "main"], |_| {});
+    assert!(code.is_none() || code != Some(0));
+    assert!(mark.is_file(), "it was killed there");
+    env.run(["stop", "--accept-end", &end, "main"]).ok();
+    env.run(["start"]).ok();
+    env.run(["branch", "x"]).ok();
 }

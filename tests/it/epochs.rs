@@ -308,6 +308,73 @@ fn a_start_on_files_that_are_damaged_leaves_nothing_behind_and_says_what_to_look
 }
 
 #[test]
+fn what_was_put_away_and_is_damaged_since_is_not_believed() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "alter system set work_mem = '77MB'");
+    env.sql("main", "select pg_create_physical_replication_slot('s', true)");
+    env.sql("main", "create table t as select 1 i");
+    env.run(["stop", "--mode", "immediate"]).ok();
+    let timeline = env.repo().join("timelines").join(&env.run(["rev-parse", "main"]).ok()[..32]);
+    for name in ["files/written/postgresql.auto.conf", "files/at", "slots/at", "slots/replslot/s/state"] {
+        let path = timeline.join(name);
+        let whole = std::fs::read(&path).unwrap();
+        for damaged in [&whole[..0], &whole[..whole.len() / 2]] {
+            std::fs::write(&path, damaged).unwrap();
+            let told = env.run(["fsck"]);
+            assert!(told.code == 3 && told.out.contains("is corrupt"), "{name}: {told:?}");
+            env.run(["start"]).fails(3, &["is corrupt", timeline.to_str().unwrap()]);
+        }
+        std::fs::write(&path, whole).unwrap();
+    }
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "select current_setting('work_mem') || i from t"), "77MB1");
+    assert_eq!(env.sql("main", "select count(*) from pg_replication_slots"), "1");
+}
+
+/// Where descriptors run out, for instance.
+#[test]
+fn what_the_system_refuses_is_neither_damage_nor_doubt() {
+    if !has_strace() {
+        return;
+    }
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select 1 i");
+    env.sql("main", "alter system set work_mem = '77MB'");
+    cut_power(&env, "main");
+    let packs = std::fs::read_dir(env.repo().join("objects/pack")).unwrap().flatten().map(|entry| entry.path());
+    let pack = packs.into_iter().find(|path| path.extension().is_some_and(|extension| extension == "pack")).unwrap();
+    let options = ["-P", pack.to_str().unwrap(), "-e", "inject=openat:error=EMFILE"];
+    let (code, _) = traced(&env, &options, &["stop"], |_| {});
+    assert_eq!(code, Some(1));
+    assert_eq!(datadirs_in_trash(&env), Vec::<serde_json::Value>::new());
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "select current_setting('work_mem') || i from t"), "77MB1");
+}
+
+#[test]
+fn what_a_user_wrote_without_a_sync_outlives_the_file_system_a_little_later() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    let conf = env.datadir("main").join("data/postgresql.conf");
+    let mut file = std::fs::File::options().append(true).open(conf).unwrap();
+    std::io::Write::write_all(&mut file, b"work_mem = 77MB\n").unwrap();
+    drop(file);
+    let journal = env.datadir("main").join("local/journal");
+    if journal.is_file() {
+        let noted = || std::fs::metadata(&journal).unwrap().len();
+        let before = noted();
+        wait_until("it is noted", || noted() > before);
+    }
+    kill(Pid::from_raw(env.file_system("main")), Signal::SIGKILL).unwrap();
+    wait_until("all is gone", || env.mounts().is_empty());
+    env.run(["stop"]).ok();
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "show work_mem"), "77MB");
+}
+
+#[test]
 fn files_that_cannot_be_shown_now_are_not_given_up() {
     let env = Env::init();
     env.run(["start"]).ok();

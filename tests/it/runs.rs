@@ -8,7 +8,7 @@ use std::process::Command;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{Env, checked, has_strace, traced, wait_until};
+use crate::support::{Env, checked, has_strace, pg_program, traced, wait_until};
 
 fn timelines(env: &Env) -> usize {
     let entries = fs::read_dir(env.repo().join("timelines")).unwrap().flatten();
@@ -109,6 +109,86 @@ fn a_copy_of_a_repository_forks() {
         assert_eq!(run(env, "main", "select string_agg(i::text, ',' order by i) from t"), rows);
         assert_eq!(env.run(["fsck"]).ok(), "");
     }
+}
+
+/// WAL that a standby, or an archive, has received is not written anew with something else at the same LSNs.
+#[test]
+fn a_run_of_which_somebody_has_received_wal_is_not_taken_back() {
+    let env = Env::init();
+    run(&env, "main", "create table t as select 1 i");
+    let tip = || env.run(["rev-parse", "main"]).ok();
+    let before = tip();
+    // With its own log as hard to read as PostgreSQL lets it be.
+    env.run(["config", "branch.main.postgres.lc_messages", "C"]).ok();
+    for (mode, streams) in [("fast", true), ("fast", false), ("immediate", false), ("immediate", true)] {
+        let last = tip();
+        env.run(["start"]).ok();
+        if streams {
+            let archive = env.path().join(format!("archive-{mode}"));
+            fs::create_dir(&archive).unwrap();
+            let mut receiver = pg_program("pg_receivewal");
+            receiver.arg("-D").arg(&archive).envs(env.server_env("main"));
+            let mut receiver = receiver.spawn().unwrap();
+            wait_until("it has received some", || fs::read_dir(&archive).unwrap().count() > 0);
+            receiver.kill().unwrap();
+            receiver.wait().unwrap();
+            // Long over when the server stops.
+            wait_until("it is gone", || env.sql("main", "select count(*) from pg_stat_replication") == "0");
+        }
+        // So that there is something to take back.
+        env.sql("main", "checkpoint");
+        env.run(["stop", "--mode", mode]).ok();
+        assert_eq!(tip() != last, streams, "{mode}, {streams}");
+    }
+    assert_ne!(tip(), before);
+    assert_eq!(run(&env, "main", "select sum(i) from t"), "1");
+    assert_eq!(env.run(["fsck"]).ok(), "");
+}
+
+#[test]
+fn a_log_that_lost_its_end_is_not_gone_on_with() {
+    let env = Env::init();
+    run(&env, "main", "create table t as select 1 i");
+    run(&env, "main", "insert into t values (2)");
+    let log = timeline(&env, "main").join("log");
+    let whole = fs::read_to_string(&log).unwrap();
+    let lines: Vec<&str> = whole.split_inclusive('\n').collect();
+    for left in [0, 1, lines.len() - 2] {
+        fs::write(&log, lines[..left].concat()).unwrap();
+        assert_eq!(env.run(["fsck"]).code, 3, "with {left} lines");
+        env.run(["start"]).fails(3, &["is corrupt", "the lines that follow are lost"]);
+    }
+    fs::write(&log, &whole).unwrap();
+    assert_eq!(env.run(["fsck"]).ok(), "");
+    assert_eq!(run(&env, "main", "select sum(i) from t"), "3");
+}
+
+/// Files of a data directory that were copied while their server wrote and ended are no state of the cluster.
+#[test]
+fn a_copy_of_files_that_changed_meanwhile_becomes_no_snapshot() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select 1 i");
+    env.sql("main", "checkpoint");
+    env.sql("main", "select pg_create_physical_replication_slot('s', true)");
+    let copy = Env::new();
+    let pack = |what: &str, name: &str| {
+        checked(Command::new("tar").arg("-C").arg(env.path()).arg("-cf").arg(copy.path().join(name)).arg(what));
+    };
+    let base = env.datadir("main").strip_prefix(env.path()).unwrap().join("data/base");
+    pack(base.to_str().unwrap(), "first.tar");
+    env.sql("main", "insert into t values (2)");
+    kill(Pid::from_raw(env.postmaster("main")), Signal::SIGINT).unwrap();
+    wait_until("it has shut down", || !env.datadir("main").join("data/postmaster.pid").exists());
+    pack(".zenith", "second.tar");
+    for name in ["second.tar", "first.tar"] {
+        checked(Command::new("tar").args(["-xf", name]).current_dir(copy.path()));
+    }
+    copy.run(["start"]).ok();
+    assert_eq!(copy.sql("main", "select sum(i) from t"), "3");
+    assert_eq!(copy.sql("main", "select count(*) from pg_replication_slots"), "0");
+    let trash = copy.json(["trash", "--json"]);
+    assert!(trash.as_array().unwrap().iter().any(|row| row["what"] == "data-directory"), "{trash}");
 }
 
 #[test]

@@ -74,6 +74,8 @@ fn hostile(name: &str, original: &Path, has_ssl: bool) -> Option<String> {
         "primary_slot_name" => "a_slot",
         "promote_trigger_file" => "/nowhere/promote",
         "log_destination" => "csvlog",
+        "log_replication_commands" => "off",
+        "log_min_messages" => "panic",
         "huge_pages" => "on",
         "dynamic_shared_memory_type" => "mmap",
         "max_wal_senders" => "0",

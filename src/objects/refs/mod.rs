@@ -234,7 +234,7 @@ impl Refs {
         self.update_after(tmp, name, expect, new, signature, |_| Ok(()))
     }
 
-    /// The same; before a value goes, `keep` gets it, and no ref changes meanwhile.
+    /// The same; before it changes, `before` gets the value that goes, if there is one, and may refuse. No ref changes meanwhile.
     pub fn update_after<E: From<Error>>(
         &self,
         tmp: &Path,
@@ -242,7 +242,7 @@ impl Refs {
         expect: &Expect,
         new: Option<&Value>,
         signature: &Signature,
-        keep: impl FnOnce(&Value) -> Result<(), E>,
+        before: impl FnOnce(Option<&Value>) -> Result<(), E>,
     ) -> Result<Option<Value>, E> {
         if new.is_some_and(|value| value.format().len() as u64 > bounded::REF) {
             return Err(Error::TooLong(name.clone()).into());
@@ -257,9 +257,7 @@ impl Refs {
         if new.is_some() && old.is_none() {
             self.refuse_conflict(name)?;
         }
-        if let Some(old) = &old {
-            keep(old)?;
-        }
+        before(old.as_ref())?;
         self.log(name.as_str(), old.as_ref(), new, signature)?;
         if self.head().is_ok_and(|head| head == *name) {
             self.log("HEAD", old.as_ref(), new, signature)?;

@@ -32,8 +32,10 @@ impl Timelines {
         let corrupt = |path| move |(line, what)| Error::Corrupt { path, line, what };
         let log = Log::parse(&log_text).map_err(corrupt(log_path.clone()))?;
         let snapshots = Snapshots::parse(&snapshots_text).map_err(corrupt(snapshots_path.clone()))?;
+        let timeline = Timeline { id, origin: self.origin(id)?, log, snapshots };
+        timeline.check(&log_path)?;
         Ok(LockedLog {
-            timeline: Timeline { id, origin: self.origin(id)?, log, snapshots },
+            timeline,
             log: Lines::secure(file, &log_text, log_path)?,
             snapshots: Lines::secure(open(&snapshots_path)?, &snapshots_text, snapshots_path)?,
         })

@@ -86,6 +86,16 @@ impl Timeline {
         self.log.sealed().or_else(|| self.origin.start()).unwrap_or(Lsn::INVALID)
     }
 
+    /// Refuses one whose log, read from `path` after the list of its snapshots, lost its end: a snapshot is listed when the WAL up to
+    /// it is in the log. Gone on with, it would get another history at the LSN of a snapshot that is not of that.
+    fn check(&self, path: &Path) -> Result<(), Error> {
+        if self.snapshots.listed.iter().all(|snapshot| snapshot.lsn <= self.sealed()) {
+            return Ok(());
+        }
+        let what = "the WAL ends here, although there is a snapshot of a later LSN: the lines that follow are lost";
+        Err(Error::Corrupt { path: path.to_owned(), line: self.log.wal.len(), what })
+    }
+
     /// Returns the end of its last whole sealed record: its tip.
     pub fn tip(&self) -> Position {
         let lsn = self.log.tip().or_else(|| self.origin.start()).unwrap_or(Lsn::INVALID);
@@ -190,13 +200,16 @@ impl Timelines {
     /// Reads a timeline.
     pub fn read(&self, id: TimelineId) -> Result<Timeline, Error> {
         let origin = self.origin(id)?;
-        let (log, snapshots) = (self.path(id).join("log"), self.path(id).join("snapshots"));
+        let (log_path, snapshots) = (self.path(id).join("log"), self.path(id).join("snapshots"));
         // In this order: a snapshot is listed when the WAL up to it is in the log.
         let listed = self.read_lines(id, &snapshots)?;
-        let text = self.read_lines(id, &log)?;
-        let log = Log::parse(&text).map_err(|(line, what)| Error::Corrupt { path: log, line, what })?;
+        let text = self.read_lines(id, &log_path)?;
+        let corrupt = |(line, what)| Error::Corrupt { path: log_path.clone(), line, what };
+        let log = Log::parse(&text).map_err(corrupt)?;
         let corrupt = |(line, what)| Error::Corrupt { path: snapshots, line, what };
-        Ok(Timeline { id, origin, log, snapshots: Snapshots::parse(&listed).map_err(corrupt)? })
+        let timeline = Timeline { id, origin, log, snapshots: Snapshots::parse(&listed).map_err(corrupt)? };
+        timeline.check(&log_path)?;
+        Ok(timeline)
     }
 
     /// Returns the text of a file of lines at `path`, of a timeline that may be removed this instant.

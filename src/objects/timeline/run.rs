@@ -1,8 +1,9 @@
 //! The run of a server on a timeline: from when its WAL is laid out until all of that is sealed.
 //!
 //! # Format
-//! `timelines/<id>/run` is text, one line: `began <LSN>`, where the timeline ended when the run began. As long as it is there, the
-//! folder of the active WAL may have what nothing else has. It lies beside that folder, so that it is there when what was
+//! `timelines/<id>/run` is text, one line: `began <LSN> log <bytes> boot <id>`. That is where the timeline ended when the run began,
+//! how long its server's log was then, and the id that the system gave its own start, where it tells; each of the last two may be
+//! missing with its word. As long as the file is there, the folder of the active WAL may have what nothing else has. It lies beside that folder, so that it is there when what was
 //! in the folder is gone. (Before, it was an empty file `laid-out` in the folder itself.)
 
 use std::io;
@@ -16,33 +17,55 @@ use crate::objects::{bounded, durable};
 const FILE: &str = "run";
 const FORMER: &str = "laid-out";
 
-/// A run whose WAL may not be sealed yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A run whose WAL may not be sealed yet. What is not known of it is `None`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Run {
-    /// Where the timeline ended when it began, if that is known.
+    /// Where the timeline ended when it began.
     pub began: Option<Lsn>,
+    /// How long its server's log was then, bytes.
+    pub log: Option<u64>,
+    /// The id of the system's start: after another one, what that log says may have lost its end.
+    pub boot: Option<String>,
+}
+
+impl Run {
+    /// Reads the line of one. One that cannot be understood began somewhere.
+    fn parse(text: &str) -> Run {
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let value = |word: &str| words.chunks_exact(2).find(|pair| pair[0] == word).map(|pair| pair[1]);
+        Run {
+            began: value("began").and_then(|lsn| lsn.parse().ok()),
+            log: value("log").and_then(|bytes| bytes.parse().ok()),
+            boot: value("boot").map(str::to_owned),
+        }
+    }
+
+    fn format(&self) -> String {
+        let began = self.began.map(|lsn| format!("began {lsn}"));
+        let log = self.log.map(|bytes| format!("log {bytes}"));
+        let boot = self.boot.as_ref().map(|id| format!("boot {id}"));
+        let words: Vec<String> = [began, log, boot].into_iter().flatten().collect();
+        words.join(" ") + "\n"
+    }
 }
 
 impl Timelines {
-    /// Notes that a server is about to be started on a timeline that ends at `began`, durably. Its WAL is laid out.
-    pub fn begin_run(&self, tmp: &Path, id: TimelineId, began: Lsn) -> Result<(), Error> {
+    /// Notes that a server is about to be started on a timeline, durably. Its WAL is laid out.
+    pub fn begin_run(&self, tmp: &Path, id: TimelineId, run: &Run) -> Result<(), Error> {
         let path = self.path(id).join(FILE);
-        durable::replace(tmp, &path, format!("began {began}\n").as_bytes()).map_err(cannot::<Error>("write", &path))
+        durable::replace(tmp, &path, run.format().as_bytes()).map_err(cannot::<Error>("write", &path))
     }
 
     /// Returns the run that began last, unless it has ended.
     pub fn run(&self, id: TimelineId) -> Result<Option<Run>, Error> {
         let path = self.path(id).join(FILE);
         match bounded::read_to_string(&path, bounded::ORIGIN) {
-            // One that cannot be understood began somewhere.
-            Ok(text) => {
-                Ok(Some(Run { began: text.strip_prefix("began ").and_then(|lsn| lsn.trim_end().parse().ok()) }))
-            }
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Some(Run { began: None })),
+            Ok(text) => Ok(Some(Run::parse(&text))),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(Some(Run::default())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let former = self.wal_dir(id).join(FORMER);
                 let is_there = former.try_exists().map_err(cannot::<Error>("look for", &former))?;
-                Ok(is_there.then_some(Run { began: None }))
+                Ok(is_there.then(Run::default))
             }
             Err(error) => Err(cannot::<Error>("read", &path)(error)),
         }
@@ -56,5 +79,21 @@ impl Timelines {
         durable::remove(&mark).map_err(cannot::<Error>("remove", &mark))?;
         durable::discard_dir(tmp, &wal).map_err(cannot::<Error>("remove", &wal))?;
         durable::create_dir_all(&wal.join("archive_status")).map_err(cannot::<Error>("create", &wal))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_noted_comes_back_and_what_is_not_understood_is_not_known() {
+        let whole = Run { began: Some(Lsn(0x0200_00A0)), log: Some(77), boot: Some("3f2a".to_owned()) };
+        assert_eq!(whole.format(), "began 0/20000A0 log 77 boot 3f2a\n");
+        for run in [whole.clone(), Run { log: None, boot: None, ..whole.clone() }, Run::default()] {
+            assert_eq!(Run::parse(&run.format()), run);
+        }
+        assert_eq!(Run::parse("began x log 7"), Run { log: Some(7), ..Run::default() });
+        assert_eq!(Run::parse("of another time"), Run::default());
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::objects::file_error::FileError;
+use crate::objects::file_error::of_system;
 use crate::objects::lock;
 use crate::objects::pg::Lsn;
 use crate::objects::pg::wal::{WalError, What};
@@ -71,7 +72,7 @@ pub enum WalFilesError {
 impl WalFilesError {
     /// Returns that for WAL of a timeline in which a reader found `source`.
     pub fn of(timeline: TimelineId, source: WalError) -> WalFilesError {
-        let is_of_the_system = matches!(&source.what, What::Io(error) if error.raw_os_error().is_some());
+        let is_of_the_system = matches!(&source.what, What::Io(error) if of_system(error).is_some());
         if is_of_the_system {
             WalFilesError::Unreadable { timeline, source }
         } else {

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use super::vfs::number_of;
 use super::{Doubt, Error, WalFilesError, local};
-use crate::objects::file_error::cannot;
+use crate::objects::file_error::{cannot, of_system};
 use crate::objects::pg::control::{ControlFile, State};
 use crate::objects::pg::wal::{PAGE, WalReader, is_header_of};
 use crate::objects::pg::{Lsn, segment};
@@ -108,6 +108,10 @@ pub fn find(repo: &Repo, timeline: TimelineId, accepted: Option<Lsn>) -> Result<
             Ok(Some(control)) => {
                 let upto = control.min_recovery_point.max(control.checkpoint.plus(1));
                 (upto > end).then_some(Doubt::Control { upto })
+            }
+            // That says nothing of the file, and may pass; a disk that cannot be read does not.
+            Err(error) if of_system(&error).is_some_and(|said| said.raw_os_error() != Some(nix::libc::EIO)) => {
+                return Err(error.into());
             }
             Err(error) => {
                 let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();

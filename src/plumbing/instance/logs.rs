@@ -1,20 +1,58 @@
 //! Log files: one that has grown large is put away as `log.1`, and a few older ones are kept.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use file_rotate::compression::Compression;
 use file_rotate::suffix::AppendCount;
 use file_rotate::{ContentLimit, FileRotate};
+use memchr::memmem;
 
 /// A log is put away at that size, bytes, and so many older ones are kept.
 const LARGEST: usize = 10 << 20;
 const KEPT: usize = 3;
+/// How much of a log is looked through at a time, bytes.
+const PART: usize = 1 << 20;
 
 /// Opens the file `path` for who writes all of it, to go on behind what is there.
 pub fn open(path: &Path) -> FileRotate<AppendCount> {
     FileRotate::new(path, AppendCount::new(KEPT), ContentLimit::BytesSurpassed(LARGEST), Compression::None, None)
+}
+
+/// Returns how long a log is, bytes.
+pub fn length(path: &Path) -> io::Result<u64> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        metadata => Ok(metadata?.len()),
+    }
+}
+
+/// Returns whether one of `words` stands in a log from byte `from` on; `None` where that cannot be known, since it is shorter.
+pub fn mentions(path: &Path, from: u64, words: &[&[u8]]) -> io::Result<Option<bool>> {
+    if length(path)? < from {
+        return Ok(None);
+    }
+    let longest = words.iter().map(|word| word.len()).max().unwrap_or(0);
+    let mut file = match File::open(path) {
+        // There is none, and there was none.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(false)),
+        file => file?,
+    };
+    file.seek(SeekFrom::Start(from))?;
+    let (mut bytes, mut part) = (Vec::new(), vec![0; PART]);
+    loop {
+        let read = file.read(&mut part)?;
+        if read == 0 {
+            return Ok(Some(false));
+        }
+        bytes.extend_from_slice(&part[..read]);
+        if words.iter().any(|word| memmem::find(&bytes, word).is_some()) {
+            return Ok(Some(true));
+        }
+        // A word may go on in the next part.
+        bytes.drain(..bytes.len().saturating_sub(longest));
+    }
 }
 
 /// Puts the file `path` away if it is large: for a log that programs write to which know of no other. Those that have it

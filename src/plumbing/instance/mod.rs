@@ -25,7 +25,7 @@ pub mod logs;
 pub mod lost;
 pub mod maintain;
 pub mod mount;
-mod own_files;
+pub mod own_files;
 pub mod pid_lock;
 pub mod prefetch;
 pub mod read_only;

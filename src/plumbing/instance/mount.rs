@@ -314,11 +314,12 @@ pub fn guard(repo: &Path, dir: &Path, alive: &Path) -> io::Result<Child> {
     command.stdin(Stdio::piped()).stdout(lock.hand_over()).spawn()
 }
 
-/// Returns whether the folder `dir` is not the one that this process was started to guard: the lock that it was handed lies in another.
+/// Returns whether the folder `dir` is not the one that this process was started to guard: the lock that it was handed lies in
+/// another. One that is gone, or cannot be looked at, is no other.
 pub fn is_another(dir: &Path) -> bool {
     // Without a lock it was started by hand.
     let Ok(Some(handed)) = PidLock::handed_on_stdout() else { return false };
-    !handed.is_at(&dir.join(GUARD_LOCK)).unwrap_or(false)
+    !handed.is_at(&dir.join(GUARD_LOCK)).unwrap_or(true)
 }
 
 /// Starts a process that reads what it is told to from the data directory `data`: see

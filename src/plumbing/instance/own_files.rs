@@ -127,6 +127,11 @@ pub fn take_up(repo: &Repo, timeline: &Timeline, data: &Path) -> CmdResult {
     Ok(())
 }
 
+/// Checks what was put away with a timeline, if anything was.
+pub fn check(repo: &Repo, timeline: TimelineId) -> io::Result<()> {
+    beside::as_of(&dir(repo, timeline)).map(drop)
+}
+
 /// Returns what was put away with a timeline, unless a snapshot of a later moment has it.
 fn kept(repo: &Repo, timeline: &Timeline) -> io::Result<Changes> {
     let dir = dir(repo, timeline.id);

@@ -49,11 +49,10 @@ impl PidLock {
         Ok(stdout.metadata()?.is_file().then_some(PidLock(stdout)))
     }
 
-    /// Returns whether the file is the one that is now at `path`.
+    /// Returns whether the file is the one that is now at `path`; an error also where none is there.
     pub fn is_at(&self, path: &Path) -> io::Result<bool> {
-        let own = self.0.metadata()?;
-        let there = std::fs::metadata(path);
-        Ok(there.is_ok_and(|there| (there.dev(), there.ino()) == (own.dev(), own.ino())))
+        let (own, there) = (self.0.metadata()?, std::fs::metadata(path)?);
+        Ok((there.dev(), there.ino()) == (own.dev(), own.ino()))
     }
 
     /// Returns whether the lock is this process's, which it becomes if no other process has it.

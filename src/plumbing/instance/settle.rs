@@ -13,9 +13,11 @@ use std::time::Instant;
 use super::unchanged::is_unchanged;
 use super::{Instance, alive, maintain, mount, own_files, prefetch, slots, trash};
 use crate::error::{Class, CmdResult, CommandError};
+use crate::objects::file_error::of_system;
 use crate::objects::pg::Lsn;
 use crate::objects::pg::control::State;
 use crate::objects::refs::{RefName, Signature, Value};
+use crate::objects::timeline::run::Run;
 use crate::objects::timeline::{Position, Timeline, TimelineId};
 use crate::objects::trash::Item;
 use crate::objects::{ObjectId, Repo};
@@ -107,9 +109,8 @@ pub fn settle_knowingly(
     let dir = repo.datadir(id);
     let files = show(repo, instance, id, accepted.hidden_files)?;
     let run = repo.timelines().run(id)?;
-    let span = run.and_then(|run| run.began).zip(end);
-    if let Some(span) = span.filter(|_| files == Files::InSight)
-        && take_back(repo, id, span)?
+    if let Some((run, end)) = run.as_ref().zip(end).filter(|_| files == Files::InSight)
+        && take_back(repo, id, run, end, &instance.log(repo))?
     {
         close(repo, instance)?;
         return Ok(Settled::Unchanged);
@@ -134,19 +135,28 @@ pub fn settle_knowingly(
         ));
     }
     let timeline = repo.timelines().read(id)?;
-    slots::put_away(repo, &timeline, &data)?;
-    let snapshot = snapshot_if_exact(repo, &timeline, &data, signature.time_us, progress)?;
-    match snapshot {
-        Some(_) => {
-            own_files::forget(repo, id)?;
-            mount::remove(repo.tmp()?, &dir)?;
+    let mut snapshot = None;
+    if files == Files::InSight {
+        slots::put_away(repo, &timeline, &data)?;
+        match snapshot_if_exact(repo, &timeline, &data, signature.time_us, progress)? {
+            Exact::Snapshot(made) => {
+                own_files::forget(repo, id)?;
+                mount::remove(repo.tmp()?, &dir)?;
+                snapshot = Some(made);
+            }
+            other => {
+                put_away_files(repo, &timeline, &data, progress)?;
+                mount::check_in_sight(&dir)?;
+                match other {
+                    // Nothing else may have what is in them.
+                    Exact::OnDamage => set_aside(true, "stop: the snapshot before is damaged")?,
+                    _ => set_aside(false, "stop: its server was not shut down")?,
+                }
+            }
         }
-        None if files == Files::InSight => {
-            put_away_files(repo, &timeline, &data, progress)?;
-            mount::check_in_sight(&dir)?;
-            set_aside(false, "stop: its server was not shut down")?;
-        }
-        None => set_aside(false, "stop: its files cannot be shown")?,
+    } else {
+        // What lies there may be a copy of files that changed meanwhile: neither a state of the cluster nor its slots.
+        set_aside(false, "stop: its files cannot be shown")?;
     }
     close(repo, instance)?;
     keep_nameless(repo, &branch, id, signature)?;
@@ -199,12 +209,12 @@ fn seal_all(repo: &Repo, timeline: TimelineId, end: Option<Lsn>) -> CmdResult {
     if from < to { Err(WalFilesError::Missing { timeline, from, to }.into()) } else { Ok(()) }
 }
 
-/// Removes the files and the WAL of a run that began and ended at these LSNs, if it changed nothing and none of it is sealed.
-fn take_back(repo: &Repo, id: TimelineId, span: (Lsn, Lsn)) -> Result<bool, CommandError> {
+/// Removes the files and the WAL of a run that ended at `end`, if it changed nothing and none of it is sealed; `log` is its server's.
+fn take_back(repo: &Repo, id: TimelineId, run: &Run, end: Lsn, log: &Path) -> Result<bool, CommandError> {
     // Nobody seals meanwhile.
-    let log = repo.timelines().lock(id)?;
+    let locked = repo.timelines().lock(id)?;
     let dir = repo.datadir(id);
-    if !is_unchanged(repo, log.timeline(), span, &dir.join("data"))? {
+    if !is_unchanged(repo, locked.timeline(), run, end, (&dir.join("data"), log))? {
         return Ok(false);
     }
     mount::check_in_sight(&dir)?;
@@ -275,26 +285,23 @@ pub(super) fn is_writer(repo: &Repo, id: TimelineId) -> Result<bool, CommandErro
     Ok(repo.timelines().origin(id)?.writer == repo.clone_id()?)
 }
 
-/// Puts away what the user changed in the files of an epoch. What of it cannot be read goes to the trash with them. Where there is no room for it nothing goes: the user makes some.
+/// Puts away what the user changed in the files of an epoch. What of it is damaged goes to the trash with them. For all else that
+/// fails, such as a want of room or of descriptors, nothing goes: the user can do something about that.
 fn put_away_files(repo: &Repo, timeline: &Timeline, data: &Path, progress: &dyn Progress) -> CmdResult {
     let (_, line) = repo.timelines().snapshot_before(timeline.tip())?;
     match own_files::put_away(repo, timeline, &repo.store().snapshot(&line.object)?, data) {
-        Err(error) if lacks_room(&error) => Err(error),
-        Err(error) => {
+        Err(error) if is_damage(&error) => {
             progress.warn(&format!("what was set with ALTER SYSTEM goes to the trash: {}", error.text()));
             Ok(())
         }
-        Ok(()) => Ok(()),
+        done => done,
     }
 }
 
-/// Returns whether something failed for want of what the user can give.
-fn lacks_room(error: &CommandError) -> bool {
-    use std::io::ErrorKind::{FileTooLarge, OutOfMemory, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    let Some(error) = error.source.downcast_ref::<std::io::Error>() else { return false };
-    let has_too_many_open = matches!(error.raw_os_error(), Some(nix::libc::EMFILE | nix::libc::ENFILE));
-    let kinds = [FileTooLarge, OutOfMemory, QuotaExceeded, ReadOnlyFilesystem, StorageFull];
-    has_too_many_open || kinds.contains(&error.kind())
+/// Returns whether something is damaged for good, also where a mount says so of what it shows.
+fn is_damage(error: &CommandError) -> bool {
+    error.class == Class::Corrupt
+        || of_system(&*error.source).is_some_and(|said| said.raw_os_error() == Some(nix::libc::EIO))
 }
 
 /// Forgets the epoch. The branch and the log have all of it.
@@ -319,22 +326,30 @@ fn remove_wal(repo: &Repo, instance: &Instance, signature: &Signature) -> CmdRes
     Ok(())
 }
 
-/// Writes a snapshot of a data directory whose server was shut down cleanly, at the timeline's very tip. Where that is not so, or the
-/// snapshot before is damaged, there is none: the WAL has all.
+/// What became of the snapshot of an epoch's files. Where there is none the WAL has what was committed.
+enum Exact {
+    Snapshot(ObjectId),
+    /// The server was not shut down cleanly, at the timeline's very tip.
+    NotThere,
+    /// What it would build on is damaged.
+    OnDamage,
+}
+
+/// Writes a snapshot of a data directory whose server was shut down cleanly, at the timeline's very tip.
 fn snapshot_if_exact(
     repo: &Repo,
     timeline: &Timeline,
     data: &Path,
     now_us: i64,
     progress: &dyn Progress,
-) -> Result<Option<ObjectId>, CommandError> {
-    let Ok(cluster) = inspect(data) else { return Ok(None) };
+) -> Result<Exact, CommandError> {
+    let Ok(cluster) = inspect(data) else { return Ok(Exact::NotThere) };
     if cluster.control.state != State::ShutDown || data.join("backup_label").try_exists()? {
-        return Ok(None);
+        return Ok(Exact::NotThere);
     }
     let tip = timeline.tip();
     if let Some(line) = timeline.snapshots.before(tip.lsn).filter(|line| line.lsn == tip.lsn) {
-        return Ok(Some(line.object));
+        return Ok(Exact::Snapshot(line.object));
     }
     // What a lazy data directory knows is about the snapshot of its mark.
     let parent = match Control::of(data) {
@@ -345,10 +360,10 @@ fn snapshot_if_exact(
     let outcome = match write_snapshot(repo, Source::Dir(data), &options, now_us, progress) {
         Err(error) if error.class == Class::Corrupt => {
             progress.warn(&format!("no snapshot was made, since what it builds on is damaged: {}", error.text()));
-            return Ok(None);
+            return Ok(Exact::OnDamage);
         }
         outcome => outcome?,
     };
     prefetch::pass_on(repo, &parent, &outcome.snapshot, MOST_TOUCHED);
-    Ok(Some(outcome.snapshot))
+    Ok(Exact::Snapshot(outcome.snapshot))
 }

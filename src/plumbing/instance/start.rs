@@ -24,7 +24,7 @@ use crate::objects::pg::record::Record;
 use crate::objects::pg::segment;
 use crate::objects::refs::{self, Expect, RefName, Signature, Value};
 use crate::objects::snapshot::Snapshot;
-use crate::objects::timeline::{Position, Timeline, TimelineId};
+use crate::objects::timeline::{self, Position, Timeline, TimelineId};
 use crate::objects::{ObjectId, Repo, durable};
 use crate::plumbing::datadir::local;
 use crate::plumbing::datadir::reflink::restore_or_clone;
@@ -33,7 +33,7 @@ use crate::plumbing::datadir::wal_end::active_timeline;
 use crate::plumbing::fork_timeline::fork_timeline;
 use crate::plumbing::postgres::alive::Held;
 use crate::plumbing::postgres::find::Binaries;
-use crate::plumbing::postgres::process::own_program;
+use crate::plumbing::postgres::process::{boot_id, own_program};
 use crate::plumbing::postgres::recovery;
 use crate::plumbing::postgres::server::{self, Status};
 use crate::plumbing::postgres::settings::{self, Role, Settings, shell_command};
@@ -114,8 +114,10 @@ pub fn start(cx: &Context, branch: &str, wish: Wish) -> Result<Outcome, CommandE
         instance.remove(repo, held)?;
         return Err(refs::Error::Unknown(branch).into());
     }
-    // What cannot be put away grows on.
-    let _ = logs::put_away_if_large(&instance.log(repo));
+    if instance.timeline().is_none() {
+        // What cannot be put away grows on. That of an open epoch is needed where it is: see `unchanged`.
+        let _ = logs::put_away_if_large(&instance.log(repo));
+    }
     let Config { port, tcp, on_demand, .. } = instance.config.clone();
     instance.choose_port(repo, wish, cx.progress)?;
     let started = start_stopped(cx, &mut instance, &branch, wish);
@@ -493,7 +495,9 @@ impl Run<'_> {
     /// Notes that the run begins, and starts the server.
     fn begin(&mut self, held: &Held, wish: Wish, replayed: Sizes) -> Result<(), CommandError> {
         let (repo, from) = (self.cx.repo, self.timeline.tip());
-        repo.timelines().begin_run(repo.tmp()?, from.timeline, from.lsn)?;
+        let log = logs::length(&self.instance.log(repo))?;
+        let began = timeline::run::Run { began: Some(from.lsn), log: Some(log), boot: boot_id() };
+        repo.timelines().begin_run(repo.tmp()?, from.timeline, &began)?;
         run_server(self.cx, self.instance, from.timeline, held, wish, replayed)?;
         // Clients may have come already.
         self.kept = true;

@@ -52,7 +52,9 @@ pub fn stop_if(
     }
     if instance.timeline().is_some() {
         let timeout = patience.saturating_duration_since(Instant::now()).max(AT_LEAST);
-        let recovers = || instance.timeline().is_some_and(|timeline| wal_end::recovers(repo, timeline));
+        // One that shows the past recovers all its life.
+        let writer = instance.timeline().filter(|_| !instance.is_read_only());
+        let recovers = || writer.is_some_and(|timeline| wal_end::recovers(repo, timeline));
         server::stop(&instance.alive(repo), mode, timeout, recovers, &instance.log(repo), progress)?;
     }
     if instance.is_read_only() {

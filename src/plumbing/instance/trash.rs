@@ -118,11 +118,11 @@ pub fn keep_datadir(repo: &Repo, branch: &str, id: TimelineId, commits: bool, si
 /// Moves the active WAL of a timeline, on which no server is alive, into the trash: its end was not believed.
 pub fn keep_wal(repo: &Repo, branch: &str, id: TimelineId, signature: &Signature) -> CmdResult {
     let dir = repo.timelines().wal_dir(id);
-    if !dir.try_exists()? {
-        return Ok(());
+    // A call that was stopped may have come so far, but not to the end.
+    if dir.try_exists()? {
+        let entry = entry(What::Wal, branch, repo.timelines().read(id)?.tip(), true, signature);
+        repo.trash().put_folder(repo.tmp()?, entry, &dir)?;
     }
-    let entry = entry(What::Wal, branch, repo.timelines().read(id)?.tip(), true, signature);
-    repo.trash().put_folder(repo.tmp()?, entry, &dir)?;
     Ok(repo.timelines().end_run(repo.tmp()?, id)?)
 }
 

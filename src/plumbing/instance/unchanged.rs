@@ -1,31 +1,50 @@
 //! Whether a run changed anything (INVARIANT 7): by its WAL, and by the files that PostgreSQL writes no WAL of.
 
+use std::io;
 use std::path::Path;
 
-use super::{own_files, slots};
+use super::{logs, own_files, slots};
 use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::objects::pg::Lsn;
 use crate::objects::pg::wal::WalReader;
+use crate::objects::timeline::run::Run;
 use crate::objects::timeline::wal::TimelineWal;
 use crate::objects::timeline::{Timeline, TimelineId};
 use crate::plumbing::datadir::WalFilesError;
 use crate::plumbing::datadir::control::Control;
 use crate::plumbing::datadir::exclude::is_excluded;
 use crate::plumbing::datadir::wal_end::active_timeline;
+use crate::plumbing::postgres::process::boot_id;
 
 /// A run that committed nothing is kept, for its snapshot, if starting without that means to replay more WAL, bytes.
 const REPLAY: u64 = 16 << 20;
 
+/// What a server logs when WAL is about to leave it: the commands of PostgreSQL's replication protocol, in every language.
+const LEAVES: [&[u8]; 2] = [b"START_REPLICATION", b"BASE_BACKUP"];
+
+/// Returns whether nobody has received WAL of a run, as a standby does, by the server's log, which has each command of theirs before it is
+/// obeyed. A part of the log may be lost only if the system itself went down.
+fn stayed_here(run: &Run, log: &Path) -> io::Result<bool> {
+    let Some(from) = run.log.filter(|_| run.boot.is_some() && run.boot == boot_id()) else { return Ok(false) };
+    Ok(logs::mentions(log, from, &LEAVES)? == Some(false))
+}
+
 /// Returns whether the run that began at `began`, and whose WAL ends at `end`, changed nothing: none of that is sealed, all of its
-/// records are of those that every server writes, and its files, which have to be in sight, differ in nothing else.
+/// records are of those that every server writes and nobody has received any, and its files, which have to be in sight, differ in
+/// nothing else.
 pub(super) fn is_unchanged(
     repo: &Repo,
     timeline: &Timeline,
-    (began, end): (Lsn, Lsn),
-    data: &Path,
+    run: &Run,
+    end: Lsn,
+    (data, log): (&Path, &Path),
 ) -> Result<bool, CommandError> {
+    let Some(began) = run.began else { return Ok(false) };
     if timeline.sealed() != began || !only_noise(repo, timeline, (began, end))? {
+        return Ok(false);
+    }
+    if began < end && !stayed_here(run, log)? {
         return Ok(false);
     }
     let (_, line) = repo.timelines().snapshot_before(timeline.tip())?;

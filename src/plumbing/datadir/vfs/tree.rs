@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use nix::errno::Errno;
 
 use super::file::LazyFile;
+use crate::objects::snapshot::paths::is_own_folder;
 use crate::objects::snapshot::{Node as Stored, Snapshot};
 use crate::plumbing::datadir::local::journal::Record;
 
@@ -152,6 +153,21 @@ impl Tree {
             }
         }
         paths
+    }
+
+    /// Returns the files that lie in none of PostgreSQL's own folders, such as its configuration.
+    pub fn outside_own_folders(&self) -> Vec<u64> {
+        let (mut files, mut folders) = (Vec::new(), vec![ROOT]);
+        while let Some(folder) = folders.pop() {
+            for (name, ino) in self.children(folder).into_iter().flatten() {
+                match self.nodes.get(ino).map(|node| &node.kind) {
+                    Some(Kind::Folder { .. }) if folder != ROOT || !is_own_folder(name) => folders.push(*ino),
+                    Some(Kind::File(_)) => files.push(*ino),
+                    _ => {}
+                }
+            }
+        }
+        files
     }
 
     /// Returns whether what lies in `parent` under `name` is temporary.

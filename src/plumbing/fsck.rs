@@ -200,6 +200,7 @@ fn check_names(repo: &Repo, intervals: &Intervals, faults: &mut Vec<String>) -> 
     for timeline in timelines.values() {
         let wrong = wrong_intervals(repo, timeline, intervals);
         wrong.chain(wrong_origin(repo, timeline, &timelines)).for_each(|text| fault(CommandError::refused(text)));
+        repo.timelines().check_end(timeline).err().into_iter().for_each(|error| fault(error.into()));
         let beside = own_files::check(repo, timeline.id).and_then(|()| slots::kept(repo, timeline).map(drop));
         beside.err().into_iter().for_each(|error| fault(error.into()));
     }

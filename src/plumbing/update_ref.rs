@@ -69,7 +69,7 @@ pub fn update_ref(
     let expect = old.map_or(Expect::Absent, Expect::Exactly);
     let old = repo.refs().update_after(repo.tmp()?, name, &expect, new, signature, |old| {
         // Nobody else changes a ref meanwhile.
-        if let Some(Value::Branch(timeline)) = new.filter(|new| name.kind() == RefKind::Branch && Some(*new) != old) {
+        if let Some(Value::Branch(timeline)) = new.filter(|_| name.kind() == RefKind::Branch) {
             check_is_free(repo, name, *timeline)?;
         }
         if let Some(old) = old {
@@ -104,11 +104,10 @@ fn whole_timeline(repo: &Repo, text: &str, position: Position) -> Result<Timelin
 
 /// Refuses to let a branch have the timeline of another one, which would move with it.
 fn check_is_free(repo: &Repo, name: &RefName, timeline: TimelineId) -> CmdResult {
-    let branches = repo.refs().list(RefKind::Branch)?;
-    let Some((other, _)) = branches.into_iter().find(|(other, value)| other != name && value.timeline() == timeline)
-    else {
-        return Ok(());
-    };
+    // A damaged one of another branch is in nobody's way.
+    let names = repo.refs().files(RefKind::Branch)?.into_iter().filter_map(|short| RefName::branch(&short).ok());
+    let has_it = |other: &RefName| repo.refs().read(other).ok().flatten() == Some(Value::Branch(timeline));
+    let Some(other) = names.filter(|other| other != name).find(has_it) else { return Ok(()) };
     let error = format!("timeline {timeline} is that of the branch '{}'", other.short());
     Err(CommandError::refused(error)
         .hint(format!("begin another one at its end: zenith fork-timeline {}", other.short())))

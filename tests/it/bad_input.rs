@@ -209,7 +209,10 @@ fn what_a_repository_has_lost_is_named() {
         let ran = env.run(["fsck"]);
         assert!(ran.code == 3 && ran.out.contains(fault), "{ran:?}");
     };
-    without(&dir.join("log"), b"", &|| fsck_names("but that timeline ends at"));
+    without(&dir.join("log"), b"", &|| {
+        fsck_names("but that timeline ends at");
+        fsck_names("the lines that follow are lost");
+    });
     without(&dir.join("origin"), b"", &|| {
         env.run(["start"]).fails(3, &["expected the depth", "zenith fsck"]);
         fsck_names("expected the depth");

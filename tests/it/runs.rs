@@ -118,8 +118,8 @@ fn a_run_of_which_somebody_has_received_wal_is_not_taken_back() {
     run(&env, "main", "create table t as select 1 i");
     let tip = || env.run(["rev-parse", "main"]).ok();
     let before = tip();
-    // With its own log as hard to read as PostgreSQL lets it be.
-    env.run(["config", "branch.main.postgres.lc_messages", "C"]).ok();
+    // Whatever the branch would rather not have logged.
+    env.run(["config", "branch.main.postgres.log_min_messages", "panic"]).ok();
     for (mode, streams) in [("fast", true), ("fast", false), ("immediate", false), ("immediate", true)] {
         let last = tip();
         env.run(["start"]).ok();
@@ -141,7 +141,25 @@ fn a_run_of_which_somebody_has_received_wal_is_not_taken_back() {
         assert_eq!(tip() != last, streams, "{mode}, {streams}");
     }
     assert_ne!(tip(), before);
+    // Where the log is gone, or another file, nobody knows.
+    let log = env.repo().join("instances/pg1/log");
+    for is_removed in [true, false] {
+        let last = tip();
+        env.run(["start"]).ok();
+        env.sql("main", "checkpoint");
+        if is_removed {
+            fs::remove_file(&log).unwrap();
+        } else {
+            fs::write(&log, "").unwrap();
+        }
+        env.run(["stop"]).ok();
+        assert_ne!(tip(), last);
+    }
     assert_eq!(run(&env, "main", "select sum(i) from t"), "1");
+    fs::rename(&log, env.path().join("aside")).unwrap();
+    checked(Command::new("mkfifo").arg(&log));
+    env.run(["start"]).fails(1, &["instances/pg1/log"]);
+    fs::remove_file(&log).unwrap();
     assert_eq!(env.run(["fsck"]).ok(), "");
 }
 

@@ -33,7 +33,7 @@ impl Timelines {
         let log = Log::parse(&log_text).map_err(corrupt(log_path.clone()))?;
         let snapshots = Snapshots::parse(&snapshots_text).map_err(corrupt(snapshots_path.clone()))?;
         let timeline = Timeline { id, origin: self.origin(id)?, log, snapshots };
-        timeline.check(&log_path)?;
+        self.check_end(&timeline)?;
         Ok(LockedLog {
             timeline,
             log: Lines::secure(file, &log_text, log_path)?,

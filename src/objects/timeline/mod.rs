@@ -86,16 +86,6 @@ impl Timeline {
         self.log.sealed().or_else(|| self.origin.start()).unwrap_or(Lsn::INVALID)
     }
 
-    /// Refuses one whose log, read from `path` after the list of its snapshots, lost its end: a snapshot is listed when the WAL up to
-    /// it is in the log. Gone on with, it would get another history at the LSN of a snapshot that is not of that.
-    fn check(&self, path: &Path) -> Result<(), Error> {
-        if self.snapshots.listed.iter().all(|snapshot| snapshot.lsn <= self.sealed()) {
-            return Ok(());
-        }
-        let what = "the WAL ends here, although there is a snapshot of a later LSN: the lines that follow are lost";
-        Err(Error::Corrupt { path: path.to_owned(), line: self.log.wal.len(), what })
-    }
-
     /// Returns the end of its last whole sealed record: its tip.
     pub fn tip(&self) -> Position {
         let lsn = self.log.tip().or_else(|| self.origin.start()).unwrap_or(Lsn::INVALID);
@@ -207,9 +197,17 @@ impl Timelines {
         let corrupt = |(line, what)| Error::Corrupt { path: log_path.clone(), line, what };
         let log = Log::parse(&text).map_err(corrupt)?;
         let corrupt = |(line, what)| Error::Corrupt { path: snapshots, line, what };
-        let timeline = Timeline { id, origin, log, snapshots: Snapshots::parse(&listed).map_err(corrupt)? };
-        timeline.check(&log_path)?;
-        Ok(timeline)
+        Ok(Timeline { id, origin, log, snapshots: Snapshots::parse(&listed).map_err(corrupt)? })
+    }
+
+    /// Refuses a timeline, for who relies on its end, whose log lost that: a snapshot is listed when the WAL up to it is in the log.
+    /// Gone on with, it would get another history at the LSN of a snapshot that is not of that. What lies before is as good as ever.
+    pub fn check_end(&self, timeline: &Timeline) -> Result<(), Error> {
+        if timeline.snapshots.listed.iter().all(|snapshot| snapshot.lsn <= timeline.sealed()) {
+            return Ok(());
+        }
+        let what = "the WAL ends here, although there is a snapshot of a later LSN: the lines that follow are lost";
+        Err(Error::Corrupt { path: self.path(timeline.id).join("log"), line: timeline.log.wal.len(), what })
     }
 
     /// Returns the text of a file of lines at `path`, of a timeline that may be removed this instant.

@@ -1,9 +1,9 @@
 //! The run of a server on a timeline: from when its WAL is laid out until all of that is sealed.
 //!
 //! # Format
-//! `timelines/<id>/run` is text, one line: `began <LSN> log <bytes> boot <id>`. That is where the timeline ended when the run began,
-//! how long its server's log was then, and the id that the system gave its own start, where it tells; each of the last two may be
-//! missing with its word. As long as the file is there, the folder of the active WAL may have what nothing else has. It lies beside that folder, so that it is there when what was
+//! `timelines/<id>/run` is text, one line: `began <LSN> log <inode>+<bytes> boot <id>`. That is where the timeline ended when the run
+//! began, which file its server's log was then, and where the line is in it that says so, and the id that the system gave its own start, where it tells; each of the
+//! last two may be missing with its word. As long as the file is there, the folder of the active WAL may have what nothing else has. It lies beside that folder, so that it is there when what was
 //! in the folder is gone. (Before, it was an empty file `laid-out` in the folder itself.)
 
 use std::io;
@@ -22,8 +22,8 @@ const FORMER: &str = "laid-out";
 pub struct Run {
     /// Where the timeline ended when it began.
     pub began: Option<Lsn>,
-    /// How long its server's log was then, bytes.
-    pub log: Option<u64>,
+    /// The inode of its server's log, and where in that it begins, bytes.
+    pub log: Option<(u64, u64)>,
     /// The id of the system's start: after another one, what that log says may have lost its end.
     pub boot: Option<String>,
 }
@@ -35,14 +35,17 @@ impl Run {
         let value = |word: &str| words.chunks_exact(2).find(|pair| pair[0] == word).map(|pair| pair[1]);
         Run {
             began: value("began").and_then(|lsn| lsn.parse().ok()),
-            log: value("log").and_then(|bytes| bytes.parse().ok()),
+            log: value("log").and_then(|log| {
+                let (inode, bytes) = log.split_once('+')?;
+                Some((inode.parse().ok()?, bytes.parse().ok()?))
+            }),
             boot: value("boot").map(str::to_owned),
         }
     }
 
     fn format(&self) -> String {
         let began = self.began.map(|lsn| format!("began {lsn}"));
-        let log = self.log.map(|bytes| format!("log {bytes}"));
+        let log = self.log.map(|(inode, bytes)| format!("log {inode}+{bytes}"));
         let boot = self.boot.as_ref().map(|id| format!("boot {id}"));
         let words: Vec<String> = [began, log, boot].into_iter().flatten().collect();
         words.join(" ") + "\n"
@@ -88,12 +91,12 @@ mod tests {
 
     #[test]
     fn what_is_noted_comes_back_and_what_is_not_understood_is_not_known() {
-        let whole = Run { began: Some(Lsn(0x0200_00A0)), log: Some(77), boot: Some("3f2a".to_owned()) };
-        assert_eq!(whole.format(), "began 0/20000A0 log 77 boot 3f2a\n");
+        let whole = Run { began: Some(Lsn(0x0200_00A0)), log: Some((5, 77)), boot: Some("3f2a".to_owned()) };
+        assert_eq!(whole.format(), "began 0/20000A0 log 5+77 boot 3f2a\n");
         for run in [whole.clone(), Run { log: None, boot: None, ..whole.clone() }, Run::default()] {
             assert_eq!(Run::parse(&run.format()), run);
         }
-        assert_eq!(Run::parse("began x log 7"), Run { log: Some(7), ..Run::default() });
-        assert_eq!(Run::parse("of another time"), Run::default());
+        assert_eq!(Run::parse("began x log 1+7"), Run { log: Some((1, 7)), ..Run::default() });
+        assert_eq!(Run::parse("began x log 7 of another time"), Run::default());
     }
 }

@@ -26,7 +26,11 @@ pub fn as_of(dir: &Path) -> io::Result<Option<Lsn>> {
     let text = match bounded::read_to_string(&path, bounded::ORIGIN) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(corrupt(&path, &error.to_string())),
+        // What the system refuses says nothing of the file.
+        Err(error) => match error.kind() {
+            ErrorKind::InvalidData | ErrorKind::IsADirectory => return Err(corrupt(&path, &error.to_string())),
+            _ => return Err(error),
+        },
     };
     let mut words = text.split_whitespace();
     let lsn = words.next().unwrap_or_default().parse().map_err(|_| corrupt(&path, "it does not begin with an LSN"))?;

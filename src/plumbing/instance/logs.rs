@@ -1,13 +1,16 @@
 //! Log files: one that has grown large is put away as `log.1`, and a few older ones are kept.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use file_rotate::compression::Compression;
 use file_rotate::suffix::AppendCount;
 use file_rotate::{ContentLimit, FileRotate};
 use memchr::memmem;
+
+use crate::objects::regular;
 
 /// A log is put away at that size, bytes, and so many older ones are kept.
 const LARGEST: usize = 10 << 20;
@@ -20,26 +23,33 @@ pub fn open(path: &Path) -> FileRotate<AppendCount> {
     FileRotate::new(path, AppendCount::new(KEPT), ContentLimit::BytesSurpassed(LARGEST), Compression::None, None)
 }
 
-/// Returns how long a log is, bytes.
-pub fn length(path: &Path) -> io::Result<u64> {
-    match fs::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
-        metadata => Ok(metadata?.len()),
-    }
+/// Makes a log, where there is none; refuses what is no file, such as a pipe, for which its writers would wait.
+pub fn make(path: &Path) -> io::Result<File> {
+    regular::open_with(File::options().create(true).append(true), path)
 }
 
-/// Returns whether one of `words` stands in a log from byte `from` on; `None` where that cannot be known, since it is shorter.
-pub fn mentions(path: &Path, from: u64, words: &[&[u8]]) -> io::Result<Option<bool>> {
-    if length(path)? < from {
-        return Ok(None);
-    }
-    let longest = words.iter().map(|word| word.len()).max().unwrap_or(0);
+/// Adds a line to a log. Returns which file that is, by its inode, and where the line begins, bytes.
+pub fn mark(path: &Path, line: &str) -> io::Result<(u64, u64)> {
+    let mut file = make(path)?;
+    let metadata = file.metadata()?;
+    file.write_all(format!("{line}\n").as_bytes())?;
+    Ok((metadata.ino(), metadata.len()))
+}
+
+/// Returns whether one of `words` stands in a log behind a line that [`mark`] added; `None` where that cannot be known, since it is
+/// another file, or does not have that line there.
+pub fn mentions(path: &Path, line: &str, (inode, from): (u64, u64), words: &[&[u8]]) -> io::Result<Option<bool>> {
     let mut file = match File::open(path) {
-        // There is none, and there was none.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(false)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file?,
     };
+    let mut begin = vec![0; line.len() + 1];
+    let is_marked = file.read_exact_at(&mut begin, from).is_ok() && begin == format!("{line}\n").as_bytes();
+    if file.metadata()?.ino() != inode || !is_marked {
+        return Ok(None);
+    }
     file.seek(SeekFrom::Start(from))?;
+    let longest = words.iter().map(|word| word.len()).max().unwrap_or(0);
     let (mut bytes, mut part) = (Vec::new(), vec![0; PART]);
     loop {
         let read = file.read(&mut part)?;
@@ -67,8 +77,6 @@ pub fn put_away_if_large(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::*;
 
     #[test]

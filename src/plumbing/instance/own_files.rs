@@ -46,9 +46,13 @@ fn dir(repo: &Repo, timeline: TimelineId) -> PathBuf {
 }
 
 /// Returns whether the server of `data` left others of these files than it began with, from `snapshot` and what was
-/// put away with `timeline`. Costs a read of those files.
+/// put away with `timeline`, or than can be known. Costs a read of those files.
 pub fn changed(repo: &Repo, timeline: &Timeline, snapshot: &Snapshot, data: &Path) -> Result<bool, CommandError> {
-    let (now, kept) = (changes(repo, snapshot, data)?, kept(repo, timeline)?);
+    let now = changes(repo, snapshot, data)?;
+    let kept = match kept(repo, timeline) {
+        Err(error) if error.kind() == ErrorKind::InvalidData => return Ok(true),
+        kept => kept?,
+    };
     let written = dir(repo, timeline.id).join("written");
     if now != kept {
         return Ok(true);

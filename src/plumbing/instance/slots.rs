@@ -91,9 +91,13 @@ pub fn of_server(data: &Path) -> io::Result<Vec<Slot>> {
     slots_in(&data.join("pg_replslot"))
 }
 
-/// Returns whether the server of `data` left other slots than those that it began with, from `timeline`.
+/// Returns whether the server of `data` left other slots than those that it began with, from `timeline`, or than can be known.
 pub fn changed(repo: &Repo, timeline: &Timeline, data: &Path) -> io::Result<bool> {
-    Ok(of_server(data)? != kept(repo, timeline)?)
+    let now = of_server(data)?;
+    match kept(repo, timeline) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(true),
+        kept => Ok(now != kept?),
+    }
 }
 
 /// Puts the slots of a data directory, whose server is gone, away with its timeline, in place of those that were put

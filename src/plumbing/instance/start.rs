@@ -14,7 +14,7 @@ use super::seal::seal_active;
 use super::settle::{Accepted, is_writer, secure_end, settle, settle_knowingly};
 use super::{
     Config, Instance, PATIENCE, alive, free_port, hold_or_create, list, logs, of_timeline, own_files, slots,
-    socket_dir, trash,
+    socket_dir, trash, unchanged,
 };
 use crate::error::{CmdResult, CommandError};
 use crate::objects::file_error::cannot;
@@ -114,10 +114,10 @@ pub fn start(cx: &Context, branch: &str, wish: Wish) -> Result<Outcome, CommandE
         instance.remove(repo, held)?;
         return Err(refs::Error::Unknown(branch).into());
     }
-    if instance.timeline().is_none() {
-        // What cannot be put away grows on. That of an open epoch is needed where it is: see `unchanged`.
-        let _ = logs::put_away_if_large(&instance.log(repo));
-    }
+    // What cannot be put away grows on. An epoch that is open by then is never taken back: see `unchanged`.
+    let log = instance.log(repo);
+    let _ = logs::put_away_if_large(&log);
+    logs::make(&log).map_err(cannot::<postgres::Error>("open", &log))?;
     let Config { port, tcp, on_demand, .. } = instance.config.clone();
     instance.choose_port(repo, wish, cx.progress)?;
     let started = start_stopped(cx, &mut instance, &branch, wish);
@@ -142,8 +142,9 @@ fn start_stopped(cx: &Context, instance: &mut Instance, branch: &RefName, wish: 
     let current = repo.refs().read_branch(branch)?;
     seal_active(repo, current)?;
     let timeline = repo.timelines().read(current)?;
+    repo.timelines().check_end(&timeline)?;
     let (timeline, held) = match go_on(repo, &timeline)? {
-        Some(held) => (timeline, held),
+        Some(goes_on) => goes_on,
         None => fork(cx, branch, &timeline)?,
     };
     let from = timeline.tip();
@@ -156,17 +157,23 @@ fn start_stopped(cx: &Context, instance: &mut Instance, branch: &RefName, wish: 
     Ok(Outcome::fresh(instance.clone(), from, laid_out))
 }
 
-/// Returns the lock of the server that is to go on with a timeline; `None` if none of this clone may. A timeline has one writer,
+/// Returns the lock of the server that is to go on with a timeline, and that as it is by then; `None` if none of this clone may. A timeline has one writer,
 /// and one server at a time. Where sealed bytes go on behind its last whole record, a server would write others there.
-fn go_on(repo: &Repo, timeline: &Timeline) -> Result<Option<Held>, CommandError> {
-    if !is_writer(repo, timeline.id)? || timeline.tip().lsn != timeline.sealed() {
+fn go_on(repo: &Repo, timeline: &Timeline) -> Result<Option<(Timeline, Held)>, CommandError> {
+    let is_at_rest = |timeline: &Timeline| timeline.tip().lsn == timeline.sealed();
+    if !is_writer(repo, timeline.id)? || !is_at_rest(timeline) {
         return Ok(None);
     }
     let held = alive(repo, timeline.id).take_after_others();
     // Others note theirs while they have the lock.
     match of_timeline(repo, timeline.id)? {
         Some(other) if is_of_another_branch(repo, &other, timeline.id)? => Ok(None),
-        None if !repo.has_datadir(timeline.id)? => Ok(Some(held?)),
+        None if !repo.has_datadir(timeline.id)? => {
+            let held = held?;
+            // The other branch may have gone on with it until now.
+            let now = repo.timelines().read(timeline.id)?;
+            Ok(is_at_rest(&now).then_some((now, held)))
+        }
         _ => {
             let refused =
                 format!("another server has begun on timeline {}, of which the branch knows nothing", timeline.id);
@@ -495,8 +502,8 @@ impl Run<'_> {
     /// Notes that the run begins, and starts the server.
     fn begin(&mut self, held: &Held, wish: Wish, replayed: Sizes) -> Result<(), CommandError> {
         let (repo, from) = (self.cx.repo, self.timeline.tip());
-        let log = logs::length(&self.instance.log(repo))?;
-        let began = timeline::run::Run { began: Some(from.lsn), log: Some(log), boot: boot_id() };
+        let mut began = timeline::run::Run { began: Some(from.lsn), log: None, boot: boot_id() };
+        began.log = Some(logs::mark(&self.instance.log(repo), &unchanged::mark_of(&began))?);
         repo.timelines().begin_run(repo.tmp()?, from.timeline, &began)?;
         run_server(self.cx, self.instance, from.timeline, held, wish, replayed)?;
         // Clients may have come already.

@@ -24,10 +24,16 @@ const REPLAY: u64 = 16 << 20;
 const LEAVES: [&[u8]; 2] = [b"START_REPLICATION", b"BASE_BACKUP"];
 
 /// Returns whether nobody has received WAL of a run, as a standby does, by the server's log, which has each command of theirs before it is
-/// obeyed. A part of the log may be lost only if the system itself went down.
+/// obeyed. A part of the log may be lost only if the system itself went down, or its disk was full; its begin must be where it was.
 fn stayed_here(run: &Run, log: &Path) -> io::Result<bool> {
     let Some(from) = run.log.filter(|_| run.boot.is_some() && run.boot == boot_id()) else { return Ok(false) };
-    Ok(logs::mentions(log, from, &LEAVES)? == Some(false))
+    Ok(logs::mentions(log, &mark_of(run), from, &LEAVES)? == Some(false))
+}
+
+/// Returns the line with which a run begins in its server's log.
+pub(super) fn mark_of(run: &Run) -> String {
+    let (began, boot) = (run.began.unwrap_or(Lsn::INVALID), run.boot.as_deref().unwrap_or("-"));
+    format!("zenith: a run begins at {began}, boot {boot}")
 }
 
 /// Returns whether the run that began at `began`, and whose WAL ends at `end`, changed nothing: none of that is sealed, all of its

@@ -99,7 +99,9 @@ impl Settings {
                 Some("logical".into())
             }
             Class::Instead { of, with } => {
-                let gives_way = !is_own && configured.is_some_and(|value| value.eq_ignore_ascii_case(of));
+                // Nor may the branch itself hide what its log has to say.
+                let may_stay = is_own && rule.name != "log_min_messages";
+                let gives_way = !may_stay && configured.is_some_and(|value| value.eq_ignore_ascii_case(of));
                 gives_way.then(|| with.into())
             }
             Class::AtLeast => {

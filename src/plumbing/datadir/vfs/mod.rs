@@ -376,9 +376,11 @@ impl Vfs {
     /// Frees the space of removed files, if there are some, and makes durable what users wrote: PostgreSQL syncs its own files where it
     /// relies on them, an editor does not.
     pub fn tidy(&self) -> Result<(), Errno> {
+        if self.layer.has_doomed() {
+            self.sync_names()?;
+        }
         let of_users = self.tree().outside_own_folders();
-        of_users.into_iter().try_for_each(|ino| self.sync(ino))?;
-        if self.layer.has_doomed() { self.sync_names() } else { Ok(()) }
+        of_users.into_iter().try_for_each(|ino| self.sync(ino))
     }
 
     fn files(&self) -> Vec<(u64, Arc<LazyFile>)> {

@@ -59,7 +59,7 @@ impl Instance {
             Err(Error::Io(error)) if error.source.kind() == io::ErrorKind::NotFound => return Err(unknown()),
             lock => lock?,
         };
-        if !lock.is_at(&path).map_err(cannot::<Error>("read", &path))? {
+        if lock.is_at(&path).map_err(cannot::<Error>("read", &path))? != Some(true) {
             return Err(unknown());
         }
         let now = Instance::read(repo, &self.name)?;

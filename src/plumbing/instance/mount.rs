@@ -319,7 +319,7 @@ pub fn guard(repo: &Path, dir: &Path, alive: &Path) -> io::Result<Child> {
 pub fn is_another(dir: &Path) -> bool {
     // Without a lock it was started by hand.
     let Ok(Some(handed)) = PidLock::handed_on_stdout() else { return false };
-    !handed.is_at(&dir.join(GUARD_LOCK)).unwrap_or(true)
+    matches!(handed.is_at(&dir.join(GUARD_LOCK)), Ok(Some(false)))
 }
 
 /// Starts a process that reads what it is told to from the data directory `data`: see

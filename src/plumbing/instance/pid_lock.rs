@@ -49,10 +49,13 @@ impl PidLock {
         Ok(stdout.metadata()?.is_file().then_some(PidLock(stdout)))
     }
 
-    /// Returns whether the file is the one that is now at `path`; an error also where none is there.
-    pub fn is_at(&self, path: &Path) -> io::Result<bool> {
-        let (own, there) = (self.0.metadata()?, std::fs::metadata(path)?);
-        Ok((there.dev(), there.ino()) == (own.dev(), own.ino()))
+    /// Returns whether the file is the one that is now at `path`; `None` where none is there.
+    pub fn is_at(&self, path: &Path) -> io::Result<Option<bool>> {
+        let own = self.0.metadata()?;
+        match std::fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            there => there.map(|there| Some((there.dev(), there.ino()) == (own.dev(), own.ino()))),
+        }
     }
 
     /// Returns whether the lock is this process's, which it becomes if no other process has it.

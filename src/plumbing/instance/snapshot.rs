@@ -42,7 +42,7 @@ impl Lock {
         loop {
             let lock = take(&path, doing, patience, progress)?;
             // A server that was started since has other files, with another lock.
-            if lock.is_at(&path).map_err(cannot::<Error>("read", &path))? {
+            if lock.is_at(&path).map_err(cannot::<Error>("read", &path))? == Some(true) {
                 return Ok(Lock(lock));
             }
         }

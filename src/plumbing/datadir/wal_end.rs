@@ -110,10 +110,8 @@ pub fn find(repo: &Repo, timeline: TimelineId, accepted: Option<Lsn>) -> Result<
                 let upto = control.min_recovery_point.max(control.checkpoint.plus(1));
                 (upto > end).then_some(Doubt::Control { upto })
             }
-            // That says nothing of the file, and may pass; a disk that cannot be read does not.
-            Err(error) if of_system(&error).is_some_and(|said| said.raw_os_error() != Some(nix::libc::EIO)) => {
-                return Err(error.into());
-            }
+            // That says nothing of the file, and passes.
+            Err(error) if of_system(&error).is_some_and(is_want) => return Err(error.into()),
             Err(error) => {
                 let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
                 Some(Doubt::ControlUnreadable { why: format!("{error}{cause}") })
@@ -124,6 +122,12 @@ pub fn find(repo: &Repo, timeline: TimelineId, accepted: Option<Lsn>) -> Result<
         return Err(WalFilesError::EndInDoubt { timeline, end, doubt });
     }
     Ok(Some(end).filter(|_| !files.0.is_empty()))
+}
+
+/// Returns whether the system refused something for want of what it may have again, not for what the file is.
+fn is_want(said: &std::io::Error) -> bool {
+    use nix::libc::{EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    said.raw_os_error().is_some_and(|code| [EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM].contains(&code))
 }
 
 /// Returns what is wrong if the WAL ends because a segment is not there: one that holds what was read before, or one

@@ -1,10 +1,11 @@
 //! The run of a server on a timeline: from when its WAL is laid out until all of that is sealed.
 //!
 //! # Format
-//! `timelines/<id>/run` is text, one line: `began <LSN> log <inode>+<bytes> boot <id>`. That is where the timeline ended when the run
-//! began, which file its server's log was then, and where the line is in it that says so, and the id that the system gave its own start, where it tells; each of the
-//! last two may be missing with its word. As long as the file is there, the folder of the active WAL may have what nothing else has. It lies beside that folder, so that it is there when what was
-//! in the folder is gone. (Before, it was an empty file `laid-out` in the folder itself.)
+//! `timelines/<id>/run` is text, one line: `began <LSN> log <inode>+<bytes> boot <id>`: where the timeline ended when the run began;
+//! which file its server's log was then, and where the line is in it that says so; the id that the system gave its own start. Each of
+//! the last two may be missing with its word. As long as the file is there, the folder of the active WAL may have what nothing else
+//! has. It lies beside that folder, so that it is there when what was in the folder is gone. (Before, it was an empty file `laid-out`
+//! in the folder itself.)
 
 use std::io;
 use std::path::Path;

@@ -3,8 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::objects::file_error::FileError;
-use crate::objects::file_error::of_system;
+use crate::objects::file_error::{FileError, of_system};
 use crate::objects::lock;
 use crate::objects::pg::Lsn;
 use crate::objects::pg::wal::{WalError, What};

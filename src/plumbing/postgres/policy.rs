@@ -178,7 +178,12 @@ pub const RULES: &[Rule] = &[
         "on",
         "WAL that somebody has received is never taken back, however little it says",
     ),
-    instead("log_min_messages", "fatal", "error", "as above"),
+    instead(
+        "log_min_messages",
+        "fatal",
+        "error",
+        "the log has to tell of replication commands; this gives way in the branch's own settings, too",
+    ),
     instead("log_min_messages", "panic", "error", "as above"),
     // What the machine may not have.
     instead("huge_pages", "on", "try", "where there are none the server would not start"),

@@ -55,6 +55,11 @@ impl Process {
         Some(Process { pid, kind: kind(&dir, &line), instance, line, fd })
     }
 
+    /// Returns whether it merges packs in the background, which takes as long as everybody else leaves it no processor.
+    pub fn merges(&self) -> bool {
+        self.line.contains(" repack --auto")
+    }
+
     /// Sends a signal. Returns whether it was there.
     pub fn signal(&self, signal: Signal) -> bool {
         let signal = rustix::process::Signal::from_named_raw(signal as i32).expect("signals have the same numbers");

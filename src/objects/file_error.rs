@@ -35,6 +35,13 @@ pub fn of_system<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a io::Error> 
     None
 }
 
+/// Returns whether the system refused something for want of what it may have again, such as descriptors: that says nothing of a file.
+pub fn is_want(error: &(dyn Error + 'static)) -> bool {
+    use nix::libc::{EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM};
+    let wants = [EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM];
+    of_system(error).and_then(io::Error::raw_os_error).is_some_and(|code| wants.contains(&code))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,8 +54,10 @@ mod tests {
         let twice = cannot::<FileError>("read", Path::new("y"))(io::Error::other(io::Error::other(named())));
         for error in [&said() as &(dyn Error + 'static), &named(), &wrapped, &twice] {
             assert_eq!(of_system(error).unwrap().raw_os_error(), Some(24));
+            assert!(is_want(error));
         }
         assert!(of_system(&io::Error::other("damaged")).is_none());
+        assert!(!is_want(&io::Error::from_raw_os_error(nix::libc::EIO)));
         assert!(of_system(&io::Error::from(io::ErrorKind::UnexpectedEof)).is_none());
     }
 }

@@ -14,7 +14,7 @@ use super::Error;
 use super::index::Position;
 use super::midx::{self, MultiIndex};
 use super::pack::{OpenFiles, Pack};
-use crate::objects::file_error::cannot;
+use crate::objects::file_error::{cannot, is_want};
 use crate::objects::folder;
 use crate::objects::id::ObjectId;
 
@@ -118,11 +118,7 @@ impl Packs {
             match pack.open() {
                 Ok(()) => others.push(pack),
                 // That says nothing of the pack.
-                Err(Error::Io(error))
-                    if matches!(error.source.raw_os_error(), Some(nix::libc::EMFILE | nix::libc::ENFILE)) =>
-                {
-                    return Err(error.into());
-                }
+                Err(error) if is_want(&error) => return Err(error),
                 Err(error) => {
                     is_gone |= !pack.is_there();
                     let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use super::vfs::number_of;
 use super::{Doubt, Error, WalFilesError, local};
-use crate::objects::file_error::{cannot, of_system};
+use crate::objects::file_error::{cannot, is_want};
 use crate::objects::pg::control::{ControlFile, State};
 use crate::objects::pg::wal::{PAGE, WalReader, is_header_of};
 use crate::objects::pg::{Lsn, segment};
@@ -111,7 +111,7 @@ pub fn find(repo: &Repo, timeline: TimelineId, accepted: Option<Lsn>) -> Result<
                 (upto > end).then_some(Doubt::Control { upto })
             }
             // That says nothing of the file, and passes.
-            Err(error) if of_system(&error).is_some_and(is_want) => return Err(error.into()),
+            Err(error) if is_want(&error) => return Err(error.into()),
             Err(error) => {
                 let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
                 Some(Doubt::ControlUnreadable { why: format!("{error}{cause}") })
@@ -122,12 +122,6 @@ pub fn find(repo: &Repo, timeline: TimelineId, accepted: Option<Lsn>) -> Result<
         return Err(WalFilesError::EndInDoubt { timeline, end, doubt });
     }
     Ok(Some(end).filter(|_| !files.0.is_empty()))
-}
-
-/// Returns whether the system refused something for want of what it may have again, not for what the file is.
-fn is_want(said: &std::io::Error) -> bool {
-    use nix::libc::{EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM};
-    said.raw_os_error().is_some_and(|code| [EAGAIN, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM].contains(&code))
 }
 
 /// Returns what is wrong if the WAL ends because a segment is not there: one that holds what was read before, or one

@@ -112,7 +112,13 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         let instances: Vec<Instance> = instance::list(&repo)?.into_iter().filter(open).collect();
         return stop_all(cx, &repo, &instances, mode, timeout);
     }
-    match find_instance(&repo, args.branch.as_deref())? {
+    let branch = || branch_or_head(&repo, args.branch.as_deref());
+    let mut found = find_instance(&repo, args.branch.as_deref())?;
+    if found.is_none() && args.accept_end.is_some() {
+        // Its last stop may have been killed before all was done.
+        found = instance::of_branch(&repo, branch()?.short())?;
+    }
+    match found {
         Some(instance) if args.accept_end.is_some() => {
             let end = args.accept_end.unwrap_or_default();
             let end = end.parse().map_err(|error| CommandError::usage(format!("'{end}' is not an LSN: {error}")))?;
@@ -120,9 +126,6 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
             report(cx, &repo, &instance, settled)
         }
         Some(instance) => stop_and_report(cx, &repo, &instance, mode, timeout),
-        None => {
-            let branch = branch_or_head(&repo, args.branch.as_deref())?;
-            Err(CommandError::refused(format!("'{}' is not running", branch.short())))
-        }
+        None => Err(CommandError::refused(format!("'{}' is not running", branch()?.short()))),
     }
 }

@@ -110,6 +110,26 @@ fn a_shorter_end_is_accepted_knowingly_and_the_rest_kept() {
     env.run(["fsck"]).ok();
 }
 
+/// The stop was killed when the epoch was closed and its WAL not removed yet, and then the folder of the WAL was lost.
+#[test]
+fn an_end_is_accepted_of_an_epoch_that_was_closed() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select 7 as i");
+    let dir = wal_dir(&env, "main");
+    let run = std::fs::read(dir.with_file_name("run")).unwrap();
+    env.run(["stop"]).ok();
+    std::fs::write(dir.with_file_name("run"), run).unwrap();
+    let refused = env.run(["start"]);
+    let command = refused.err.split("zenith stop --accept-end ").nth(1).expect(&refused.err);
+    let end = command.split_whitespace().next().unwrap().to_owned();
+    env.run(["stop", "--accept-end", &end]).ok();
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "select i from t"), "7");
+    env.run(["stop"]).ok();
+    assert_eq!(env.run(["fsck"]).ok(), "");
+}
+
 #[test]
 fn wal_behind_a_flipped_bit_goes_to_the_trash_before_it_is_overwritten() {
     let env = Env::init();

@@ -166,6 +166,11 @@ impl Instance {
         self.config.timeline.as_ref()?.parse().ok()
     }
 
+    /// Returns the timeline of the epoch that was closed last.
+    pub(super) fn closed(&self) -> Option<TimelineId> {
+        self.config.closed.as_ref()?.parse().ok()
+    }
+
     /// Returns whether it shows a moment of the past.
     pub fn is_read_only(&self) -> bool {
         self.config.at.is_some()

@@ -79,6 +79,13 @@ pub fn accept_end(
         return Err(CommandError::refused(format!("the server of '{name}' runs"))
             .hint(format!("stop it first: zenith stop {name}")));
     }
+    if instance.timeline().is_none()
+        && let Some(closed) = instance.closed()
+        && repo.timelines().run(closed)?.is_some()
+    {
+        // Closed by a stop that was killed before the WAL was gone.
+        instance.config.timeline = instance.config.closed.take();
+    }
     let accepted = Accepted { end: Some(end), ..Accepted::default() };
     settle_knowingly(repo, &mut instance, accepted, Instant::now() + PATIENCE, signature, progress)
 }

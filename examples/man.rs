@@ -160,6 +160,8 @@ fn settings_page() -> String {
         roff.text([bold(*name)]);
         roff.text([roman(*what)]);
     }
+    roff.control("SH", ["REPLICATION"]);
+    paragraphs(&mut roff, REPLICATION);
     roff.control("SH", ["REPLICATION SLOTS"]);
     paragraphs(&mut roff, SLOTS);
     roff.control("SH", ["SEE ALSO"]);
@@ -194,6 +196,14 @@ const SETTINGS: &[&str] = &[
     "Not stopped is what a session does itself: dblink, foreign tables, COPY TO PROGRAM, functions that send mail. Nor can ALTER DATABASE ... SET and \
      ALTER ROLE ... SET be looked at; they cannot change what is forced. The sessions that zenith itself opens have their own values for what could \
      stop them: no time-outs, no libraries, no event triggers.",
+];
+
+const REPLICATION: &[&str] = &[
+    "A run of a server in which nothing was committed is taken back when it ends, and the next one writes its own WAL at the same LSNs. Who \
+     had received the first would have another history without a word. So servers let no physical replication in (a standby, \
+     pg_receivewal, pg_basebackup), unless the branch is meant for that: zenith config branch.NAME.replication true, which counts from its next \
+     start. All runs of such a branch stay. Logical replication is let in everywhere; who streams WAL over a connection to a database \
+     (replication=database) has to set it, too.",
 ];
 
 const SLOTS: &[&str] = &[

@@ -134,6 +134,9 @@ pub struct Branch {
     /// It acts on the world outside as the original does: its subscriptions and schedulers work.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub live: bool,
+    /// Standbys and archives of WAL may follow it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub replication: bool,
     /// PostgreSQL's settings.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub postgres: BTreeMap<String, Setting>,
@@ -320,6 +323,11 @@ impl Config {
     /// Returns whether a branch acts on the world outside as the original does, rather than as a copy of it.
     pub fn is_live(&self, branch: &str) -> bool {
         self.branch.get(branch).is_some_and(|branch| branch.live)
+    }
+
+    /// Returns whether servers of a branch let physical replication in: a standby, `pg_receivewal`, `pg_basebackup`.
+    pub fn is_replicated(&self, branch: &str) -> bool {
+        self.branch.get(branch).is_some_and(|branch| branch.replication)
     }
 
     /// Returns the superuser as whom zenith connects.

@@ -23,8 +23,9 @@ use crate::plumbing::postgres::policy::{self, Rule};
 /// or scram to let in other users who know a role's password; they get no more than
 /// proxy.others_sessions and proxy.others_instances), proxy.tls_certificate, proxy.tls_key; of one
 /// branch branch.NAME.idle_timeout, branch.NAME.live (true where its subscriptions and schedulers
-/// are to work; see zenith-settings(5)) and PostgreSQL's own
-/// settings, as in branch.NAME.postgres.shared_buffers, which count from its next start.
+/// are to work; see zenith-settings(5)), branch.NAME.replication (true where standbys, pg_receivewal
+/// and pg_basebackup are to be let in) and PostgreSQL's own settings, as in
+/// branch.NAME.postgres.shared_buffers, which count from its next start.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "Examples:\n  zenith config proxy.idle_timeout 1h\n  zenith config proxy.default none\n  \
     zenith config branch.heikki.postgres.shared_buffers 1GB\n  zenith config --unset branch.heikki.idle_timeout\n  \
@@ -47,11 +48,12 @@ pub struct Args {
 /// Splits a key into the tables and the name; a branch's name may have dots.
 fn path(key: &str) -> Option<Vec<&str>> {
     if let Some(rest) = key.strip_prefix("branch.") {
-        if let Some(name) = rest.strip_suffix(".idle_timeout") {
-            return Some(vec!["branch", name, "idle_timeout"]);
-        }
-        if let Some(name) = rest.strip_suffix(".live") {
-            return Some(vec!["branch", name, "live"]);
+        let own = ["idle_timeout", "live", "replication"].into_iter().find_map(|setting| {
+            let name = rest.strip_suffix(setting)?.strip_suffix('.')?;
+            Some(vec!["branch", name, setting])
+        });
+        if own.is_some() {
+            return own;
         }
         let (name, setting) = rest.split_once(".postgres.")?;
         return Some(vec!["branch", name, "postgres", setting]).filter(|_| !name.is_empty() && !setting.is_empty());

@@ -74,8 +74,6 @@ fn hostile(name: &str, original: &Path, has_ssl: bool) -> Option<String> {
         "primary_slot_name" => "a_slot",
         "promote_trigger_file" => "/nowhere/promote",
         "log_destination" => "csvlog",
-        "log_replication_commands" => "off",
-        "log_min_messages" => "panic",
         "huge_pages" => "on",
         "dynamic_shared_memory_type" => "mmap",
         "max_wal_senders" => "0",
@@ -230,6 +228,7 @@ fn client(env: &Env, branch: &str, name: &str) -> std::process::Command {
 #[test]
 fn a_base_backup_of_a_running_server_becomes_a_repository() {
     let env = Env::init();
+    env.run(["config", "branch.main.replication", "true"]).ok();
     env.run(["start"]).ok();
     env.sql("main", "create table t as select generate_series(1, 1000) i");
     let data = PathBuf::from(env.sql("main", "show data_directory"));

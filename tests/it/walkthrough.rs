@@ -122,6 +122,7 @@ fn an_epoch_that_only_prepares_is_kept() {
 #[test]
 fn a_cleanly_stopped_cluster_becomes_a_repository_and_a_backup_a_branch() {
     let env = Env::init();
+    env.run(["config", "branch.main.replication", "true"]).ok();
     env.run(["start", "--tcp"]).ok();
     env.sql("main", "create table a as select 1 as x; create unlogged table u as select 2 as y");
     let backup = Command::new(pg_bin().join("pg_basebackup"))

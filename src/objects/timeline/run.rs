@@ -1,11 +1,10 @@
 //! The run of a server on a timeline: from when its WAL is laid out until all of that is sealed.
 //!
 //! # Format
-//! `timelines/<id>/run` is text, one line: `began <LSN> log <inode>+<bytes> boot <id>`: where the timeline ended when the run began;
-//! which file its server's log was then, and where the line is in it that says so; the id that the system gave its own start. Each of
-//! the last two may be missing with its word. As long as the file is there, the folder of the active WAL may have what nothing else
-//! has. It lies beside that folder, so that it is there when what was in the folder is gone. (Before, it was an empty file `laid-out`
-//! in the folder itself.)
+//! `timelines/<id>/run` is text, one line: `began <LSN>`, where the timeline ended when the run began, and behind that the word `alone`
+//! where its servers never let physical replication in. As long as the file is there, the folder of the active WAL may have what
+//! nothing else has. It lies beside that folder, so that it is there when what was in the folder is gone. (Before, it was an empty
+//! file `laid-out` in the folder itself.)
 
 use std::io;
 use std::path::Path;
@@ -18,44 +17,33 @@ use crate::objects::{bounded, durable};
 const FILE: &str = "run";
 const FORMER: &str = "laid-out";
 
-/// A run whose WAL may not be sealed yet. What is not known of it is `None`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// A run whose WAL may not be sealed yet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Run {
-    /// Where the timeline ended when it began.
+    /// Where the timeline ended when it began, if that is known.
     pub began: Option<Lsn>,
-    /// The inode of its server's log, and where in that it begins, bytes.
-    pub log: Option<(u64, u64)>,
-    /// The id of the system's start: after another one, what that log says may have lost its end.
-    pub boot: Option<String>,
+    /// Nobody has received any of its WAL: its servers let no physical replication in.
+    pub alone: bool,
 }
 
 impl Run {
     /// Reads the line of one. One that cannot be understood began somewhere.
     fn parse(text: &str) -> Run {
-        let words: Vec<&str> = text.split_whitespace().collect();
-        let value = |word: &str| words.chunks_exact(2).find(|pair| pair[0] == word).map(|pair| pair[1]);
-        Run {
-            began: value("began").and_then(|lsn| lsn.parse().ok()),
-            log: value("log").and_then(|log| {
-                let (inode, bytes) = log.split_once('+')?;
-                Some((inode.parse().ok()?, bytes.parse().ok()?))
-            }),
-            boot: value("boot").map(str::to_owned),
-        }
+        let mut words = text.split_whitespace();
+        let began = words.next().filter(|word| *word == "began").and(words.next());
+        Run { began: began.and_then(|lsn| lsn.parse().ok()), alone: words.eq(["alone"]) }
     }
 
-    fn format(&self) -> String {
+    fn format(self) -> String {
         let began = self.began.map(|lsn| format!("began {lsn}"));
-        let log = self.log.map(|(inode, bytes)| format!("log {inode}+{bytes}"));
-        let boot = self.boot.as_ref().map(|id| format!("boot {id}"));
-        let words: Vec<String> = [began, log, boot].into_iter().flatten().collect();
+        let words: Vec<String> = began.into_iter().chain(self.alone.then(|| "alone".to_owned())).collect();
         words.join(" ") + "\n"
     }
 }
 
 impl Timelines {
     /// Notes that a server is about to be started on a timeline, durably. Its WAL is laid out.
-    pub fn begin_run(&self, tmp: &Path, id: TimelineId, run: &Run) -> Result<(), Error> {
+    pub fn begin_run(&self, tmp: &Path, id: TimelineId, run: Run) -> Result<(), Error> {
         let path = self.path(id).join(FILE);
         durable::replace(tmp, &path, run.format().as_bytes()).map_err(cannot::<Error>("write", &path))
     }
@@ -92,12 +80,13 @@ mod tests {
 
     #[test]
     fn what_is_noted_comes_back_and_what_is_not_understood_is_not_known() {
-        let whole = Run { began: Some(Lsn(0x0200_00A0)), log: Some((5, 77)), boot: Some("3f2a".to_owned()) };
-        assert_eq!(whole.format(), "began 0/20000A0 log 5+77 boot 3f2a\n");
-        for run in [whole.clone(), Run { log: None, boot: None, ..whole.clone() }, Run::default()] {
+        let whole = Run { began: Some(Lsn(0x0200_00A0)), alone: true };
+        assert_eq!(whole.format(), "began 0/20000A0 alone\n");
+        for run in [whole, Run { alone: false, ..whole }, Run::default()] {
             assert_eq!(Run::parse(&run.format()), run);
         }
-        assert_eq!(Run::parse("began x log 1+7"), Run { log: Some((1, 7)), ..Run::default() });
-        assert_eq!(Run::parse("began x log 7 of another time"), Run::default());
+        assert_eq!(Run::parse("began x"), Run::default());
+        // As written by an earlier version, for which the server's log had to tell.
+        assert_eq!(Run::parse("began 0/20000A0 log 1+7 boot 3f2a"), Run { alone: false, ..whole });
     }
 }

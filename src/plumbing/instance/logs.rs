@@ -1,22 +1,18 @@
 //! Log files: one that has grown large is put away as `log.1`, and a few older ones are kept.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::io;
 use std::path::Path;
 
 use file_rotate::compression::Compression;
 use file_rotate::suffix::AppendCount;
 use file_rotate::{ContentLimit, FileRotate};
-use memchr::memmem;
 
 use crate::objects::regular;
 
 /// A log is put away at that size, bytes, and so many older ones are kept.
 const LARGEST: usize = 10 << 20;
 const KEPT: usize = 3;
-/// How much of a log is looked through at a time, bytes.
-const PART: usize = 1 << 20;
 
 /// Opens the file `path` for who writes all of it, to go on behind what is there.
 pub fn open(path: &Path) -> FileRotate<AppendCount> {
@@ -26,43 +22,6 @@ pub fn open(path: &Path) -> FileRotate<AppendCount> {
 /// Makes a log, where there is none; refuses what is no file, such as a pipe, for which its writers would wait.
 pub fn make(path: &Path) -> io::Result<File> {
     regular::open_with(File::options().create(true).append(true), path)
-}
-
-/// Adds a line to a log. Returns which file that is, by its inode, and where the line begins, bytes.
-pub fn mark(path: &Path, line: &str) -> io::Result<(u64, u64)> {
-    let mut file = make(path)?;
-    let metadata = file.metadata()?;
-    file.write_all(format!("{line}\n").as_bytes())?;
-    Ok((metadata.ino(), metadata.len()))
-}
-
-/// Returns whether one of `words` stands in a log behind a line that [`mark`] added; `None` where that cannot be known, since it is
-/// another file, or does not have that line there.
-pub fn mentions(path: &Path, line: &str, (inode, from): (u64, u64), words: &[&[u8]]) -> io::Result<Option<bool>> {
-    let mut file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        file => file?,
-    };
-    let mut begin = vec![0; line.len() + 1];
-    let is_marked = file.read_exact_at(&mut begin, from).is_ok() && begin == format!("{line}\n").as_bytes();
-    if file.metadata()?.ino() != inode || !is_marked {
-        return Ok(None);
-    }
-    file.seek(SeekFrom::Start(from))?;
-    let longest = words.iter().map(|word| word.len()).max().unwrap_or(0);
-    let (mut bytes, mut part) = (Vec::new(), vec![0; PART]);
-    loop {
-        let read = file.read(&mut part)?;
-        if read == 0 {
-            return Ok(Some(false));
-        }
-        bytes.extend_from_slice(&part[..read]);
-        if words.iter().any(|word| memmem::find(&bytes, word).is_some()) {
-            return Ok(Some(true));
-        }
-        // A word may go on in the next part.
-        bytes.drain(..bytes.len().saturating_sub(longest));
-    }
 }
 
 /// Puts the file `path` away if it is large: for a log that programs write to which know of no other. Those that have it
@@ -77,6 +36,8 @@ pub fn put_away_if_large(path: &Path) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     #[test]

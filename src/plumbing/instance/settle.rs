@@ -110,7 +110,7 @@ pub fn settle_knowingly(
     let files = show(repo, instance, id, accepted.hidden_files)?;
     let run = repo.timelines().run(id)?;
     if let Some((run, end)) = run.as_ref().zip(end).filter(|_| files == Files::InSight)
-        && take_back(repo, id, run, end, &instance.log(repo))?
+        && take_back(repo, id, run, end)?
     {
         close(repo, instance)?;
         return Ok(Settled::Unchanged);
@@ -209,12 +209,12 @@ fn seal_all(repo: &Repo, timeline: TimelineId, end: Option<Lsn>) -> CmdResult {
     if from < to { Err(WalFilesError::Missing { timeline, from, to }.into()) } else { Ok(()) }
 }
 
-/// Removes the files and the WAL of a run that ended at `end`, if it changed nothing and none of it is sealed; `log` is its server's.
-fn take_back(repo: &Repo, id: TimelineId, run: &Run, end: Lsn, log: &Path) -> Result<bool, CommandError> {
+/// Removes the files and the WAL of a run that ended at `end`, if it changed nothing and none of it is sealed.
+fn take_back(repo: &Repo, id: TimelineId, run: &Run, end: Lsn) -> Result<bool, CommandError> {
     // Nobody seals meanwhile.
-    let locked = repo.timelines().lock(id)?;
+    let log = repo.timelines().lock(id)?;
     let dir = repo.datadir(id);
-    if !is_unchanged(repo, locked.timeline(), run, end, (&dir.join("data"), log))? {
+    if !is_unchanged(repo, log.timeline(), run, end, &dir.join("data"))? {
         return Ok(false);
     }
     mount::check_in_sight(&dir)?;
@@ -256,14 +256,14 @@ fn show(repo: &Repo, instance: &Instance, id: TimelineId, is_accepted: bool) -> 
         return Ok(Files::Hidden);
     }
     let hide = |error: CommandError| {
-        match error.class {
-        Class::Corrupt => Ok(Files::Hidden),
-        _ if is_accepted => Ok(Files::Hidden),
-        _ => Err(error.hint(format!(
-            "the files of its last server cannot be shown now; to go on without what was set in them: zenith start {} --eager",
+        if is_accepted || error.class == Class::Corrupt {
+            return Ok(Files::Hidden);
+        }
+        Err(error.hint(format!(
+            "the files of its last server cannot be shown now; to go on without what was set in them: \
+             zenith start {} --eager",
             instance.config.branch
-        ))),
-    }
+        )))
     };
     let snapshot = match local::snapshot_below(&layer) {
         Ok(Some(snapshot)) => snapshot,
@@ -313,8 +313,7 @@ fn close(repo: &Repo, instance: &mut Instance) -> CmdResult {
 /// Removes the WAL of the epoch that was closed last, once all of it is sealed. Only then does it go, since an open epoch without the
 /// segment that it writes to is in doubt.
 fn remove_wal(repo: &Repo, instance: &Instance, signature: &Signature) -> CmdResult {
-    let closed = instance.config.closed.as_ref().and_then(|id| id.parse().ok());
-    let Some(id) = closed.filter(|id| !repo.timelines().is_gone(*id)) else { return Ok(()) };
+    let Some(id) = instance.closed().filter(|id| !repo.timelines().is_gone(*id)) else { return Ok(()) };
     if repo.timelines().run(id)?.is_some() {
         // Another branch may have gone on with it.
         let held = alive(repo, id).take()?;

@@ -14,7 +14,7 @@ use super::seal::seal_active;
 use super::settle::{Accepted, is_writer, secure_end, settle, settle_knowingly};
 use super::{
     Config, Instance, PATIENCE, alive, free_port, hold_or_create, list, logs, of_timeline, own_files, slots,
-    socket_dir, trash, unchanged,
+    socket_dir, trash,
 };
 use crate::error::{CmdResult, CommandError};
 use crate::objects::file_error::cannot;
@@ -24,7 +24,7 @@ use crate::objects::pg::record::Record;
 use crate::objects::pg::segment;
 use crate::objects::refs::{self, Expect, RefName, Signature, Value};
 use crate::objects::snapshot::Snapshot;
-use crate::objects::timeline::{self, Position, Timeline, TimelineId};
+use crate::objects::timeline::{Position, Timeline, TimelineId, run};
 use crate::objects::{ObjectId, Repo, durable};
 use crate::plumbing::datadir::local;
 use crate::plumbing::datadir::reflink::restore_or_clone;
@@ -33,7 +33,7 @@ use crate::plumbing::datadir::wal_end::active_timeline;
 use crate::plumbing::fork_timeline::fork_timeline;
 use crate::plumbing::postgres::alive::Held;
 use crate::plumbing::postgres::find::Binaries;
-use crate::plumbing::postgres::process::{boot_id, own_program};
+use crate::plumbing::postgres::process::own_program;
 use crate::plumbing::postgres::recovery;
 use crate::plumbing::postgres::server::{self, Status};
 use crate::plumbing::postgres::settings::{self, Role, Settings, shell_command};
@@ -114,7 +114,7 @@ pub fn start(cx: &Context, branch: &str, wish: Wish) -> Result<Outcome, CommandE
         instance.remove(repo, held)?;
         return Err(refs::Error::Unknown(branch).into());
     }
-    // What cannot be put away grows on. An epoch that is open by then is never taken back: see `unchanged`.
+    // What cannot be put away grows on.
     let log = instance.log(repo);
     let _ = logs::put_away_if_large(&log);
     logs::make(&log).map_err(cannot::<postgres::Error>("open", &log))?;
@@ -266,9 +266,13 @@ fn resume(
     // PostgreSQL overwrites what lies behind the end that it finds.
     secure_end(repo, &instance.config.branch, (timeline, &held), cx.signature)?;
     let is_ours = repo.refs().read(branch)? == Some(Value::Branch(timeline));
-    let has_begun = repo.timelines().run(timeline)?.is_some();
-    if !is_ours || !has_begun || !is_writer(repo, timeline)? || wish.eager || !mount::is_prepared(&dir) {
+    let Some(run) = repo.timelines().run(timeline)? else { return Ok(None) };
+    if !is_ours || !is_writer(repo, timeline)? || wish.eager || !mount::is_prepared(&dir) {
         return Ok(None);
+    }
+    if run.alone && repo.config().is_replicated(branch.short()) {
+        // From now on somebody may receive its WAL, also what was written before.
+        repo.timelines().begin_run(repo.tmp()?, timeline, run::Run { alone: false, ..run })?;
     }
     let Ok(Some(snapshot)) = local::snapshot_below(&local::dir(&dir)) else { return Ok(None) };
     let log = instance.log(repo);
@@ -337,7 +341,7 @@ pub(super) fn settings_of(repo: &Repo, instance: &Instance, role: Role) -> Resul
         socket_dir: socket_dir(repo)?,
         tcp: instance.config.tcp,
         name: instance.config.branch.clone(),
-        hba_file: settings::write_hba_file(&repo.dir().join("instances"))?,
+        hba_file: settings::write_hba_file(&repo.dir().join("instances"), repo.config().is_replicated(branch))?,
         own: repo.config().settings_of(branch),
         // A moment is a copy, whatever its branch is.
         is_live: !instance.is_read_only() && repo.config().is_live(branch),
@@ -502,9 +506,8 @@ impl Run<'_> {
     /// Notes that the run begins, and starts the server.
     fn begin(&mut self, held: &Held, wish: Wish, replayed: Sizes) -> Result<(), CommandError> {
         let (repo, from) = (self.cx.repo, self.timeline.tip());
-        let mut began = timeline::run::Run { began: Some(from.lsn), log: None, boot: boot_id() };
-        began.log = Some(logs::mark(&self.instance.log(repo), &unchanged::mark_of(&began))?);
-        repo.timelines().begin_run(repo.tmp()?, from.timeline, &began)?;
+        let alone = !repo.config().is_replicated(self.instance.base_branch());
+        repo.timelines().begin_run(repo.tmp()?, from.timeline, run::Run { began: Some(from.lsn), alone })?;
         run_server(self.cx, self.instance, from.timeline, held, wish, replayed)?;
         // Clients may have come already.
         self.kept = true;

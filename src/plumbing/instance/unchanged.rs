@@ -1,9 +1,8 @@
 //! Whether a run changed anything (INVARIANT 7): by its WAL, and by the files that PostgreSQL writes no WAL of.
 
-use std::io;
 use std::path::Path;
 
-use super::{logs, own_files, slots};
+use super::{own_files, slots};
 use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::objects::pg::Lsn;
@@ -15,42 +14,21 @@ use crate::plumbing::datadir::WalFilesError;
 use crate::plumbing::datadir::control::Control;
 use crate::plumbing::datadir::exclude::is_excluded;
 use crate::plumbing::datadir::wal_end::active_timeline;
-use crate::plumbing::postgres::process::boot_id;
 
 /// A run that committed nothing is kept, for its snapshot, if starting without that means to replay more WAL, bytes.
 const REPLAY: u64 = 16 << 20;
 
-/// What a server logs when WAL is about to leave it: the commands of PostgreSQL's replication protocol, in every language.
-const LEAVES: [&[u8]; 2] = [b"START_REPLICATION", b"BASE_BACKUP"];
-
-/// Returns whether nobody has received WAL of a run, as a standby does, by the server's log, which has each command of theirs before it is
-/// obeyed. A part of the log may be lost only if the system itself went down, or its disk was full; its begin must be where it was.
-fn stayed_here(run: &Run, log: &Path) -> io::Result<bool> {
-    let Some(from) = run.log.filter(|_| run.boot.is_some() && run.boot == boot_id()) else { return Ok(false) };
-    Ok(logs::mentions(log, &mark_of(run), from, &LEAVES)? == Some(false))
-}
-
-/// Returns the line with which a run begins in its server's log.
-pub(super) fn mark_of(run: &Run) -> String {
-    let (began, boot) = (run.began.unwrap_or(Lsn::INVALID), run.boot.as_deref().unwrap_or("-"));
-    format!("zenith: a run begins at {began}, boot {boot}")
-}
-
-/// Returns whether the run that began at `began`, and whose WAL ends at `end`, changed nothing: none of that is sealed, all of its
-/// records are of those that every server writes and nobody has received any, and its files, which have to be in sight, differ in
-/// nothing else.
+/// Returns whether the run whose WAL ends at `end` changed nothing: none of that is sealed, nobody may have received any, all of its
+/// records are of those that every server writes, and its files in `data`, which have to be in sight, differ in nothing else.
 pub(super) fn is_unchanged(
     repo: &Repo,
     timeline: &Timeline,
     run: &Run,
     end: Lsn,
-    (data, log): (&Path, &Path),
+    data: &Path,
 ) -> Result<bool, CommandError> {
     let Some(began) = run.began else { return Ok(false) };
-    if timeline.sealed() != began || !only_noise(repo, timeline, (began, end))? {
-        return Ok(false);
-    }
-    if began < end && !stayed_here(run, log)? {
+    if timeline.sealed() != began || !run.alone && began < end || !only_noise(repo, timeline, (began, end))? {
         return Ok(false);
     }
     let (_, line) = repo.timelines().snapshot_before(timeline.tip())?;
@@ -68,9 +46,9 @@ pub(super) fn is_unchanged(
 /// How much WAL that changes nothing is kept unsealed, bytes: it is read again with each segment.
 const DEFERRED: u64 = 64 << 20;
 
-/// Returns whether nothing of a run counts, up to `end`, where PostgreSQL has completed a segment.
+/// Returns whether nothing of a run that may be taken back counts, up to `end`, where PostgreSQL has completed a segment.
 pub(super) fn is_all_noise(repo: &Repo, id: TimelineId, end: Lsn) -> Result<bool, CommandError> {
-    let began = repo.timelines().run(id)?.and_then(|run| run.began);
+    let began = repo.timelines().run(id)?.filter(|run| run.alone).and_then(|run| run.began);
     let Some(began) = began.filter(|began| *began < end && end.since(*began) <= DEFERRED) else { return Ok(false) };
     let timeline = repo.timelines().read(id)?;
     Ok(timeline.sealed() == began && only_noise(repo, &timeline, (began, end))?)

@@ -22,7 +22,7 @@ use super::relay::relay;
 use super::socket::{Socket, Stream};
 use super::startup::{self, First, Session};
 use super::supervisor::{Lease, Supervisor};
-use super::upstream::{Address, Server, is_in_between, is_refused, may_be_gone};
+use super::upstream::{Address, Server, is_in_between, is_refused, is_refused_for, may_be_gone};
 use crate::objects::format::Others;
 use crate::plumbing::postgres::server;
 
@@ -343,6 +343,9 @@ impl Proxy {
                 Ok((_, answer)) if may_wait && is_in_between(&answer) => {}
                 Ok((_, answer)) if may_wait && is_refused(&answer) && self.supervisor.is_forsaken(&lease) => {}
                 Ok((server, answer)) if self.supervisor.has_answered(&lease).await? => {
+                    if session.is_for_replication() && is_refused_for(&answer, NOT_AUTHORIZED) {
+                        return Err(without_replication(lease.target().name()));
+                    }
                     return Ok(Begun { lease, address, server, answer });
                 }
                 Ok(_) if may_wait => {}
@@ -389,6 +392,15 @@ impl Proxy {
         };
         Ok(relayed?)
     }
+}
+
+/// Returns what a client hears that PostgreSQL does not let in for physical replication.
+fn without_replication(branch: &str) -> Refusal {
+    let hint = format!(
+        "Standbys, pg_receivewal and pg_basebackup are let in from its next start after: \
+         zenith config branch.{branch}.replication true"
+    );
+    Refusal::new(NOT_AUTHORIZED, format!("the branch {branch} takes no physical replication")).hint(hint)
 }
 
 /// Why a session ended before its time.

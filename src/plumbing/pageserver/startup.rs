@@ -122,9 +122,10 @@ impl Session {
         self.parameters.iter().rev().find(|(known, _)| known == name.as_bytes()).map(|(_, value)| value.as_slice())
     }
 
-    /// Returns whether this is a connection for replication.
-    pub fn is_replication(&self) -> bool {
-        self.get("replication").is_some_and(|value| !matches!(value, b"" | b"false" | b"off" | b"no" | b"0"))
+    /// Returns whether this is a connection for physical replication, rather than one to a database.
+    pub fn is_for_replication(&self) -> bool {
+        let is_other = |value: &[u8]| matches!(value, b"" | b"false" | b"off" | b"no" | b"0" | b"database");
+        self.get("replication").is_some_and(|value| !is_other(value))
     }
 
     /// Takes out the branch that the session names, in the order of the module's text; `server_name` is that of

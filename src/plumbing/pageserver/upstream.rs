@@ -118,7 +118,13 @@ pub fn is_refused(answer: &[u8]) -> bool {
 /// Returns whether a server that answers so to a login starts or stops at this moment (57P03), or began to stop amid
 /// the login (57P01).
 pub fn is_in_between(answer: &[u8]) -> bool {
-    is_refused(answer) && answer.windows(8).any(|field| field == b"\0C57P03\0" || field == b"\0C57P01\0")
+    is_refused_for(answer, "57P03") || is_refused_for(answer, "57P01")
+}
+
+/// Returns whether a server that answers so to a login does not let the client in for that SQLSTATE.
+pub fn is_refused_for(answer: &[u8], sqlstate: &str) -> bool {
+    let field = format!("\0C{sqlstate}\0");
+    is_refused(answer) && answer.windows(field.len()).any(|bytes| bytes == field.as_bytes())
 }
 
 /// Returns whether a server that cannot be reached for this reason may have stopped this instant.

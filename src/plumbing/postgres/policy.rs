@@ -173,18 +173,6 @@ pub const RULES: &[Rule] = &[
     // The log.
     forced("logging_collector", "off", "the log is the instance's: instances/NAME/log in the repository"),
     forced("log_destination", "stderr", "as above"),
-    forced(
-        "log_replication_commands",
-        "on",
-        "WAL that somebody has received is never taken back, however little it says",
-    ),
-    instead(
-        "log_min_messages",
-        "fatal",
-        "error",
-        "the log has to tell of replication commands; this gives way in the branch's own settings, too",
-    ),
-    instead("log_min_messages", "panic", "error", "as above"),
     // What the machine may not have.
     instead("huge_pages", "on", "try", "where there are none the server would not start"),
     instead(

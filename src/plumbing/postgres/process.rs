@@ -66,11 +66,6 @@ fn stat(pid: i32) -> Option<Stat> {
     Some(Stat { state, parent, began: fields.nth(17)?.parse().ok()? })
 }
 
-/// Returns the id that the system gave its own start (random(4)), where it tells.
-pub fn boot_id() -> Option<String> {
-    Some(fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().to_owned())
-}
-
 fn has_proc() -> bool {
     Path::new("/proc/self/stat").exists()
 }

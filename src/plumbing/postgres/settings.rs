@@ -99,9 +99,7 @@ impl Settings {
                 Some("logical".into())
             }
             Class::Instead { of, with } => {
-                // Nor may the branch itself hide what its log has to say.
-                let may_stay = is_own && rule.name != "log_min_messages";
-                let gives_way = !may_stay && configured.is_some_and(|value| value.eq_ignore_ascii_case(of));
+                let gives_way = !is_own && configured.is_some_and(|value| value.eq_ignore_ascii_case(of));
                 gives_way.then(|| with.into())
             }
             Class::AtLeast => {
@@ -231,20 +229,27 @@ fn make_private(dir: &Path) -> Result<(), Error> {
 /// another place, and may let in everybody.
 const HBA: &str = "# Written by zenith; see zenith(1).\n\
 local all         all              trust\n\
+host  all         all 127.0.0.0/8 scram-sha-256\n";
+const HBA_OF_REPLICATION: &str = "\
 local replication all              trust\n\
-host  all         all 127.0.0.0/8 scram-sha-256\n\
 host  replication all 127.0.0.0/8 scram-sha-256\n";
+const HBA_WITHOUT: &str = "# No physical replication; see REPLICATION in zenith-settings(5).\n";
 
-/// Writes the file that says who may connect, if it is not there yet, and returns its path.
-pub fn write_hba_file(dir: &Path) -> Result<PathBuf, Error> {
-    let path = dir.join("pg_hba.conf");
-    if fs::read_to_string(&path).is_ok_and(|text| text == HBA) {
+/// Writes the file that says who may connect, if it is not there yet, and returns its path. There are two: with physical
+/// replication, and without.
+pub fn write_hba_file(dir: &Path, is_replicated: bool) -> Result<PathBuf, Error> {
+    let (name, rest) = match is_replicated {
+        true => ("pg_hba.replication.conf", HBA_OF_REPLICATION),
+        false => ("pg_hba.conf", HBA_WITHOUT),
+    };
+    let (path, text) = (dir.join(name), [HBA, rest].concat());
+    if fs::read_to_string(&path).is_ok_and(|found| found == text) {
         return Ok(path);
     }
     let write = || {
         // A server may read it at this moment.
         let mut file = crate::objects::durable::temp_file(dir)?;
-        std::io::Write::write_all(&mut file, HBA.as_bytes())?;
+        std::io::Write::write_all(&mut file, text.as_bytes())?;
         crate::objects::durable::keep_as(file, &path)
     };
     write().map_err(cannot::<Error>("write", &path))?;

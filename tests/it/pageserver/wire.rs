@@ -111,7 +111,17 @@ fn copy_replication_and_notifications_come_through() {
     assert!(source.wait().unwrap().success());
     assert_eq!(daemon.ask("try", "select count(*) || ' ' || sum(length(t)) from big").unwrap(), "500000 499500000");
     let backup = daemon.env.path().join("backup");
-    checked(program("pg_basebackup").args(["-X", "stream", "-c", "fast", "-D"]).arg(&backup));
+    let take_backup = || {
+        let mut command = program("pg_basebackup");
+        command.args(["-X", "stream", "-c", "fast", "-D"]).arg(&backup);
+        command
+    };
+    let output = take_backup().output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("takes no physical replication") && said.contains("branch.try.replication true"), "{said}");
+    daemon.env.run(["config", "branch.try.replication", "true"]).ok();
+    daemon.env.run(["stop", "try"]).ok();
+    checked(&mut take_backup());
     assert!(backup.join("PG_VERSION").exists());
     for arguments in [["-i", "-q"], ["-n", "-t100"]] {
         checked(program("pgbench").args(arguments).arg("postgres"));

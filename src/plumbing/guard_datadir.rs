@@ -107,6 +107,8 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let data = dir.join("data");
     let server = Alive::of(cx.folder.join(&args.with_server), data.clone());
     let parent = Process::of(getppid().as_raw());
+    // Without it one that is suspended stays so.
+    let _ = mount::note_guardian();
     let end = watch(&beats(), &server, &|| cx.ui.forget_signals());
     // Somebody removed the folder, and another one is there by now, with another server and another guardian.
     if mount::is_another(&dir) {

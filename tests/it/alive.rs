@@ -111,6 +111,24 @@ fn a_file_system_that_does_not_move_is_ended_with_its_server() {
     assert!(!is_alive(files));
 }
 
+/// As by killall -STOP: nobody is left who would end the file system, for which whoever looks at its files waits.
+#[test]
+fn a_file_system_and_a_guardian_that_do_not_move_hold_up_nobody_for_long() {
+    for command in [["status"], ["start"], ["stop"]] {
+        let env = with_row();
+        let processes = [env.file_system("main"), guardian(&env, "main")];
+        processes.iter().for_each(|pid| send(*pid, Signal::SIGSTOP));
+        let begun = Instant::now();
+        // Whatever it says.
+        let _ = env.run(command);
+        assert!(begun.elapsed() < Duration::from_secs(40), "{command:?}: {:?}", begun.elapsed());
+        assert!(!is_alive(processes[0]), "{command:?}");
+        env.run(["start"]).ok();
+        assert_eq!(env.sql("main", "select sum(i) from t"), "1");
+        env.run(["stop"]).ok();
+    }
+}
+
 #[test]
 fn a_repository_is_not_made_where_locks_do_not_work() {
     if !has_strace() {

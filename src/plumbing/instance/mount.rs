@@ -314,6 +314,21 @@ pub fn guard(repo: &Path, dir: &Path, alive: &Path) -> io::Result<Child> {
     command.stdin(Stdio::piped()).stdout(lock.hand_over()).spawn()
 }
 
+/// Notes this process in the lock that it was handed, as the guardian of a data directory.
+pub fn note_guardian() -> io::Result<()> {
+    PidLock::handed_on_stdout()?.map_or(Ok(()), |mut lock| lock.note())
+}
+
+/// Lets the guardian of the data directory in `dir` go on if a signal has suspended it. Nobody else ends a file system that does not
+/// move, for which whoever looks at its files would wait without end.
+pub fn wake_guardian(dir: &Path) {
+    let guardian = PidLock::noted_at(&dir.join(GUARD_LOCK));
+    if let Some(guardian) = guardian.filter(Process::is_suspended) {
+        // One that has ended is replaced.
+        let _ = guardian.signal(Signal::SIGCONT);
+    }
+}
+
 /// Returns whether the folder `dir` is not the one that this process was started to guard: the lock that it was handed lies in
 /// another. One that is gone, or cannot be looked at, is no other.
 pub fn is_another(dir: &Path) -> bool {

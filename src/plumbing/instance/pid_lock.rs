@@ -85,6 +85,11 @@ impl PidLock {
         }
     }
 
+    /// Returns the process that noted itself last in the file `path`, if it is there and the process lives.
+    pub fn noted_at(path: &Path) -> Option<Process> {
+        PidLock(regular::open(path).ok()?).noted(path)
+    }
+
     /// Returns the processes that were handed the lock when they were started, and have it.
     pub fn holders(&self) -> io::Result<Vec<Process>> {
         inheritors(&self.0)

@@ -13,7 +13,7 @@ use super::clients::{Way, ask, connect, flushed};
 use super::faults::{Found, find, mode_name, start_page_server};
 use super::processes;
 use super::schedule::{Round, Source};
-use super::world::{Branch, PATIENCE, READ_ALL, World, lock};
+use super::world::{Branch, PATIENCE, World, lock};
 
 /// Balances are the sums of what the ledger says: transactions are whole.
 const BALANCES: &str = "select count(*) from account
@@ -157,20 +157,20 @@ pub fn end(world: &World, round: &Round) {
         return;
     }
     let begun = Instant::now();
-    loop {
+    // Packs are merged as long as others take the processors, and nobody waits for that.
+    let merges = loop {
         let (left, mounts) = (processes::all(world.env.path()), processes::mounts(world.env.path()));
-        if left.is_empty() && mounts.is_empty() {
-            break;
+        if mounts.is_empty() && left.iter().all(processes::Process::merges) {
+            break !left.is_empty();
         }
-        let only_merges = mounts.is_empty() && left.iter().all(processes::Process::merges);
-        if begun.elapsed() > if only_merges { READ_ALL } else { PATIENCE } {
+        if begun.elapsed() > PATIENCE {
             let pids: Vec<_> = left.iter().map(|process| (process.pid, process.kind)).collect();
             return world.violate(format!("all was stopped, but there are still {pids:?} {mounts:?}"));
         }
         sleep(Duration::from_millis(20));
-    }
+    };
     world.took("everything is gone after a stop", begun.elapsed());
-    for folder in ["tmp", "datadirs"] {
+    for folder in if merges { &["datadirs"][..] } else { &["tmp", "datadirs"] } {
         let entries = std::fs::read_dir(world.env.repo().join(folder)).unwrap().flatten();
         let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
         // Copies of snapshots, which the next start without FUSE clones.

@@ -55,9 +55,10 @@ impl Process {
         Some(Process { pid, kind: kind(&dir, &line), instance, line, fd })
     }
 
-    /// Returns whether it merges packs in the background, which takes as long as everybody else leaves it no processor.
+    /// Returns whether it merges packs in the background, which takes as long as everybody else leaves it no processor; or ends
+    /// at this moment, when nothing tells any more what it did.
     pub fn merges(&self) -> bool {
-        self.line.contains(" repack --auto")
+        self.line.is_empty() || self.line.contains(" repack --auto")
     }
 
     /// Sends a signal. Returns whether it was there.

@@ -18,7 +18,7 @@ use crate::support::Env;
 /// The longest that a command may take, and anything that a client waits for.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 /// The same for what reads the whole repository, and so takes as long as that.
-pub const READ_ALL: Duration = Duration::from_secs(300);
+const READ_ALL: Duration = Duration::from_secs(300);
 /// From when on it is noted what a command does that takes long, and how often.
 const LONG: Duration = Duration::from_secs(8);
 const LOOK: Duration = Duration::from_secs(3);

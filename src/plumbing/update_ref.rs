@@ -3,7 +3,7 @@
 use super::instance::seal::seal_active;
 use super::instance::trash;
 use crate::command::Cx;
-use crate::error::{CmdResult, CommandError};
+use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::Repo;
 use crate::objects::refs::{Expect, RefKind, RefName, Signature, Tag, Value, revision};
 use crate::objects::timeline::{Position, TimelineId};
@@ -104,13 +104,20 @@ fn whole_timeline(repo: &Repo, text: &str, position: Position) -> Result<Timelin
 
 /// Refuses to let a branch have the timeline of another one, which would move with it.
 fn check_is_free(repo: &Repo, name: &RefName, timeline: TimelineId) -> CmdResult {
-    // A damaged one of another branch is in nobody's way.
     let names = repo.refs().files(RefKind::Branch)?.into_iter().filter_map(|short| RefName::branch(&short).ok());
-    let has_it = |other: &RefName| repo.refs().read(other).ok().flatten() == Some(Value::Branch(timeline));
-    let Some(other) = names.filter(|other| other != name).find(has_it) else { return Ok(()) };
-    let error = format!("timeline {timeline} is that of the branch '{}'", other.short());
-    Err(CommandError::refused(error)
-        .hint(format!("begin another one at its end: zenith fork-timeline {}", other.short())))
+    for other in names.filter(|other| other != name) {
+        match repo.refs().read(&other).map_err(CommandError::from) {
+            Ok(value) if value == Some(Value::Branch(timeline)) => {
+                let error = format!("timeline {timeline} is that of the branch '{}'", other.short());
+                let hint = format!("begin another one at its end: zenith fork-timeline {}", other.short());
+                return Err(CommandError::refused(error).hint(hint));
+            }
+            // A damaged one of another branch is in nobody's way.
+            Err(error) if error.class != Class::Corrupt => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {

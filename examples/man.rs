@@ -204,11 +204,15 @@ const REPLICATION: &[&str] = &[
      pg_receivewal, pg_basebackup), unless the branch is meant for that: zenith config branch.NAME.replication true, which counts from its next \
      start. All runs of such a branch stay. Logical replication is let in everywhere; who streams WAL over a connection to a database \
      (replication=database) has to set it, too.",
+    "A standby, or an archive of WAL, follows such a branch over clean stops and over crashes from which its server recovers on its own files. It \
+     has to be made anew where the branch gets another history at LSNs that it had before, as PostgreSQL's own timeline stays the same: \
+     after zenith branch \\-f, and after a server that was not shut down and whose files were not gone on with (stop \\-\\-mode immediate, \
+     a stop after a crash, start \\-\\-eager): what was sent behind the last whole record is written anew then.",
 ];
 
 const SLOTS: &[&str] = &[
     "Replication slots are kept while a branch goes on: a stop puts them away with the branch's timeline, and its next start takes \
-     them up again, with the WAL that they need. So a subscriber or a standby of a branch goes on after a restart.",
+     them up again, with the WAL that they need. So a subscriber of a branch, or a standby where those are let in, goes on after a restart. A run of a server that has a slot is never taken back.",
     "They are never copied: a branch made of another, a moment, a restored version and an imported cluster begin without. A data directory that \
      is lost in a crash takes its slots with it.",
 ];

@@ -9,6 +9,7 @@ use super::{Failed, branch_or_head, find_instance};
 use crate::command::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::Repo;
+use crate::plumbing::instance::find::hold_or_create;
 use crate::plumbing::instance::settle::Settled;
 use crate::plumbing::instance::stop::{accept_end, stop};
 use crate::plumbing::instance::{self, Instance, lost};
@@ -115,8 +116,10 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let branch = || branch_or_head(&repo, args.branch.as_deref());
     let mut found = find_instance(&repo, args.branch.as_deref())?;
     if found.is_none() && args.accept_end.is_some() {
-        // Its last stop may have been killed before all was done.
-        found = instance::of_branch(&repo, branch()?.short())?;
+        // Its last stop may have been killed before all was done, and its instance lost since.
+        let branch = branch()?;
+        repo.refs().read_branch(&branch)?;
+        found = Some(hold_or_create(&repo, branch.short(), &cx.ui)?.1);
     }
     match found {
         Some(instance) if args.accept_end.is_some() => {

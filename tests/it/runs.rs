@@ -154,6 +154,24 @@ fn a_run_of_which_somebody_may_have_received_wal_is_not_taken_back() {
     assert_eq!(env.run(["fsck"]).ok(), "");
 }
 
+/// Its reader was told of LSNs in it, and asks for what comes behind: a later commit at one of them it would never get.
+#[test]
+fn a_run_of_a_server_with_a_slot_is_not_taken_back() {
+    let env = Env::init();
+    let tip = || env.run(["rev-parse", "main"]).ok();
+    run(&env, "main", "select pg_create_physical_replication_slot('s', true)");
+    for (statement, stays) in
+        [("checkpoint", true), ("select pg_drop_replication_slot('s')", true), ("checkpoint", false)]
+    {
+        let last = tip();
+        env.run(["start"]).ok();
+        env.sql("main", "checkpoint");
+        env.sql("main", statement);
+        env.run(["stop"]).ok();
+        assert_eq!(tip() != last, stays, "{statement}");
+    }
+}
+
 #[test]
 fn a_start_whose_log_is_a_pipe_is_refused_rather_than_waiting() {
     let env = Env::init();

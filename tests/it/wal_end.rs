@@ -120,6 +120,8 @@ fn an_end_is_accepted_of_an_epoch_that_was_closed() {
     let run = std::fs::read(dir.with_file_name("run")).unwrap();
     env.run(["stop"]).ok();
     std::fs::write(dir.with_file_name("run"), run).unwrap();
+    // Its instance is lost, too.
+    std::fs::remove_dir_all(env.repo().join("instances/pg1")).unwrap();
     let refused = env.run(["start"]);
     let command = refused.err.split("zenith stop --accept-end ").nth(1).expect(&refused.err);
     let end = command.split_whitespace().next().unwrap().to_owned();

@@ -22,7 +22,7 @@ const FORMER: &str = "laid-out";
 pub struct Run {
     /// Where the timeline ended when it began, if that is known.
     pub began: Option<Lsn>,
-    /// Nobody has received any of its WAL: its servers let no physical replication in.
+    /// No standby has received any of its WAL: its servers let no physical replication in.
     pub alone: bool,
 }
 

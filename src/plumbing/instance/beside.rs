@@ -38,7 +38,8 @@ pub fn as_of(dir: &Path) -> io::Result<Option<Lsn>> {
     let sum = sum.map_err(|_| corrupt(&path, "it does not end with a SHA-256"))?;
     match sum {
         Some(sum) if sum != sum_of(dir)? => {
-            let what = "it does not hold what was put there; without it, the branch goes on with what its snapshot has";
+            let what = "it does not hold what was put there; moved away, it is no more in the way, and the branch goes on \
+                        with what its snapshot has";
             Err(corrupt(dir, what))
         }
         _ => Ok(Some(lsn)),

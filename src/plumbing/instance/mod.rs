@@ -166,11 +166,6 @@ impl Instance {
         self.config.timeline.as_ref()?.parse().ok()
     }
 
-    /// Returns the timeline of the epoch that was closed last.
-    pub(super) fn closed(&self) -> Option<TimelineId> {
-        self.config.closed.as_ref()?.parse().ok()
-    }
-
     /// Returns whether it shows a moment of the past.
     pub fn is_read_only(&self) -> bool {
         self.config.at.is_some()
@@ -200,6 +195,7 @@ impl Instance {
     pub fn status(&self, repo: &Repo) -> Status {
         let Some(timeline) = self.timeline() else { return Status::Stopped };
         let (alive, dir) = (self.alive(repo), repo.datadir(timeline));
+        mount::wake_guardian(&dir);
         let status = || alive.status().unwrap_or(Status::Held);
         match status() {
             // What is written there may be about any process.

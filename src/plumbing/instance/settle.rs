@@ -313,7 +313,8 @@ fn close(repo: &Repo, instance: &mut Instance) -> CmdResult {
 /// Removes the WAL of the epoch that was closed last, once all of it is sealed. Only then does it go, since an open epoch without the
 /// segment that it writes to is in doubt.
 fn remove_wal(repo: &Repo, instance: &Instance, signature: &Signature) -> CmdResult {
-    let Some(id) = instance.closed().filter(|id| !repo.timelines().is_gone(*id)) else { return Ok(()) };
+    let closed = instance.config.closed.as_ref().and_then(|id| id.parse().ok());
+    let Some(id) = closed.filter(|id| !repo.timelines().is_gone(*id)) else { return Ok(()) };
     if repo.timelines().run(id)?.is_some() {
         // Another branch may have gone on with it.
         let held = alive(repo, id).take()?;

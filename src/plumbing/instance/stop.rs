@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use super::settle::{Accepted, Settled, settle, settle_knowingly};
-use super::{Error, Instance, PATIENCE, read_only};
+use super::{Error, Instance, PATIENCE, is_open, mount, read_only};
 use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::objects::pg::Lsn;
-use crate::objects::refs::Signature;
+use crate::objects::refs::{RefName, Signature};
 use crate::plumbing::datadir::wal_end;
 use crate::plumbing::postgres::server::{self, Mode, Status};
 use crate::progress::Progress;
@@ -50,7 +50,8 @@ pub fn stop_if(
     if !is_meant(&instance)? {
         return Ok(None);
     }
-    if instance.timeline().is_some() {
+    if let Some(timeline) = instance.timeline() {
+        mount::wake_guardian(&repo.datadir(timeline));
         let timeout = patience.saturating_duration_since(Instant::now()).max(AT_LEAST);
         // One that shows the past recovers all its life.
         let writer = instance.timeline().filter(|_| !instance.is_read_only());
@@ -79,12 +80,12 @@ pub fn accept_end(
         return Err(CommandError::refused(format!("the server of '{name}' runs"))
             .hint(format!("stop it first: zenith stop {name}")));
     }
-    if instance.timeline().is_none()
-        && let Some(closed) = instance.closed()
-        && repo.timelines().run(closed)?.is_some()
-    {
+    if instance.timeline().is_none() {
+        let current = repo.refs().read_branch(&RefName::branch(&instance.config.branch)?)?;
         // Closed by a stop that was killed before the WAL was gone.
-        instance.config.timeline = instance.config.closed.take();
+        if repo.timelines().run(current)?.is_some() && !is_open(repo, current)? {
+            instance.config.timeline = Some(current.to_string());
+        }
     }
     let accepted = Accepted { end: Some(end), ..Accepted::default() };
     settle_knowingly(repo, &mut instance, accepted, Instant::now() + PATIENCE, signature, progress)

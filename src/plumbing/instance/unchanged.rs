@@ -28,7 +28,9 @@ pub(super) fn is_unchanged(
     data: &Path,
 ) -> Result<bool, CommandError> {
     let Some(began) = run.began else { return Ok(false) };
-    if timeline.sealed() != began || !run.alone && began < end || !only_noise(repo, timeline, (began, end))? {
+    // Who reads from a slot has been told of an LSN in it, and asks for what comes behind.
+    let may_be_elsewhere = || Ok::<_, CommandError>(!run.alone || !slots::of_server(data)?.is_empty());
+    if timeline.sealed() != began || !only_noise(repo, timeline, (began, end))? || began < end && may_be_elsewhere()? {
         return Ok(false);
     }
     let (_, line) = repo.timelines().snapshot_before(timeline.tip())?;

@@ -21,9 +21,9 @@ use super::peer::Peer;
 use super::relay::relay;
 use super::socket::{Socket, Stream};
 use super::startup::{self, First, Session};
-use super::supervisor::{Lease, Supervisor};
+use super::supervisor::{Lease, Supervisor, Target};
 use super::upstream::{Address, Server, is_in_between, is_refused, is_refused_for, may_be_gone};
-use crate::objects::format::Others;
+use crate::objects::format::{Config, Others};
 use crate::plumbing::postgres::server;
 
 /// How long a client may take until it has said what it wants.
@@ -232,9 +232,13 @@ impl Proxy {
         }
     }
 
+    fn config(&self) -> Result<Config, Refusal> {
+        self.supervisor.config().map_err(|error| Refusal::new(SYSTEM_ERROR, error.text()).private())
+    }
+
     /// Returns a place for a session of somebody who is not the owner, if there is one.
     fn admit_other(&self) -> Result<Place<'_>, Refusal> {
-        let config = self.supervisor.config().map_err(|error| Refusal::new(SYSTEM_ERROR, error.text()).private())?;
+        let config = self.config()?;
         if config.proxy.others == Others::Refuse {
             let message = "only the operating-system user who owns the repository may connect";
             let hint = "The owner can let others in who know a role's password: zenith config proxy.others scram";
@@ -343,8 +347,13 @@ impl Proxy {
                 Ok((_, answer)) if may_wait && is_in_between(&answer) => {}
                 Ok((_, answer)) if may_wait && is_refused(&answer) && self.supervisor.is_forsaken(&lease) => {}
                 Ok((server, answer)) if self.supervisor.has_answered(&lease).await? => {
-                    if session.is_for_replication() && is_refused_for(&answer, NOT_AUTHORIZED) {
-                        return Err(without_replication(lease.target().name()));
+                    if let Target::Branch(branch) = lease.target()
+                        && is_owner
+                        && session.is_for_replication()
+                        && is_refused_for(&answer, NOT_AUTHORIZED)
+                        && !self.config()?.is_replicated(branch)
+                    {
+                        return Err(without_replication(branch));
                     }
                     return Ok(Begun { lease, address, server, answer });
                 }

@@ -283,7 +283,7 @@ fn ask<T: Send + 'static>(
     answered.recv_timeout(ANSWER_WAIT).map_err(silent)?
 }
 
-/// Connects to the database `postgres`, or where there is none to `template1`, as the superuser.
+/// Connects to the database `postgres`, or where there is none, or one that nobody may connect to, to `template1`, as the superuser.
 fn log_in(endpoint: &Endpoint) -> Result<Client, Error> {
     let known = SESSION.iter().filter(|(since, _)| endpoint.major >= *since);
     let options: String = known.map(|(_, setting)| format!("-c {setting} ")).collect();
@@ -291,7 +291,9 @@ fn log_in(endpoint: &Endpoint) -> Result<Client, Error> {
     config.host_path(&endpoint.socket_dir).port(endpoint.port).user(&endpoint.superuser).dbname("postgres");
     config.application_name("zenith").connect_timeout(ANSWER_WAIT).options(&options);
     let connected = config.connect(NoTls).or_else(|error| match error.code() {
-        Some(&SqlState::INVALID_CATALOG_NAME) => config.dbname("template1").connect(NoTls),
+        Some(&SqlState::INVALID_CATALOG_NAME | &SqlState::OBJECT_NOT_IN_PREREQUISITE_STATE) => {
+            config.dbname("template1").connect(NoTls)
+        }
         _ => Err(error),
     });
     connected.map_err(|source| match source.code() {

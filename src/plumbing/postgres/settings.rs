@@ -239,8 +239,9 @@ const HBA_WITHOUT: &str = "# No physical replication; see REPLICATION in zenith-
 /// replication, and without.
 pub fn write_hba_file(dir: &Path, is_replicated: bool) -> Result<PathBuf, Error> {
     let (name, rest) = match is_replicated {
-        true => ("pg_hba.replication.conf", HBA_OF_REPLICATION),
-        false => ("pg_hba.conf", HBA_WITHOUT),
+        // As earlier versions wrote it, for all.
+        true => ("pg_hba.conf", HBA_OF_REPLICATION),
+        false => ("pg_hba.alone.conf", HBA_WITHOUT),
     };
     let (path, text) = (dir.join(name), [HBA, rest].concat());
     if fs::read_to_string(&path).is_ok_and(|found| found == text) {

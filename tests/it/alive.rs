@@ -517,9 +517,7 @@ fn an_end_that_is_accepted_by_a_command_that_is_killed_is_accepted_by_the_next()
     env.sql("main", "select pg_switch_wal()");
     env.sql("main", "insert into t values (2)");
     let timeline = env.repo().join("timelines").join(env.datadir("main").file_name().unwrap());
-    for pid in [env.postmaster("main"), env.file_system("main")] {
-        send(pid, Signal::SIGKILL);
-    }
+    env.crash("main");
     // The segment that it wrote to is lost.
     wait_until("nothing is mounted", || env.mounts().is_empty());
     let segments = fs::read_dir(timeline.join("wal")).unwrap().flatten().map(|entry| entry.path());

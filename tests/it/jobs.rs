@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use zenith::plumbing::postgres::process::Process;
 
 use crate::support::Env;
 
@@ -189,6 +190,30 @@ fn what_is_made_of_a_server_that_shuts_down_waits_for_it() {
     env.run(["start", "late"]).ok();
     assert_eq!(env.sql("late", "select i from t"), "1");
     env.run(["snapshot", "main"]).fails(1, &["'main' is not running"]);
+    // Nor is a server refused that is about to start.
+    let lock = std::fs::File::open(env.repo().join("instances/pg1/lock")).unwrap();
+    let mut start = env.command(["start", "main"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_until("somebody starts it", || lock.try_lock_shared().map(|()| lock.unlock().unwrap()).is_err());
+    env.run(["snapshot", "main"]).ok();
+    assert!(start.wait().unwrap().success());
+}
+
+/// It would keep all others waiting for good.
+#[test]
+fn a_snapshot_that_is_suspended_is_not_waited_for() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    let path = env.datadir("main").join("snapshot.lock");
+    let lock = std::fs::File::create(&path).unwrap();
+    lock.lock().unwrap();
+    let mut other = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+    let pid = Pid::from_raw(other.id() as i32);
+    kill(pid, Signal::SIGSTOP).unwrap();
+    std::fs::write(&path, Process::of(pid.as_raw()).to_string()).unwrap();
+    let hint = format!("kill -CONT {pid}");
+    env.run(["snapshot"]).fails(1, &["another command is taking a snapshot", "is suspended", &hint]);
+    other.kill().unwrap();
+    other.wait().unwrap();
 }
 
 #[test]
@@ -359,6 +384,13 @@ fn servers_stop_side_by_side_and_are_told_in_order() {
         env.run(["start", name]).ok();
     }
     env.sql("b3", "create table t as select 3 i");
+    // Each is waited for in vain; one after the other would take half a minute.
+    let servers: Vec<Pid> = names.iter().map(|name| Pid::from_raw(env.postmaster(name))).collect();
+    servers.iter().for_each(|server| kill(*server, Signal::SIGSTOP).unwrap());
+    let begun = Instant::now();
+    env.run(["stop", "--all", "--timeout", "5"]).fails(1, &["6 of 6 servers did not stop"]);
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    servers.iter().for_each(|server| kill(*server, Signal::SIGCONT).unwrap());
     let told = env.run(["stop", "--all"]).ok();
     let branches: Vec<&str> = told.lines().map(|line| line.split(' ').nth(1).unwrap()).collect();
     assert_eq!(branches, names);

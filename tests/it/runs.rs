@@ -267,9 +267,7 @@ fn a_branch_that_is_sealed_beyond_its_last_whole_record_forks() {
         let last = log().lines().last().map(|line| line.split(' ').map(str::to_owned).collect::<Vec<_>>());
         last.is_some_and(|fields| fields[2] != fields[4])
     });
-    for pid in [env.postmaster("main"), env.file_system("main")] {
-        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    }
+    env.crash("main");
     // What PostgreSQL had not flushed is gone.
     let sealed = log().lines().last().unwrap().split(' ').nth(2).unwrap().parse().unwrap();
     let name = zenith::objects::pg::segment::file_name(1, sealed, 16 << 20);
@@ -326,9 +324,7 @@ fn a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one() {
     env.run(["branch", "x"]).ok();
     env.run(["start", "x"]).ok();
     env.sql("x", "insert into t values (2)");
-    for pid in [env.postmaster("x"), env.file_system("x")] {
-        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    }
+    env.crash("x");
     let failing = |folder: &Path, args: &[&str]| {
         let inject = ["-e", "trace=getdents64", "-e", "inject=getdents64:error=EIO"];
         traced(&env, &[&["-P", folder.to_str().unwrap()][..], &inject].concat(), args, |_| {})

@@ -193,6 +193,13 @@ impl Env {
         std::fs::read_to_string(pid).unwrap().lines().next().unwrap().parse().unwrap()
     }
 
+    /// Kills a branch's server and the process that serves its files.
+    pub fn crash(&self, branch: &str) {
+        for pid in [self.postmaster(branch), self.file_system(branch)] {
+            nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+        }
+    }
+
     /// Unmounts and removes all data directories; their servers must be gone.
     pub fn discard_datadirs(&self) {
         for entry in std::fs::read_dir(self.repo().join("datadirs")).unwrap() {

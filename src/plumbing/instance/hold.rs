@@ -10,6 +10,7 @@ use super::pid_lock::PidLock;
 use super::{Error, Instance, PATIENCE, PAUSE};
 use crate::objects::file_error::cannot;
 use crate::objects::{Repo, durable};
+use crate::plumbing::postgres::process::Process;
 use crate::progress::Progress;
 
 /// Holds an instance against other commands that would start, stop or forget it.
@@ -17,7 +18,7 @@ use crate::progress::Progress;
 pub struct Held(#[expect(dead_code, reason = "keeps the lock")] PidLock);
 
 /// Takes the lock on the file `path` once whoever is `doing` something has done it; [busy](Error::Busy) if that is not so at
-/// `patience`.
+/// `patience`, or without one if who has it is suspended.
 pub(super) fn take(
     path: &Path,
     doing: impl FnOnce() -> String,
@@ -25,10 +26,14 @@ pub(super) fn take(
     progress: &dyn Progress,
 ) -> Result<PidLock, Error> {
     let mut lock = PidLock::open(path).map_err(cannot::<Error>("open", path))?;
+    let until = patience.unwrap_or_else(|| Instant::now() + PATIENCE);
     while !lock.try_take() {
         progress.check()?;
-        if patience.is_some_and(|patience| Instant::now() >= patience) {
-            return Err(Error::Busy { doing: doing(), process: lock.noted(path) });
+        if Instant::now() >= until {
+            let process = lock.noted(path);
+            if patience.is_some() || process.as_ref().is_some_and(Process::is_suspended) {
+                return Err(Error::Busy { doing: doing(), process });
+            }
         }
         sleep(PAUSE);
     }

@@ -42,16 +42,19 @@ mod unchanged;
 use std::fs;
 use std::io;
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use nix::unistd::geteuid;
 use serde::{Deserialize, Serialize};
 
 pub use self::find::{hold_or_create, hold_stopped};
 pub use self::hold::Held;
 use crate::error::{Class, CommandError};
 use crate::objects::file_error::{FileError, cannot};
+use crate::objects::format::Shared;
 use crate::objects::timeline::TimelineId;
 use crate::objects::{Repo, bounded, durable, folder, repo};
 use crate::plumbing::postgres::alive::Alive;
@@ -336,8 +339,13 @@ pub fn ask<T>(
 
 /// Returns the folder of the repository's sockets.
 pub fn socket_dir(repo: &Repo) -> Result<PathBuf, postgres::Error> {
-    let fallback = std::env::temp_dir();
-    settings::socket_dir(&repo.dir().join("run"), &fallback)
+    let (mut dir, fallback) = (repo.dir().join("run"), std::env::temp_dir());
+    // Whoever can enter it is superuser, so those who share a repository have one each.
+    let is_anothers = || fs::symlink_metadata(&dir).is_ok_and(|metadata| !settings::is_ours(metadata.uid()));
+    if repo.config().core.shared == Shared::Group && is_anothers() {
+        dir.set_extension(geteuid().to_string());
+    }
+    settings::socket_dir(&dir, &fallback)
 }
 
 /// Makes an instance with the next name and a free port. To be called with the lock of all in hand.

@@ -76,37 +76,27 @@ pub fn settle_knowingly(
 ) -> Result<Settled, CommandError> {
     let Some(id) = instance.timeline() else {
         // What cannot be removed now goes the next time.
-        let _ = remove_wal(repo, instance, signature);
+        let _ = remove_wal(repo, instance, (signature, progress));
         return Ok(Settled::Nothing);
     };
-    let branch = instance.config.branch.clone();
-    let set_aside = |commits: bool, why: &str| {
-        mount::unmount(&repo.datadir(id))?;
-        trash::keep_datadir(repo, &branch, id, commits, &Signature { why: why.to_owned(), ..signature.clone() })
-    };
+    let epoch = Epoch { repo, branch: instance.config.branch.clone(), id, signature, progress };
     if repo.timelines().is_gone(id) {
         // Dropped, or lost with its WAL: then nothing else has what is in the files.
-        set_aside(true, "stop: its timeline is gone")?;
+        epoch.set_aside(true, "stop: its timeline is gone")?;
         return close(repo, instance).map(|()| Settled::Nothing);
     }
-    let data = repo.datadir(id).join("data");
     // Before the server's lock, for which a snapshot that is under way waits at its end. Where there are no files
     // there is none.
     let lock = || super::snapshot::Lock::wait(repo, id, Some(patience), progress);
     let _lock = repo.has_datadir(id)?.then(lock).transpose()?;
     // Nobody is alive, and nobody starts meanwhile; the file system's process sees that its files are needed.
     let held = instance.alive(repo).take_after_others()?;
-    let end = find_end(repo, &branch, (id, &held), accepted.end, signature)?;
+    let end = find_end(repo, &epoch.branch, (id, &held), accepted.end, (signature, progress))?;
     if let Some(end) = accepted.end {
-        seal_all(repo, id, Some(end))?;
-        let why = format!("stop: the end of the WAL at {end} was accepted");
-        // Its files may have pages of what was committed behind the end.
-        set_aside(true, &why)?;
-        trash::keep_wal(repo, &branch, id, &Signature { why, ..signature.clone() })?;
+        epoch.end_at(end)?;
         close(repo, instance)?;
         return Ok(Settled::Sealed { timeline: id, snapshot: None });
     }
-    let dir = repo.datadir(id);
     let files = show(repo, instance, id, accepted.hidden_files)?;
     let run = repo.timelines().run(id)?;
     if let Some((run, end)) = run.as_ref().zip(end).filter(|_| files == Files::InSight)
@@ -117,67 +107,106 @@ pub fn settle_knowingly(
     }
     seal_all(repo, id, end)?;
     if run.is_none() {
-        // It was cut off before a server ran, or when all but this was done.
-        match files {
-            Files::InSight if data.join("postmaster.opts").try_exists()? => {
-                set_aside(true, "stop: nobody knows of a run")?;
-            }
-            Files::Hidden => set_aside(false, "start: it was cut off")?,
-            Files::InSight | Files::Absent => mount::remove(repo.tmp()?, &dir)?,
-        }
+        epoch.clear_cut_off(files)?;
         close(repo, instance)?;
         return Ok(Settled::Unchanged);
     }
-    if files == Files::Hidden {
-        progress.warn(&format!(
-            "the files of the last server of '{branch}' cannot be shown, or are a copy, and go to the trash: what was committed is there, \
-             but not its replication slots, nor what was set with ALTER SYSTEM or changed by hand; see zenith trash"
-        ));
-    }
-    let timeline = repo.timelines().read(id)?;
-    let mut snapshot = None;
-    if files == Files::InSight {
-        slots::put_away(repo, &timeline, &data)?;
-        match snapshot_if_exact(repo, &timeline, &data, signature.time_us, progress)? {
-            Exact::Snapshot(made) => {
-                own_files::forget(repo, id)?;
-                mount::remove(repo.tmp()?, &dir)?;
-                snapshot = Some(made);
-            }
-            other => {
-                put_away_files(repo, &timeline, &data, progress)?;
-                mount::check_in_sight(&dir)?;
-                match other {
-                    // Nothing else may have what is in them.
-                    Exact::OnDamage => set_aside(true, "stop: the snapshot before is damaged")?,
-                    _ => set_aside(false, "stop: its server was not shut down")?,
-                }
-            }
-        }
-    } else {
-        // What lies there may be a copy of files that changed meanwhile: neither a state of the cluster nor its slots.
-        set_aside(false, "stop: its files cannot be shown")?;
-    }
+    let snapshot = epoch.keep_files(files)?;
     close(repo, instance)?;
-    keep_nameless(repo, &branch, id, signature)?;
+    epoch.keep_nameless()?;
     drop(held);
-    remove_wal(repo, instance, signature)?;
+    remove_wal(repo, instance, (signature, progress))?;
     // What cannot be removed now goes the next time.
     let _ = trash::tidy(repo, signature.time_us);
     maintain::repack_if_due(repo, &instance.log(repo));
     Ok(Settled::Sealed { timeline: id, snapshot })
 }
 
-/// Has the trash refer to an epoch that no ref leads to any more, since its branch was deleted or moved while its server ran.
-fn keep_nameless(repo: &Repo, branch: &str, id: TimelineId, signature: &Signature) -> CmdResult {
-    let name = RefName::branch(branch)?;
-    let (epoch, now) = (Value::Branch(id), repo.refs().read(&name)?);
-    let is_kept = |item: &Item| item.entry.as_ref().is_some_and(|entry| entry.names(id));
-    if now.as_ref() != Some(&epoch) && !repo.trash().list()?.iter().any(is_kept) {
-        let signature = Signature { why: "stop: its branch is gone".to_owned(), ..signature.clone() };
-        trash::keep_named(repo, &name, (&epoch, now.as_ref()), &signature)?;
+/// An epoch that is open, and with what it is closed.
+struct Epoch<'a> {
+    repo: &'a Repo,
+    branch: String,
+    id: TimelineId,
+    signature: &'a Signature,
+    progress: &'a dyn Progress,
+}
+
+impl Epoch<'_> {
+    /// Moves its files to the trash; `commits` where nothing else may have what was committed in them.
+    fn set_aside(&self, commits: bool, why: &str) -> CmdResult {
+        mount::unmount(&self.repo.datadir(self.id))?;
+        trash::keep_datadir(self.repo, &self.branch, self.id, commits, &self.signed(why))
     }
-    Ok(())
+
+    fn signed(&self, why: &str) -> Signature {
+        Signature { why: why.to_owned(), ..self.signature.clone() }
+    }
+
+    /// Ends it where the user says that its WAL does; its files, and the WAL behind, go to the trash.
+    fn end_at(&self, end: Lsn) -> CmdResult {
+        seal_all(self.repo, self.id, Some(end))?;
+        let why = format!("stop: the end of the WAL at {end} was accepted");
+        // Its files may have pages of what was committed behind the end.
+        self.set_aside(true, &why)?;
+        trash::keep_wal(self.repo, &self.branch, self.id, &self.signed(&why))
+    }
+
+    /// Sees to the files of one of which no run is noted: it was cut off before a server ran, or when all but this was done.
+    fn clear_cut_off(&self, files: Files) -> CmdResult {
+        let dir = self.repo.datadir(self.id);
+        match files {
+            Files::InSight if dir.join("data/postmaster.opts").try_exists()? => {
+                self.set_aside(true, "stop: nobody knows of a run")
+            }
+            Files::Hidden => self.set_aside(false, "start: it was cut off"),
+            Files::InSight | Files::Absent => Ok(mount::remove(self.repo.tmp()?, &dir)?),
+        }
+    }
+
+    /// Keeps what its WAL, which is sealed, does not give back, and removes its files or moves them to the trash. Returns the snapshot
+    /// of them, if its server was shut down cleanly.
+    fn keep_files(&self, files: Files) -> Result<Option<ObjectId>, CommandError> {
+        let Epoch { repo, branch, id, signature, progress } = self;
+        if files == Files::Hidden {
+            progress.warn(&format!(
+                "the files of the last server of '{branch}' cannot be shown, or are a copy, and go to the trash: what was committed is \
+                 there, but not its replication slots, nor what was set with ALTER SYSTEM or changed by hand; see zenith trash"
+            ));
+        }
+        if files != Files::InSight {
+            // What lies there may be a copy of files that changed meanwhile: neither a state of the cluster nor its slots.
+            self.set_aside(false, "stop: its files cannot be shown")?;
+            return Ok(None);
+        }
+        let (dir, timeline) = (repo.datadir(*id), repo.timelines().read(*id)?);
+        let data = dir.join("data");
+        slots::put_away(repo, &timeline, &data)?;
+        let exact = snapshot_if_exact(repo, &timeline, &data, signature.time_us, *progress)?;
+        if let Exact::Snapshot(made) = exact {
+            own_files::forget(repo, *id)?;
+            mount::remove(repo.tmp()?, &dir)?;
+            return Ok(Some(made));
+        }
+        put_away_files(repo, &timeline, &data, *progress)?;
+        mount::check_in_sight(&dir)?;
+        match exact {
+            // Nothing else may have what is in them.
+            Exact::OnDamage => self.set_aside(true, "stop: the snapshot before is damaged")?,
+            _ => self.set_aside(false, "stop: its server was not shut down")?,
+        }
+        Ok(None)
+    }
+
+    /// Has the trash refer to it if no ref leads to it any more, since its branch was deleted or moved while its server ran.
+    fn keep_nameless(&self) -> CmdResult {
+        let (repo, name) = (self.repo, RefName::branch(&self.branch)?);
+        let (epoch, now) = (Value::Branch(self.id), repo.refs().read(&name)?);
+        let is_kept = |item: &Item| item.entry.as_ref().is_some_and(|entry| entry.names(self.id));
+        if now.as_ref() != Some(&epoch) && !repo.trash().list()?.iter().any(is_kept) {
+            trash::keep_named(repo, &name, (&epoch, now.as_ref()), &self.signed("stop: its branch is gone"))?;
+        }
+        Ok(())
+    }
 }
 
 /// Finds the end of an epoch's WAL, after what lies behind it, and will be overwritten, was copied to the trash; `None` where no
@@ -187,17 +216,28 @@ fn find_end(
     branch: &str,
     (id, _held): (TimelineId, &Held),
     accepted: Option<Lsn>,
-    signature: &Signature,
+    (signature, progress): (&Signature, &dyn Progress),
 ) -> Result<Option<Lsn>, CommandError> {
     let Some(end) = wal_end::find(repo, id, accepted)? else { return Ok(None) };
     let why = format!("WAL behind the end of timeline {id}");
-    trash::keep_beyond(repo, branch, Position { timeline: id, lsn: end }, &Signature { why, ..signature.clone() })?;
+    let signature = Signature { why, ..signature.clone() };
+    if trash::keep_beyond(repo, branch, Position { timeline: id, lsn: end }, &signature)? {
+        progress.warn(&format!(
+            "behind {end}, where the WAL of '{branch}' ends, there is some that no whole record leads to: a crash leaves such, and \
+             so does damage; it is kept, see zenith trash"
+        ));
+    }
     Ok(Some(end))
 }
 
 /// Does so and seals up to that end.
-pub(super) fn secure_end(repo: &Repo, branch: &str, held: (TimelineId, &Held), signature: &Signature) -> CmdResult {
-    let end = find_end(repo, branch, held, None, signature)?;
+pub(super) fn secure_end(
+    repo: &Repo,
+    branch: &str,
+    held: (TimelineId, &Held),
+    with: (&Signature, &dyn Progress),
+) -> CmdResult {
+    let end = find_end(repo, branch, held, None, with)?;
     seal_all(repo, held.0, end)
 }
 
@@ -312,14 +352,14 @@ fn close(repo: &Repo, instance: &mut Instance) -> CmdResult {
 
 /// Removes the WAL of the epoch that was closed last, once all of it is sealed. Only then does it go, since an open epoch without the
 /// segment that it writes to is in doubt.
-fn remove_wal(repo: &Repo, instance: &Instance, signature: &Signature) -> CmdResult {
+fn remove_wal(repo: &Repo, instance: &Instance, with: (&Signature, &dyn Progress)) -> CmdResult {
     let closed = instance.config.closed.as_ref().and_then(|id| id.parse().ok());
     let Some(id) = closed.filter(|id| !repo.timelines().is_gone(*id)) else { return Ok(()) };
     if repo.timelines().run(id)?.is_some() {
         // Another branch may have gone on with it.
         let held = alive(repo, id).take()?;
         if !super::is_open(repo, id)? {
-            secure_end(repo, &instance.config.branch, (id, &held), signature)?;
+            secure_end(repo, &instance.config.branch, (id, &held), with)?;
             repo.timelines().end_run(repo.tmp()?, id)?;
         }
     }

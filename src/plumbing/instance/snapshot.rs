@@ -31,7 +31,7 @@ fn lock_file(repo: &Repo, timeline: TimelineId) -> PathBuf {
 
 impl Lock {
     /// Waits until nobody else takes a snapshot of the data directory of `timeline`: until `patience`, else however long
-    /// that takes.
+    /// that takes, unless who does so is suspended.
     pub fn wait(
         repo: &Repo,
         timeline: TimelineId,
@@ -58,8 +58,17 @@ pub fn snapshot(
     progress: &dyn Progress,
 ) -> Result<Outcome, CommandError> {
     let not_running = || Error::NotRunning(instance.config.branch.clone());
-    let running = instance.timeline().filter(|_| matches!(instance.status(repo), Status::Running(_)));
-    let timeline = running.ok_or_else(not_running)?;
+    let running =
+        |instance: &Instance| instance.timeline().filter(|_| matches!(instance.status(repo), Status::Running(_)));
+    let timeline = match running(instance) {
+        Some(timeline) => timeline,
+        // Somebody may start it at this moment.
+        None => match instance.hold(repo, progress) {
+            Err(Error::Unknown(_)) => None,
+            held => running(&held?.1),
+        }
+        .ok_or_else(not_running)?,
+    };
     let data = repo.datadir(timeline).join("data");
     let _lock = Lock::wait(repo, timeline, None, progress)?;
     let control = Control::of(&data);

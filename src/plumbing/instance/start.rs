@@ -264,7 +264,7 @@ fn resume(
     let held = instance.alive(repo).take_after_others()?;
     mount::unmount(&dir)?;
     // PostgreSQL overwrites what lies behind the end that it finds.
-    secure_end(repo, &instance.config.branch, (timeline, &held), cx.signature)?;
+    secure_end(repo, &instance.config.branch, (timeline, &held), (cx.signature, cx.progress))?;
     let is_ours = repo.refs().read(branch)? == Some(Value::Branch(timeline));
     let Some(run) = repo.timelines().run(timeline)? else { return Ok(None) };
     if !is_ours || !is_writer(repo, timeline)? || wish.eager || !mount::is_prepared(&dir) {
@@ -477,7 +477,7 @@ impl Run<'_> {
         let (dir, wal_dir) = (repo.datadir(timeline.id), repo.timelines().wal_dir(timeline.id));
         if repo.timelines().run(timeline.id)?.is_some() || active_timeline(repo, timeline.id)?.is_some() {
             // Left by a stop that did not come to its end.
-            secure_end(repo, &self.instance.config.branch, (timeline.id, held), signature)?;
+            secure_end(repo, &self.instance.config.branch, (timeline.id, held), (signature, self.cx.progress))?;
             repo.timelines().end_run(repo.tmp()?, timeline.id)?;
         }
         let mut laid_out = lay_out_all(self.cx, self.instance, from, (&dir, &wal_dir), wish)?;

@@ -126,18 +126,19 @@ pub fn keep_wal(repo: &Repo, branch: &str, id: TimelineId, signature: &Signature
     Ok(repo.timelines().end_run(repo.tmp()?, id)?)
 }
 
-/// Copies what lies behind the end of the WAL into the trash, if there is any, before something overwrites it.
-pub fn keep_beyond(repo: &Repo, branch: &str, end: Position, signature: &Signature) -> CmdResult {
+/// Copies what lies behind the end of the WAL into the trash, if there is any, before something overwrites it. Returns whether that was
+/// so.
+pub fn keep_beyond(repo: &Repo, branch: &str, end: Position, signature: &Signature) -> Result<bool, CommandError> {
     let beyond = wal_end::beyond(repo, end.timeline, end.lsn)?;
     if beyond.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     let entry = entry(What::Wal, branch, end, true, signature);
     let is_here = |entry: &Entry| entry.what == What::Wal && entry.position == end;
     let same = |item: &Item| item.entry.as_ref().is_some_and(is_here) && item.has_files();
     if repo.trash().list()?.iter().any(same) {
         // A start that was repeated.
-        return Ok(());
+        return Ok(false);
     }
     let folder = |dir: &Path| dir.join(What::Wal.folder().expect("invariant: it has files"));
     repo.trash().put(repo.tmp()?, entry, |dir| {
@@ -145,7 +146,7 @@ pub fn keep_beyond(repo: &Repo, branch: &str, end: Position, signature: &Signatu
         let copy_of = |path: &Path| File::create(folder(dir).join(path.file_name().unwrap_or_default()));
         beyond.iter().try_for_each(|(path, from)| copy_pages(path, *from, &copy_of(path)?))
     })?;
-    Ok(())
+    Ok(true)
 }
 
 /// Removes a timeline that was made for a ref which could not be made, unless somebody needs it by now.

@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 use super::Error;
 use super::account::Account;
 use super::find::Binaries;
+use super::server::session;
 use super::settings::{Role, Settings};
 use crate::objects::file_error::cannot;
 use crate::objects::pg::control::Sizes;
@@ -68,7 +69,8 @@ pub fn superusers(binaries: &Binaries, account: &Account, dir: &Path) -> Result<
     let program = binaries.program("postgres")?;
     let mut command = account.command(&program);
     command.arg("--single").arg("-D").arg(dir).args(settings.arguments(binaries.major, dir));
-    command.args(["-c", "shared_preload_libraries=", "-c", "session_preload_libraries=", "template1"]);
+    command.args(session(binaries.major).flat_map(|setting| ["-c", setting]));
+    command.args(["-c", "shared_preload_libraries=", "template1"]);
     let output = feed(&mut command, &query).map_err(cannot::<Error>("run", &program))?;
     check("postgres --single", &output)?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -267,6 +267,11 @@ const SESSION: [(u32, &str); 11] = [
     (17, "event_triggers=off"),
 ];
 
+/// Returns those of a version.
+pub(super) fn session(major: u32) -> impl Iterator<Item = &'static str> {
+    SESSION.iter().filter(move |(since, _)| major >= *since).map(|(_, setting)| *setting)
+}
+
 /// Logs in, and asks; both within [`ANSWER_WAIT`]. A server that is suspended says nothing, and nothing ends a wait for
 /// it: the kernel accepts connections on its behalf. So a thread waits, which is left behind, until the server answers or
 /// is gone.
@@ -285,8 +290,7 @@ fn ask<T: Send + 'static>(
 
 /// Connects to the database `postgres`, or where there is none, or one that nobody may connect to, to `template1`, as the superuser.
 fn log_in(endpoint: &Endpoint) -> Result<Client, Error> {
-    let known = SESSION.iter().filter(|(since, _)| endpoint.major >= *since);
-    let options: String = known.map(|(_, setting)| format!("-c {setting} ")).collect();
+    let options: String = session(endpoint.major).map(|setting| format!("-c {setting} ")).collect();
     let mut config = postgres::Config::new();
     config.host_path(&endpoint.socket_dir).port(endpoint.port).user(&endpoint.superuser).dbname("postgres");
     config.application_name("zenith").connect_timeout(ANSWER_WAIT).options(&options);

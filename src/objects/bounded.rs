@@ -14,14 +14,27 @@ pub const CONFIG: u64 = 16 << 20;
 /// The most bytes of a timeline's origin: five lines.
 pub const ORIGIN: u64 = 4096;
 
-/// Returns the text of a file of at most `most` bytes.
-pub fn read_to_string(path: &Path, most: u64) -> io::Result<String> {
-    let mut text = String::new();
-    regular::open(path)?.take(most + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > most {
+/// The most bytes of a file in which PostgreSQL notes what a cluster is, as `PG_VERSION` and `pg_control`.
+pub const OF_CLUSTER: u64 = 64 << 10;
+
+/// Returns the content of a file of at most `most` bytes.
+pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    read_from(regular::open(path)?, most)
+}
+
+/// Returns all that `source` has, if that is at most `most` bytes.
+pub fn read_from(source: impl Read, most: u64) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    source.take(most + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > most {
         return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it has more than {most} bytes")));
     }
-    Ok(text)
+    Ok(content)
+}
+
+/// Returns the text of a file of at most `most` bytes.
+pub fn read_to_string(path: &Path, most: u64) -> io::Result<String> {
+    String::from_utf8(read(path, most)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 #[cfg(test)]

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use crate::command::Cx;
 use crate::error::{Class, CmdResult, CommandError};
 use crate::objects::file_error::cannot;
-use crate::objects::pg::Lsn;
 use crate::objects::pg::wal::{Memory, WalError, WalReader, What, segment_start};
-use crate::objects::{Kind, ObjectId, wal};
+use crate::objects::pg::{Lsn, segment};
+use crate::objects::{Kind, ObjectId, bounded, wal};
 
 /// Check a WAL segment file and print the id of its content
 ///
@@ -103,7 +103,8 @@ fn is_unused(error: &WalError, segment_size: u32) -> bool {
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let path = cx.folder.join(&args.file);
-    let bytes = fs::read(&path)
+    let bytes = fs::File::open(&path)
+        .and_then(|file| bounded::read_from(file, u64::from(segment::LARGEST)))
         .map_err(|error| CommandError::from(cannot::<crate::plumbing::datadir::Error>("read", &path)(error)))?;
     let system = if args.write { Some(cx.repo()?.config().system()) } else { None };
     let outcome = hash_wal(&args.file.display().to_string(), &bytes, system)?;

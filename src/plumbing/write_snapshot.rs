@@ -20,7 +20,7 @@ use crate::objects::store::pack::PackWriter;
 use crate::objects::timeline::snapshots::{Line, Listed};
 use crate::objects::timeline::wal::Segments;
 use crate::objects::timeline::{Origin, TimelineId};
-use crate::objects::{Kind, ObjectId, Repo};
+use crate::objects::{Kind, ObjectId, Repo, bounded};
 use crate::plumbing::datadir::control::Control;
 use crate::plumbing::datadir::exclude::Unlogged;
 use crate::plumbing::datadir::rights::is_readable_for;
@@ -31,6 +31,9 @@ use crate::plumbing::datadir::{self, tar};
 use crate::plumbing::postgres::conf_files::{self, Configuration};
 use crate::plumbing::postgres::server;
 use crate::progress::Progress;
+
+/// The most bytes of what a backup says of itself: its manifest has a line for each file.
+const LONGEST_MANIFEST: u64 = 1 << 30;
 
 /// Store the files of a cluster as a snapshot
 ///
@@ -145,7 +148,7 @@ pub struct Cluster {
 
 /// Reads what a data directory says of itself.
 pub fn inspect(dir: &Path) -> Result<Cluster, CommandError> {
-    let read = |name: &'static str| match fs::read(dir.join(name)) {
+    let read = |name: &'static str| match bounded::read(&dir.join(name), bounded::OF_CLUSTER) {
         Ok(bytes) => Ok(bytes),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             Err(Error::NotADataDirectory(dir.display().to_string(), name).into())
@@ -256,7 +259,7 @@ pub fn store_files(
             if server::runs_on_foreign(dir).is_some() {
                 return Err(Error::Running(cluster.name).into());
             }
-            let read = |name| fs::read(dir.join(name)).ok();
+            let read = |name| bounded::read(&dir.join(name), LONGEST_MANIFEST).ok();
             let label = read("backup_label").and_then(|label| parse_label(&label, read("backup_manifest").as_deref()));
             check_state(&cluster, label.as_ref())?;
             if options.parent.is_none() {

@@ -50,7 +50,8 @@ pub struct Args {
     /// Name of the first branch
     #[arg(short = 'b', long, value_name = "NAME", default_value = "main")]
     initial_branch: String,
-    /// Let the group of the folder use the repository, too; otherwise nobody but its owner can read it
+    /// Let the group of the folder use the repository, too; otherwise nobody but its owner can read it. Who may write to it can have
+    /// its servers load what he likes: only people whom its users trust with their accounts belong in the group
     #[arg(long)]
     shared: bool,
     /// The folder in which .zenith is made; otherwise the current one

@@ -318,6 +318,21 @@ fn a_damaged_instance_is_in_nobodys_way_and_is_stopped_by_its_name() {
     fs::write(env.repo().join("instances/pg1/config"), b"\xff").unwrap();
     env.run(["stop", "pg1"]).ok();
     env.run(["start", "main"]).ok();
+    // Nor is one whose config is no file at all.
+    for make in ["mkfifo", "mkdir"] {
+        env.run(["start", "other"]).ok();
+        let instances = fs::read_dir(env.repo().join("instances")).unwrap().flatten().map(|entry| entry.path());
+        let of_main = instances
+            .filter(|path| path.is_dir())
+            .find(|path| fs::read_to_string(path.join("config")).is_ok_and(|text| text.contains("branch = \"main\"")));
+        let config = of_main.unwrap().join("config");
+        fs::remove_file(&config).unwrap();
+        checked(std::process::Command::new(make).arg(&config));
+        env.run(["stop", "--all"]).ok();
+        assert!(env.mounts().is_empty());
+        env.run(["start", "main"]).ok();
+        assert_eq!(env.sql("main", "select i from t"), "1");
+    }
 }
 
 #[test]

@@ -6,7 +6,29 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::support::{Env, Random, majors};
+use crate::support::{Env, Random, checked, majors};
+
+/// A pipe has no end, and neither have some devices.
+#[test]
+fn what_is_no_file_is_neither_waited_for_nor_read_without_end() {
+    let env = Env::init();
+    env.run(["restore", "main", "plain"]).ok();
+    for name in ["PG_VERSION", "global/pg_control"] {
+        let (path, kept) = (env.path().join("plain").join(name), env.path().join("kept"));
+        fs::rename(&path, &kept).unwrap();
+        checked(Command::new("mkfifo").arg(&path));
+        env.run(["init", "--from", "plain", "x"]).fails(1, &[name]);
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        env.run(["init", "--from", "plain", "x"]).fails(1, &[name]);
+        fs::remove_file(&path).unwrap();
+        fs::rename(&kept, &path).unwrap();
+    }
+    env.run(["hash-wal", "/dev/zero"]).fails(1, &["it has more than 1073741824 bytes"]);
+    checked(Command::new("mkfifo").arg(env.repo().join("instances/pg_hba.alone.conf")));
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "select 1"), "1");
+}
 
 #[test]
 fn a_repository_that_is_named_is_that_one_or_none() {

@@ -4,10 +4,12 @@ use super::Lsn;
 
 /// The shortest segment, bytes.
 pub const SMALLEST: u32 = 1 << 20;
+/// The largest ones.
+pub const LARGEST: u32 = 1 << 30;
 
 /// Returns whether PostgreSQL knows segments of this many bytes: powers of two from 1 MiB to 1 GiB.
 pub fn is_valid_size(bytes: u32) -> bool {
-    bytes.is_power_of_two() && (SMALLEST..=1 << 30).contains(&bytes)
+    bytes.is_power_of_two() && (SMALLEST..=LARGEST).contains(&bytes)
 }
 
 /// Returns the name of the segment that holds `lsn`: three groups of eight hexadecimal digits.

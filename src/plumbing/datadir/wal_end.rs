@@ -21,7 +21,7 @@ use crate::objects::pg::wal::{PAGE, WalReader, is_header_of};
 use crate::objects::pg::{Lsn, segment};
 use crate::objects::timeline::TimelineId;
 use crate::objects::timeline::wal::{KEPT, TimelineWal};
-use crate::objects::{Repo, durable, folder};
+use crate::objects::{Repo, bounded, durable, folder};
 
 /// The segment files in a folder: first LSN, PostgreSQL's timeline id, path, length in bytes.
 struct Files(BTreeMap<Lsn, (u32, PathBuf, u64)>);
@@ -180,7 +180,7 @@ fn control(repo: &Repo, timeline: TimelineId) -> Result<Option<ControlFile>, Err
         None if layer.try_exists().map_err(cannot::<Error>("look for", &layer))? => return Ok(None),
         None => dir.join("data").join(NAME),
     };
-    let bytes = match fs::read(&path) {
+    let bytes = match bounded::read(&path, bounded::OF_CLUSTER) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         bytes => bytes.map_err(cannot::<Error>("read", &path))?,
     };

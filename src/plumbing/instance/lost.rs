@@ -13,7 +13,7 @@ use crate::error::CommandError;
 use crate::objects::file_error::cannot;
 use crate::objects::refs::{RefKind, Value};
 use crate::objects::timeline::TimelineId;
-use crate::objects::{Repo, durable, folder, regular};
+use crate::objects::{Repo, bounded, durable, folder};
 use crate::plumbing::postgres::server;
 use crate::progress::Progress;
 
@@ -55,15 +55,15 @@ pub fn take_up(repo: &Repo, progress: &dyn Progress) -> Result<Vec<String>, Comm
 
 /// Does so with the lock of all instances in hand.
 pub(super) fn take_up_with(repo: &Repo, _held: &Held) -> Result<Vec<String>, CommandError> {
-    let mut free = Vec::new();
+    let (mut free, mut may_be_named) = (Vec::new(), false);
     for Damaged { name, error } in damaged(repo)? {
         match error {
-            Error::Corrupt(path) => free.extend(put_away(repo, name, path)?),
+            Error::Corrupt(path) => free.extend(put_away(name, path)?),
             // It may name what would be taken for unknown.
-            error => return Err(error.into()),
+            _ => may_be_named = true,
         }
     }
-    for id in unknown(repo)? {
+    for id in if may_be_named { Vec::new() } else { unknown(repo)? } {
         // A text that is damaged may still name its timeline; if there is one epoch and one text, they belong together.
         let at = free.iter().position(|(_, text): &(_, String)| text.contains(&id.to_string()));
         let name = match at.or((free.len() == 1).then_some(0)) {
@@ -76,14 +76,17 @@ pub(super) fn take_up_with(repo: &Repo, _held: &Held) -> Result<Vec<String>, Com
 }
 
 /// Makes a damaged config one that nobody reads, and returns it with the instance's name; `None` if a command works on it.
-fn put_away(repo: &Repo, name: String, path: PathBuf) -> Result<Option<(String, String)>, CommandError> {
+fn put_away(name: String, path: PathBuf) -> Result<Option<(String, String)>, CommandError> {
     let lock = PidLock::open(&path.with_file_name("lock")).map_err(cannot::<Error>("open", &path))?;
     if !lock.try_take() {
         return Ok(None);
     }
-    let text = regular::read(&path).map_err(cannot::<Error>("read", &path))?;
-    let kept = durable::replace(repo.tmp()?, &path.with_extension("damaged"), &text);
-    kept.and_then(|()| durable::remove(&path)).map_err(cannot::<Error>("put away", &path))?;
+    // What is no file at all has none.
+    let text = bounded::read(&path, bounded::CONFIG).unwrap_or_default();
+    let names = std::iter::once("damaged".to_owned()).chain((2..).map(|number| format!("damaged-{number}")));
+    let mut targets = names.map(|name| path.with_extension(name));
+    let free = targets.find(|target| target.symlink_metadata().is_err()).expect("invariant: numbers do not end");
+    durable::replace_by(&path, &free).map_err(cannot::<Error>("put away", &path))?;
     Ok(Some((name, String::from_utf8_lossy(&text).into_owned())))
 }
 

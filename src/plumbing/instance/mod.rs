@@ -143,10 +143,13 @@ impl From<Error> for CommandError {
             return error.into();
         }
         let hint = match &error {
-            Error::Unknown(_) => Some("see what there is: zenith pg list"),
-            Error::Corrupt(_) => Some("see what it is about: zenith status"),
-            Error::NotRunning(_) => Some("a branch that is stopped has a snapshot of its last moment: zenith log"),
-            Error::Busy { .. } => Some("wait for it, then look: zenith status"),
+            Error::Unknown(_) => Some("see what there is: zenith pg list".to_owned()),
+            Error::Corrupt(_) => Some("see what it is about: zenith status".to_owned()),
+            Error::NotRunning(_) => Some("a branch whose server was stopped has a snapshot: zenith log".to_owned()),
+            Error::Busy { process: Some(process), .. } if process.is_suspended() => {
+                Some(format!("it is suspended: kill -CONT {} lets it go on", process.pid))
+            }
+            Error::Busy { .. } => Some("wait for it, then look: zenith status".to_owned()),
             _ => None,
         };
         let error = CommandError::new(Class::Refused, error);
@@ -229,7 +232,9 @@ impl Instance {
         let text = match bounded::read_to_string(&path, bounded::CONFIG) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::Unknown(name.to_owned())),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => return Err(Error::Corrupt(path)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::IsADirectory) => {
+                return Err(Error::Corrupt(path));
+            }
             Err(error) => return Err(cannot::<Error>("read", &path)(error)),
         };
         let config = toml_edit::de::from_str(&text).map_err(|_| Error::Corrupt(path))?;
@@ -319,6 +324,7 @@ pub fn running(repo: &Repo, timeline: TimelineId) -> Result<Option<Endpoint>, Co
 /// How long a command waits for another one, or for a server that starts or shuts down, and between two looks.
 const PATIENCE: Duration = Duration::from_secs(25);
 const PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Asks the server that writes to `timeline`; `None` if none runs. One that starts or shuts down takes no connections: it
 /// is waited for until it answers or is gone.
@@ -327,11 +333,15 @@ pub fn ask<T>(
     timeline: TimelineId,
     question: impl Fn(&Endpoint) -> Result<T, postgres::Error>,
 ) -> Result<Option<T>, CommandError> {
-    let patience = Instant::now() + PATIENCE;
+    let (patience, mut pause) = (Instant::now() + PATIENCE, PAUSE);
     loop {
         let Some(endpoint) = running(repo, timeline)? else { return Ok(None) };
         match question(&endpoint) {
-            Err(error) if error.may_pass() && Instant::now() < patience => sleep(PAUSE),
+            Err(error) if error.may_pass() && Instant::now() < patience => {
+                sleep(pause);
+                // The server logs each try.
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
             answer => return Ok(Some(answer?)),
         }
     }

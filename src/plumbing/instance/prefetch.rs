@@ -15,7 +15,7 @@ use crate::error::CmdResult;
 use crate::objects::frame::BLOCK_SIZE;
 use crate::objects::pg::record::{BlockRef, Record};
 use crate::objects::snapshot::Snapshot;
-use crate::objects::{ObjectId, Repo, durable};
+use crate::objects::{ObjectId, Repo, bounded, durable};
 use crate::plumbing::datadir::blocks::Blocks;
 
 /// Blocks of a file: path, first block, number of blocks.
@@ -23,6 +23,8 @@ pub type Run = (String, u32, u32);
 
 /// The most blocks that WAL makes us remember: their numbers take some 100 bytes each.
 const MOST_BLOCKS: usize = 200_000;
+/// A list has no more bytes.
+const LONGEST: u64 = 64 << 20;
 /// Blocks of a file of a relation, unless PostgreSQL was built otherwise; then the wrong ones are read.
 const SEGMENT_BLOCKS: u32 = 131_072;
 /// A gap of so many blocks is read as well: they most likely lie in the same frame.
@@ -56,7 +58,7 @@ impl Plan {
 
     /// Adds what the last start of a snapshot read.
     pub fn add_noted(&mut self, repo: &Repo, snapshot: &ObjectId) {
-        let Ok(bytes) = fs::read(path(repo, snapshot)) else { return };
+        let Ok(bytes) = bounded::read(&path(repo, snapshot), LONGEST) else { return };
         let runs: Vec<Run> = serde_json::from_slice(&bytes).unwrap_or_default();
         for (path, first, count) in runs {
             let end = first.saturating_add(count.min(SEGMENT_BLOCKS)).min(SEGMENT_BLOCKS);
@@ -133,7 +135,7 @@ pub fn note(repo: &Repo, snapshot: &ObjectId, touched: &[(Vec<u8>, u32, u32)]) -
 /// `most` blocks ends here, so that what no start needs any more leaves it.
 pub fn pass_on(repo: &Repo, from: &ObjectId, to: &ObjectId, most: usize) {
     let (from, to) = (path(repo, from), path(repo, to));
-    let runs = fs::read(&from).ok().and_then(|bytes| serde_json::from_slice::<Vec<Run>>(&bytes).ok());
+    let runs = bounded::read(&from, LONGEST).ok().and_then(|bytes| serde_json::from_slice::<Vec<Run>>(&bytes).ok());
     let blocks = runs.unwrap_or_default().iter().map(|(_, _, count)| *count as usize).sum::<usize>();
     if blocks > 0 && blocks < most && !to.exists() {
         let _ = fs::copy(from, to); // without it the next start only fetches less

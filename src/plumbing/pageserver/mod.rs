@@ -94,7 +94,7 @@ pub enum Error {
     #[error("cannot use the certificate '{}'", path.display())]
     Certificate { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("the page server did not stop within {} seconds", STOP_WAIT.as_secs())]
-    Stays,
+    Stays(Option<Process>),
     #[error(transparent)]
     Io(#[from] FileError),
     #[error("the page server failed")]
@@ -115,6 +115,7 @@ impl From<Error> for CommandError {
             )),
             Error::Taken { option, .. } => Some(format!("choose another one: --{option} ADDRESS")),
             Error::Remote { .. } => text("if that is meant: --allow-remote"),
+            Error::Stays(Some(process)) => Some(format!("it is suspended: kill -CONT {} lets it go on", process.pid)),
             _ => None,
         };
         let error = CommandError::new(Class::Refused, error);
@@ -253,7 +254,7 @@ pub fn stop(repo: &Repo) -> Result<Option<i32>, Error> {
     // Whoever looks at the lock has it too, for an instant, and one that has just begun has not noted itself yet.
     while !lock.try_take() {
         if Instant::now() > patience {
-            return Err(Error::Stays);
+            return Err(Error::Stays(lock.noted(&path).filter(Process::is_suspended)));
         }
         if let Some(process) = lock.noted(&path).filter(|process| told != Some(*process)) {
             let _ = process.signal(Signal::SIGTERM); // then it stays

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use super::conf::{self, Include, Line};
+use crate::objects::bounded;
 
 /// Where Debian has a folder for each version, and in it one for each cluster.
 pub const ETC: &str = "/etc/postgresql";
@@ -74,7 +75,7 @@ pub fn gather(
 /// Returns the folder with the `postgresql.conf` of a data directory that has none: the one that its server was last
 /// started with, or the one in `etc` that names the data directory.
 fn folder_of(data_dir: &Path, major: u32, etc: &Path) -> Option<PathBuf> {
-    let options = fs::read_to_string(data_dir.join("postmaster.opts")).unwrap_or_default();
+    let options = bounded::read_to_string(&data_dir.join("postmaster.opts"), bounded::OF_CLUSTER).unwrap_or_default();
     let mut words = options.split('"').filter(|word| !word.trim().is_empty());
     let from_word = |word: &str| {
         let named = word.trim_start_matches('-').replace('-', "_");

@@ -11,7 +11,7 @@ use crate::objects::pg::control::{self, ControlFile, State};
 use crate::objects::pg::segment;
 use crate::objects::pg::version::Version;
 use crate::objects::snapshot::Snapshot;
-use crate::objects::{durable, folder};
+use crate::objects::{bounded, durable, folder};
 
 /// Returns whether the files of a snapshot are those of a server that was shut down, rather than
 /// a backup of one that ran: only a shutdown checkpoint is its own redo point.
@@ -41,7 +41,7 @@ pub fn write_backup_label(data_dir: &Path, snapshot: &Snapshot) -> Result<(), Er
 /// says, not a record.
 fn was_standby(data_dir: &Path, snapshot: &Snapshot) -> Result<bool, Error> {
     let path = data_dir.join("global/pg_control");
-    let bytes = fs::read(&path).map_err(cannot::<Error>("read", &path))?;
+    let bytes = bounded::read(&path, bounded::OF_CLUSTER).map_err(cannot::<Error>("read", &path))?;
     let version = Version::of_major(snapshot.postgres_major);
     let control = version.and_then(|version| ControlFile::parse(&bytes, version).ok());
     Ok(control.is_some_and(|control| matches!(control.state, State::InArchiveRecovery | State::ShutDownInRecovery)))
@@ -52,7 +52,7 @@ fn was_standby(data_dir: &Path, snapshot: &Snapshot) -> Result<bool, Error> {
 /// the end of that.
 pub fn make_standby(data_dir: &Path, version: &Version) -> Result<(), Error> {
     let path = data_dir.join("global/pg_control");
-    let mut bytes = fs::read(&path).map_err(cannot::<Error>("read", &path))?;
+    let mut bytes = bounded::read(&path, bounded::OF_CLUSTER).map_err(cannot::<Error>("read", &path))?;
     let damaged = |error| cannot::<Error>("read", &path)(io::Error::new(io::ErrorKind::InvalidData, error));
     control::forget_backup(&mut bytes, version).map_err(damaged)?;
     fs::write(&path, &bytes).map_err(cannot::<Error>("write", &path))?;

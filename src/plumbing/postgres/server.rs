@@ -21,6 +21,7 @@ use super::alive::{self, Alive, Held};
 use super::find::Binaries;
 use super::process::Process;
 use super::settings::{Settings, is_free, remove_stale_socket};
+use crate::objects::bounded;
 use crate::objects::file_error::cannot;
 use crate::objects::pg::Lsn;
 use crate::progress::{Hidden, Progress};
@@ -223,7 +224,7 @@ const STOPPING: &[&str] = &["stopping"];
 
 /// Returns whether the server with that pid says one of `words` in its pid file.
 fn says(data_dir: &Path, pid: i32, words: &[&str]) -> bool {
-    let text = fs::read_to_string(data_dir.join("postmaster.pid")).unwrap_or_default();
+    let text = bounded::read_to_string(&data_dir.join("postmaster.pid"), bounded::OF_CLUSTER).unwrap_or_default();
     let mut lines = text.lines();
     lines.next().is_some_and(|line| line.trim().parse() == Ok(pid))
         && lines.nth(6).is_some_and(|status| words.contains(&status.trim()))
@@ -232,7 +233,7 @@ fn says(data_dir: &Path, pid: i32, words: &[&str]) -> bool {
 /// Returns the port of the server that runs in `data_dir`, or did, and the address that it listens on, from its pid file
 /// (`src/include/utils/pidfile.h`).
 pub fn listens(data_dir: &Path) -> Option<(u16, Option<IpAddr>)> {
-    let text = fs::read_to_string(data_dir.join("postmaster.pid")).ok()?;
+    let text = bounded::read_to_string(&data_dir.join("postmaster.pid"), bounded::OF_CLUSTER).ok()?;
     let mut lines = text.lines().skip(3);
     let port = lines.next()?.trim().parse().ok()?;
     Some((port, lines.nth(1).and_then(|address| address.trim().parse().ok())))
@@ -493,7 +494,7 @@ fn is_before_15(client: &mut Client) -> Result<bool, postgres::Error> {
 /// Returns the pid of the server that runs on a data directory that zenith did not make. A pid file that a crash
 /// left behind does not count, even if another process has its number by now.
 pub fn runs_on_foreign(data_dir: &Path) -> Option<i32> {
-    let text = fs::read_to_string(data_dir.join("postmaster.pid")).unwrap_or_default();
+    let text = bounded::read_to_string(&data_dir.join("postmaster.pid"), bounded::OF_CLUSTER).unwrap_or_default();
     let pid = text.lines().next().and_then(|pid| pid.trim().parse::<i32>().ok()).filter(|pid| *pid > 1)?;
     let works_there = match (fs::read_link(format!("/proc/{pid}/cwd")), fs::canonicalize(data_dir)) {
         (Ok(cwd), Ok(dir)) => cwd == dir,

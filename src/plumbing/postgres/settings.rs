@@ -18,9 +18,9 @@ use super::conf::{self, Values};
 use super::policy::{Class, RULES, Rule, Value, without_schedulers};
 use super::process::Process;
 use crate::objects::file_error::cannot;
-use crate::objects::folder;
 use crate::objects::pg::control::{ControlFile, Sizes, State};
 use crate::objects::pg::version::Version;
+use crate::objects::{bounded, folder};
 
 /// The longest path of a socket, in bytes, that every system takes (macOS: 104 with the NUL).
 const SOCKET_PATH: usize = 103;
@@ -126,7 +126,7 @@ impl Settings {
     /// any: it goes on after a shutdown, and no transaction is prepared. A standby must have as much as who wrote,
     /// whatever that used.
     fn least(&self, data_dir: &Path, major: u32) -> Option<Sizes> {
-        let bytes = fs::read(data_dir.join("global/pg_control")).ok()?;
+        let bytes = bounded::read(&data_dir.join("global/pg_control"), bounded::OF_CLUSTER).ok()?;
         let control = ControlFile::parse(&bytes, Version::of_major(major)?).ok()?;
         let has_none = folder::names(&data_dir.join("pg_twophase")).is_ok_and(|prepared| prepared.is_empty());
         let is_unlabelled = data_dir.join("backup_label").try_exists().is_ok_and(|is_there| !is_there);
@@ -244,7 +244,7 @@ pub fn write_hba_file(dir: &Path, is_replicated: bool) -> Result<PathBuf, Error>
         false => ("pg_hba.alone.conf", HBA_WITHOUT),
     };
     let (path, text) = (dir.join(name), [HBA, rest].concat());
-    if fs::read_to_string(&path).is_ok_and(|found| found == text) {
+    if bounded::read_to_string(&path, bounded::OF_CLUSTER).is_ok_and(|found| found == text) {
         return Ok(path);
     }
     let write = || {

@@ -151,7 +151,9 @@ fn new_cluster(cx: &Cx, workshop: &Path) -> Result<PathBuf, CommandError> {
     let account = Account::detect()?;
     // Nothing else here: root goes on in it.
     account.own(&cluster)?;
-    fs::set_permissions(workshop, PermissionsExt::from_mode(0o711))?;
+    // What is made in it belongs to the group that its folder has others' files belong to.
+    let of_group = fs::metadata(workshop)?.permissions().mode() & 0o2000;
+    fs::set_permissions(workshop, PermissionsExt::from_mode(of_group | 0o711))?;
     initdb(&cx.binaries(None)?, &account, &cluster, &os_user())?;
     Ok(cluster)
 }

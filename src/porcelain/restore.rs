@@ -38,9 +38,7 @@ pub struct Args {
 pub fn restore(repo: &Repo, position: Position, dir: &Path, progress: &dyn Progress) -> Result<Snapshot, CommandError> {
     let (_, line) = repo.timelines().snapshot_before(position)?;
     let snapshot = repo.store().snapshot(&line.object)?;
-    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir()) {
-        durable::create_dir_all(parent)?;
-    }
+    durable::create_dir_all(dir)?;
     datadir::restore::restore(repo.store(), &snapshot, dir, progress)?;
     let wal = dir.join("pg_wal");
     fs::create_dir_all(wal.join("archive_status"))?;

@@ -102,7 +102,9 @@ fn a_group_shares_a_repository() {
         return;
     }
     let env = Env::new();
-    fs::set_permissions(env.path(), Permissions::from_mode(0o755)).unwrap();
+    // The group of the folder, not that of who makes the repository.
+    checked(Command::new("chgrp").arg("65534").arg(env.path()));
+    fs::set_permissions(env.path(), Permissions::from_mode(0o2755)).unwrap();
     checked(&mut command(&env, &["init", "--shared"]));
     live(&env);
     checked(&mut command(&env, &["stop", "--all"]));
@@ -116,22 +118,33 @@ fn a_group_shares_a_repository() {
         assert_eq!(mode & wanted, wanted, "{} has mode {mode:o}", path.display());
     }
     // Somebody else of the group reads and writes.
-    let member = |words: &[&str]| {
+    let of_group = |user: &str, words: &[&str]| {
         let plain = env.command(words);
         let mut command = Command::new("setpriv");
-        command.args(["--reuid=65534", "--regid=65534", "--groups=0", "--"]).arg(plain.get_program()).args(words);
+        command.args(["--reuid", user, "--regid=65534", "--clear-groups", "--"]).arg(plain.get_program()).args(words);
         command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?)))).current_dir(env.path());
         command
     };
     // One that lies in a folder above may be anybody's, and names programs that would be run.
-    let found = member(&["log"]).output().unwrap();
+    let found = of_group("65534", &["log"]).output().unwrap();
     let told = String::from_utf8_lossy(&found.stderr).into_owned();
     assert!(!found.status.success() && told.contains("belongs to another user: root"), "{told}");
-    let member = |words: &[&str]| checked(member(words).env("ZENITH_DIR", env.repo()));
+    let of_group = |user: &str, words: &[&str]| checked(of_group(user, words).env("ZENITH_DIR", env.repo()));
+    let member = |words: &[&str]| of_group("65534", words);
     assert!(member(&["log"]).contains("main"));
     member(&["branch", "theirs", "v1"]);
     member(&["fsck"]);
     assert!(checked(&mut command(&env, &["branch"])).contains("theirs"));
+    checked(&mut command(&env, &["pageserver", "stop"]));
+    // And has servers, of what others made too, but no way to theirs.
+    let sql = "insert into t values (-7); select count(*) from t where generate_series = -7";
+    for (user, branch, count) in [("65534", "theirs", "1"), ("65534", "main", "1"), ("1", "main", "2")] {
+        of_group(user, &["start", branch]);
+        assert_eq!(of_group(user, &["psql", branch, "--", "-XqAtc", sql]).trim(), count, "{user}, {branch}");
+        assert_eq!(mode(&env.repo().join(format!("run.{user}"))) & 0o777, 0o700);
+        of_group(user, &["stop", branch]);
+    }
+    checked(&mut command(&env, &["fsck"]));
 }
 
 #[test]

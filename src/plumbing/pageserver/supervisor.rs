@@ -374,7 +374,7 @@ impl Supervisor {
         let Some(name) = name.filter(|name| name != "HEAD") else {
             let head = repo.refs().head().map_err(|error| refusal(error.into()))?;
             if is_default && repo.config().proxy.default == DefaultBranch::None {
-                return Err(unnamed());
+                return Err(unnamed(if is_owner { head.short() } else { "BRANCH" }));
             }
             return found(Target::Branch(head.short().to_owned()));
         };
@@ -649,10 +649,10 @@ fn still_busy(target: &Target) -> Refusal {
 }
 
 /// Returns what a client is told that names no branch where it has to.
-fn unnamed() -> Refusal {
+fn unnamed(example: &str) -> Refusal {
     let message = "the connection names no branch, and there is no default (proxy.default is none)";
-    // No name that there is: it may be anybody who asks.
-    let hint = "Name it with the user: postgres@BRANCH. See zenith-clients(7) for other ways, and zenith url.";
+    let hint =
+        format!("Name it with the user: postgres@{example}. See zenith-clients(7) for other ways, and zenith url.");
     Refusal::new(UNKNOWN_BRANCH, message).hint(hint)
 }
 

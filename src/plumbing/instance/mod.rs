@@ -201,7 +201,9 @@ impl Instance {
     pub fn status(&self, repo: &Repo) -> Status {
         let Some(timeline) = self.timeline() else { return Status::Stopped };
         let (alive, dir) = (self.alive(repo), repo.datadir(timeline));
-        mount::wake_guardian(&dir);
+        if !repo.is_foreign() {
+            mount::wake_guardian(&dir);
+        }
         let status = || alive.status().unwrap_or(Status::Held);
         match status() {
             // What is written there may be about any process.

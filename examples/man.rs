@@ -206,8 +206,8 @@ const REPLICATION: &[&str] = &[
      (replication=database) has to set it, too.",
     "A standby, or an archive of WAL, follows such a branch over clean stops and over crashes from which its server recovers on its own files. It \
      has to be made anew where the branch gets another history at LSNs that it had before, as PostgreSQL's own timeline stays the same: \
-     after zenith branch \\-f, and after a server that was not shut down and whose files were not gone on with (stop \\-\\-mode immediate, \
-     a stop after a crash, start \\-\\-eager): what was sent behind the last whole record is written anew then.",
+     after zenith branch -f, and after a server that was not shut down and whose files were not gone on with (stop --mode immediate, \
+     a stop after a crash, start --eager): what was sent behind the last whole record is written anew then.",
 ];
 
 const SLOTS: &[&str] = &[

@@ -106,13 +106,18 @@ fn settings_page() -> String {
     roff.control("SH", ["DESCRIPTION"]);
     paragraphs(&mut roff, SETTINGS);
     type Takes = fn(Class) -> bool;
-    let groups: [(&str, &str, Takes); 5] = [
+    let groups: [(&str, &str, Takes); 6] = [
         ("FORCED", "Has zenith's value in every server. zenith config refuses to set it for a branch.", |class| {
             matches!(class, Class::Forced(_))
         }),
         ("GIVES WAY", "The value named is replaced, unless it is the branch's own setting.", |class| {
             matches!(class, Class::Instead { .. })
         }),
+        (
+            "GIVES WAY IN A SERVER THAT ONLY READS",
+            "The value named is replaced there, also where it is the branch's own setting.",
+            |class| matches!(class, Class::Reading { .. }),
+        ),
         (
             "RAISED FOR A REPLAY",
             "In a server that only reads, or that has WAL to replay or prepared transactions, at least what the WAL was \
@@ -133,7 +138,7 @@ fn settings_page() -> String {
             roff.control("TP", []);
             let value = match rule.class {
                 Class::Forced(Value::Fixed(value)) | Class::Dropped(Value::Fixed(value)) => format!(" = '{value}'"),
-                Class::Instead { of, with } => format!(": {of} becomes {with}"),
+                Class::Instead { of, with } | Class::Reading { of, with } => format!(": {of} becomes {with}"),
                 _ => String::new(),
             };
             let versions = match rule.versions {

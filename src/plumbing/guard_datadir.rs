@@ -91,34 +91,46 @@ fn watch(beats: &Receiver<()>, server: &Alive, forget_signals: &dyn Fn()) -> End
     }
 }
 
-/// Kills a file system's process that is suspended. The kernel gives up the mount once the last of its descriptors is closed, and
-/// everybody who waits for the mount gets an error. Where the process does not go, the kernel is asked to do that.
-fn end_file_system(process: Process, data: &Path) -> io::Result<()> {
-    process.signal(Signal::SIGKILL)?;
+/// Waits until a process is gone, but no longer than [`END_WAIT`]. Returns whether it is.
+fn is_gone(process: &Process) -> bool {
     let patience = Instant::now() + END_WAIT;
     while process.is_alive() && Instant::now() < patience {
         sleep(PAUSE);
     }
-    if process.is_alive() { mount::abort(data) } else { Ok(()) }
+    !process.is_alive()
+}
+
+/// Kills the process that served the files in `dir`, and waits until it is gone, and its locks with it. The kernel gives up the mount
+/// once the last of its descriptors is closed, and everybody who waits for the mount gets an error. Where the process does not
+/// go, the kernel is asked to do that.
+fn end_file_system(process: &Process, dir: &Path) -> io::Result<()> {
+    process.signal(Signal::SIGKILL)?;
+    if !is_gone(process) && mount::serving(dir).as_ref() == Some(process) {
+        mount::abort(&dir.join("data"))?;
+        is_gone(process);
+    }
+    Ok(())
 }
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let dir = cx.folder.join(&args.dir);
     let data = dir.join("data");
     let server = Alive::of(cx.folder.join(&args.with_server), data.clone());
-    let parent = Process::of(getppid().as_raw());
+    // If that has ended already, this process is somebody else's child by now.
+    let parent = mount::serving(&dir).filter(|process| process.pid == getppid().as_raw());
     // Without it one that is suspended stays so.
     let _ = mount::note_guardian();
     let end = watch(&beats(), &server, &|| cx.ui.forget_signals());
-    // Somebody removed the folder, and another one is there by now, with another server and another guardian.
-    if mount::is_another(&dir) {
-        return Ok(());
+    if let Some(parent) = parent {
+        if end == End::Silent {
+            cx.ui.warning(format!("process {} does not serve '{}' any more, and is ended", parent.pid, data.display()));
+        }
+        end_file_system(&parent, &dir)?;
     }
-    if end == End::Silent {
-        cx.ui.warning(format!("process {} does not serve '{}' any more, and is ended", parent.pid, data.display()));
-        end_file_system(parent, &data)?;
-    }
-    if let Some(postmaster) = server.postmaster()? {
+    // Looked for first: a server that is started from here on is another one's.
+    let postmaster = server.postmaster()?;
+    let Some(_abandoned) = mount::abandoned(&dir) else { return Ok(()) };
+    if let Some(postmaster) = postmaster {
         cx.ui.warning(format!("the files at '{}' are gone, and server {} is ended", data.display(), postmaster.pid));
         server::end_at_once(postmaster)?;
     }

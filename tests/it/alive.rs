@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::support::{Env, checked, has_strace, is_alive, pg_program, traced, wait_until};
+use zenith::plumbing::instance::mount;
+
+use crate::support::{Env, checked, has_strace, is_alive, is_root, pg_program, traced, wait_until};
 
 fn send(pid: i32, signal: Signal) {
     kill(Pid::from_raw(pid), signal).unwrap();
@@ -111,6 +113,28 @@ fn a_file_system_that_does_not_move_is_ended_with_its_server() {
     assert!(!is_alive(files));
 }
 
+/// The guardian's last means, where a process cannot even be killed.
+#[test]
+fn a_mount_that_is_aborted_answers_nobody_and_its_server_is_ended() {
+    if !is_root() {
+        return;
+    }
+    let env = with_row();
+    let (server, files, data) = (env.postmaster("main"), env.file_system("main"), env.datadir("main").join("data"));
+    send(files, Signal::SIGSTOP);
+    let reader = {
+        let file = data.join("base/never-looked-at");
+        std::thread::spawn(move || fs::metadata(file))
+    };
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(!reader.is_finished());
+    mount::abort(&data).unwrap();
+    assert!(reader.join().unwrap().is_err());
+    send(files, Signal::SIGCONT);
+    ends_and_starts_again(&env, server);
+    mount::abort(&env.path().join("nothing")).unwrap();
+}
+
 /// As by killall -STOP: nobody is left who would end the file system, for which whoever looks at its files waits.
 #[test]
 fn a_file_system_and_a_guardian_that_do_not_move_hold_up_nobody_for_long() {
@@ -172,6 +196,29 @@ fn a_guardian_that_is_killed_is_replaced() {
     wait_until("there is another guardian", || guardian(&env, "main") != first);
     send(env.file_system("main"), Signal::SIGKILL);
     ends_and_starts_again(&env, server);
+}
+
+/// As after somebody removed the folder, and the next start has mounted in a new one.
+#[test]
+fn a_guardian_leaves_alone_what_another_process_serves_by_then() {
+    let env = with_row();
+    let (server, files, dir) = (env.postmaster("main"), env.file_system("main"), env.datadir("main"));
+    let mut late = env.command(["guard-datadir", "--with-server"]);
+    late.arg(lock_file(&env, "main")).arg(&dir).stdin(Stdio::piped());
+    let mut late = late.spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    drop(late.stdin.take());
+    assert!(late.wait().unwrap().success());
+    assert!(is_alive(server) && is_alive(files));
+    assert_eq!(env.sql("main", "select sum(i) from t"), "1");
+    // Nor does it touch files that were restored there.
+    env.run(["stop"]).ok();
+    env.run(["start", "--eager"]).ok();
+    let (server, dir) = (env.postmaster("main"), env.datadir("main"));
+    env.run(["guard-datadir".as_ref(), "--with-server".as_ref(), lock_file(&env, "main").as_os_str(), dir.as_os_str()])
+        .ok();
+    assert!(is_alive(server));
+    assert_eq!(env.sql("main", "select sum(i) from t"), "1");
 }
 
 #[test]

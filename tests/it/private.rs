@@ -150,7 +150,6 @@ fn a_group_shares_a_repository() {
 #[test]
 fn root_makes_nothing_in_the_repository_of_somebody_else() {
     if !is_root() {
-        println!("SKIPPED: only root may do what it likes");
         return;
     }
     let env = Env::init();

@@ -186,11 +186,7 @@ fn mount_once(repo: &Repo, dir: &Path, wanted: &Wanted) -> Result<(), Error> {
     command.args(["mount-datadir", "--with-server"]).arg(wanted.alive).args(wanted.hydrate.then_some("--hydrate"));
     command.arg(wanted.snapshot.to_string()).arg(dir).stdout(Stdio::piped());
     // It has the lock from its first instant on: should this process die now, the next one finds that one.
-    let lock = open_lock(dir, LOCK)?;
-    if !lock.try_take() {
-        return Err(Error::Busy(dir.join("data")));
-    }
-    command.stdin(lock.hand_over());
+    command.stdin(lock_before_mounting(dir)?.hand_over());
     // Frames come and go on all of its threads: with a heap for each, glibc keeps twice the memory.
     command.env("MALLOC_ARENA_MAX", "2");
     // Those of its threads' buffers that it takes from memory used before are cleared, and then they are there as a whole.
@@ -208,6 +204,18 @@ fn mount_once(repo: &Repo, dir: &Path, wanted: &Wanted) -> Result<(), Error> {
     let is_damaged = status.and_then(|status| status.code()) == Some(Class::Corrupt as i32);
     let said = server::tail(wanted.log, log_start).trim_start_matches("error: ").replace('\n', "; ");
     Err(Error::Failed { said, is_damaged })
+}
+
+/// Takes the lock of `dir` for a process that is to serve it. The guardian of one that served there before may have it for a moment.
+fn lock_before_mounting(dir: &Path) -> Result<PidLock, Error> {
+    let (lock, begun) = (open_lock(dir, LOCK)?, Instant::now());
+    while !lock.try_take() {
+        if begun.elapsed() > PATIENCE {
+            return Err(Error::Busy(dir.join("data")));
+        }
+        sleep(PAUSE);
+    }
+    Ok(lock)
 }
 
 /// Returns the line that the process of a file system answers with, however long it takes: it may have much to read. One that
@@ -258,7 +266,8 @@ pub fn detach(data: &Path) -> Result<(), Error> {
 pub fn abort(data: &Path) -> io::Result<()> {
     let Some(device) = mounts::device_at(data) else { return Ok(()) };
     let control = format!("/sys/fs/fuse/connections/{}/abort", device.minor);
-    fs::write(control, "1").or_else(|_| Ok(umount2(data, MntFlags::MNT_FORCE)?))
+    // Forced alone it gives up the connection, and then complains of who uses the mount.
+    fs::write(control, "1").or_else(|_| Ok(umount2(data, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH)?))
 }
 
 /// Unmounts `dir/data`, if it is mounted, and waits until its process has made everything durable and
@@ -329,12 +338,22 @@ pub fn wake_guardian(dir: &Path) {
     }
 }
 
-/// Returns whether the folder `dir` is not the one that this process was started to guard: the lock that it was handed lies in
-/// another. One that is gone, or cannot be looked at, is no other.
-pub fn is_another(dir: &Path) -> bool {
-    // Without a lock it was started by hand.
-    let Ok(Some(handed)) = PidLock::handed_on_stdout() else { return false };
-    matches!(handed.is_at(&dir.join(GUARD_LOCK)), Ok(Some(false)))
+/// Nobody mounts anything in a folder as long as this lives, if the folder is there.
+#[must_use = "somebody may mount there once this is dropped"]
+pub struct Abandoned(#[expect(dead_code)] Option<PidLock>);
+
+/// Returns whether nobody serves or shows files in `dir` any more, once the process that did is gone. `None` where somebody else
+/// does, or is about to, or unmounts: the folder, or what is mounted there, is another one by now.
+pub fn abandoned(dir: &Path) -> Option<Abandoned> {
+    // Without a folder there is no lock, and no mount either.
+    let lock = PidLock::open(&dir.join(LOCK)).ok();
+    let is_anothers = lock.as_ref().is_some_and(|lock| !lock.try_share()) || is_in_sight(dir).unwrap_or(false);
+    (!is_anothers).then_some(Abandoned(lock))
+}
+
+/// Returns the process that serves the data directory in `dir`, if it lives.
+pub fn serving(dir: &Path) -> Option<Process> {
+    PidLock::noted_at(&dir.join(LOCK))
 }
 
 /// Starts a process that reads what it is told to from the data directory `data`: see

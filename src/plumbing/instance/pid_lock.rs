@@ -63,6 +63,11 @@ impl PidLock {
         self.0.try_lock().is_ok()
     }
 
+    /// Returns whether no other process has the lock, nor gets it as long as this lives. Who [looks](PidLock::is_held) sees a free one.
+    pub fn try_share(&self) -> bool {
+        self.0.try_lock_shared().is_ok()
+    }
+
     /// Writes this process into the file.
     pub fn note(&mut self) -> io::Result<()> {
         self.0.rewind()?;

@@ -11,6 +11,8 @@ pub enum Class {
     Forced(Value),
     /// A value that would keep the server from starting here gives way to another one, unless it is the branch's own.
     Instead { of: &'static str, with: &'static str },
+    /// So it is in a server that only reads, whoever set the value.
+    Reading { of: &'static str, with: &'static str },
     /// It is at least what the WAL that the server replays was written with. A server that only reads always demands
     /// that, one that writes only if it has something to replay, or prepared transactions.
     AtLeast,
@@ -28,7 +30,7 @@ pub enum Value {
     OfServer,
 }
 
-use Class::{AtLeast, Dropped, Forced, Instead, Kept};
+use Class::{AtLeast, Dropped, Forced, Instead, Kept, Reading};
 use Value::{Fixed, OfServer};
 
 /// A line of the table.
@@ -182,6 +184,11 @@ pub const RULES: &[Rule] = &[
         "shared memory does not belong in the data directory's file system",
     ),
     since(18, instead("io_method", "io_uring", "worker", "containers often forbid it, and the server would not start")),
+    rule(
+        "default_transaction_isolation",
+        Reading { of: "serializable", with: "repeatable read" },
+        "PostgreSQL refuses serializable transactions there; what nobody writes to is the same either way",
+    ),
     at_least("max_connections"),
     at_least("max_worker_processes"),
     at_least("max_wal_senders"),

@@ -254,7 +254,7 @@ pub fn tail(log: &Path, from: u64) -> String {
 
 /// What the sessions of zenith itself have, whatever the cluster's files, the role and the database say: no time ends them, no
 /// library that is missing refuses them, nothing of the user's runs in them. Each with the first version that knows it.
-const SESSION: [(u32, &str); 11] = [
+const SESSION: [(u32, &str); 13] = [
     (14, "statement_timeout=0"),
     (14, "lock_timeout=0"),
     (14, "idle_session_timeout=0"),
@@ -264,6 +264,9 @@ const SESSION: [(u32, &str); 11] = [
     (14, "local_preload_libraries="),
     (14, "search_path=pg_catalog"),
     (14, "role=none"),
+    (14, "default_transaction_read_only=off"),
+    // A server that only reads refuses the strictest one.
+    (14, "default_transaction_isolation=repeatable read"),
     (14, "synchronous_commit=local"),
     (17, "event_triggers=off"),
 ];
@@ -291,7 +294,8 @@ fn ask<T: Send + 'static>(
 
 /// Connects to the database `postgres`, or where there is none, or one that nobody may connect to, to `template1`, as the superuser.
 fn log_in(endpoint: &Endpoint) -> Result<Client, Error> {
-    let options: String = session(endpoint.major).map(|setting| format!("-c {setting} ")).collect();
+    let options: String =
+        session(endpoint.major).map(|setting| format!("-c {} ", setting.replace(' ', "\\ "))).collect();
     let mut config = postgres::Config::new();
     config.host_path(&endpoint.socket_dir).port(endpoint.port).user(&endpoint.superuser).dbname("postgres");
     config.application_name("zenith").connect_timeout(ANSWER_WAIT).options(&options);

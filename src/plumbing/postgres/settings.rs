@@ -102,6 +102,11 @@ impl Settings {
                 let gives_way = !is_own && configured.is_some_and(|value| value.eq_ignore_ascii_case(of));
                 gives_way.then(|| with.into())
             }
+            Class::Reading { of, with } => {
+                let is_it = matches!(self.role, Role::Standby)
+                    && configured.is_some_and(|value| value.eq_ignore_ascii_case(of));
+                is_it.then(|| with.into())
+            }
             Class::AtLeast => {
                 let least = least?.more_than(rule.name, configured)?;
                 Some(least.to_string().into())

@@ -1,9 +1,9 @@
 //! The WAL of a timeline as one stream, from wherever its bytes lie: the sealed intervals of its
 //! chain, and beyond them the active segments.
 
-use std::fs::File;
+use std::fs::{self, File, Metadata};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 
 use super::log::WalInterval;
@@ -25,7 +25,27 @@ pub struct Segments {
     /// PostgreSQL's own timeline id, part of the names.
     timeline: u32,
     segment_size: u32,
-    open: Option<(u64, File)>,
+    open: Option<Opened>,
+}
+
+/// The segment that is read.
+#[derive(Debug)]
+struct Opened {
+    number: u64,
+    file: File,
+    path: PathBuf,
+}
+
+impl Opened {
+    /// Returns whether the file still has its name: under another one PostgreSQL makes another segment of it.
+    fn is_still_there(&self) -> io::Result<bool> {
+        let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
+        let own = identity(self.file.metadata()?);
+        match fs::metadata(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            there => Ok(identity(there?) == own),
+        }
+    }
 }
 
 impl Segments {
@@ -39,21 +59,23 @@ impl Segments {
         Segments::new(other.dir.clone(), other.timeline, other.segment_size)
     }
 
-    fn file(&mut self, lsn: Lsn) -> io::Result<Option<&File>> {
+    /// Opens the segment of an LSN: a copy of it that was kept, which does not change, or the one that PostgreSQL has.
+    fn file(&mut self, lsn: Lsn) -> io::Result<Option<&Opened>> {
         let number = lsn.segment_number(self.segment_size);
-        if self.open.as_ref().is_none_or(|(open, _)| *open != number) {
+        if self.open.as_ref().is_none_or(|open| open.number != number) {
             let name = segment::file_name(self.timeline, lsn, self.segment_size);
-            let opened = regular::open(&self.dir.join(&name)).or_else(|error| match error.kind() {
-                io::ErrorKind::NotFound => regular::open(&self.dir.join(KEPT).join(&name)),
-                _ => Err(error),
-            });
-            match opened {
-                Ok(file) => self.open = Some((number, file)),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-                Err(error) => return Err(error),
+            self.open = None;
+            for path in [self.dir.join(KEPT).join(&name), self.dir.join(&name)] {
+                match regular::open(&path) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    file => {
+                        self.open = Some(Opened { number, file: file?, path });
+                        break;
+                    }
+                }
             }
         }
-        Ok(self.open.as_ref().map(|(_, file)| file))
+        Ok(self.open.as_ref())
     }
 }
 
@@ -64,8 +86,13 @@ impl WalSource for Segments {
             let at = lsn.plus(done as u64);
             let offset = at.segment_offset(self.segment_size);
             let room = ((self.segment_size - offset) as usize).min(buffer.len() - done);
-            let Some(file) = self.file(at)? else { break };
-            let read = file.read_at(&mut buffer[done..done + room], u64::from(offset))?;
+            let Some(open) = self.file(at)? else { break };
+            let read = open.file.read_at(&mut buffer[done..done + room], u64::from(offset))?;
+            // What was read before that look was this segment's.
+            if !open.is_still_there()? {
+                self.open = None;
+                continue;
+            }
             if read == 0 {
                 break;
             }
@@ -147,5 +174,36 @@ impl WalSource for TimelineWal<'_> {
             done += count;
         }
         Ok(done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_that_is_recycled_while_it_is_read_is_read_from_the_copy_that_was_kept() {
+        const SIZE: u32 = 1 << 20;
+        let dir = tempfile::tempdir().unwrap();
+        let path = |number: u64| dir.path().join(segment::file_name(1, Lsn(number * u64::from(SIZE)), SIZE));
+        fs::write(path(1), vec![1; SIZE as usize]).unwrap();
+        let mut segments = Segments::new(dir.path().to_owned(), 1, SIZE);
+        let mut read = |at: u64| {
+            let mut buffer = [0; 8];
+            let length = segments.read(Lsn(at), &mut buffer).unwrap();
+            buffer[..length].to_vec()
+        };
+        let start = u64::from(SIZE);
+        assert_eq!(read(start), [1; 8]);
+        let kept = dir.path().join(KEPT);
+        fs::create_dir(&kept).unwrap();
+        fs::copy(path(1), kept.join(path(1).file_name().unwrap())).unwrap();
+        fs::File::options().write(true).open(path(1)).unwrap().write_all_at(&[2; 100], 0).unwrap();
+        crate::objects::durable::replace_by(&path(1), &path(3)).unwrap();
+        assert_eq!(read(start), [1; 8]);
+        assert_eq!(read(3 * start), [2; 8]);
+        // Nothing was kept of it.
+        crate::objects::durable::replace_by(&path(3), &path(5)).unwrap();
+        assert!(read(3 * start).is_empty());
     }
 }

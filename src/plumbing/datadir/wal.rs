@@ -14,9 +14,9 @@ use crate::objects::pg::{Lsn, segment};
 use crate::objects::repo::Repo;
 use crate::objects::snapshot::Snapshot;
 use crate::objects::timeline::log::WalInterval;
-use crate::objects::timeline::wal::{Segments, TimelineWal};
+use crate::objects::timeline::wal::{KEPT, Segments, TimelineWal};
 use crate::objects::timeline::{Position, Timeline, TimelineId};
-use crate::objects::{Kind, wal};
+use crate::objects::{Kind, regular, wal};
 
 /// Where a sealing ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -342,7 +342,7 @@ pub fn lay_out_before(
 
 /// Copies a segment from the page of byte `from` on; pages of zeroes become holes.
 pub fn copy_pages(path: &Path, from: u64, copy: &File) -> io::Result<()> {
-    let source = File::open(path)?;
+    let source = regular::open(path)?;
     let length = source.metadata()?.len();
     copy.set_len(length)?;
     let mut at = from - from % PAGE as u64;
@@ -377,13 +377,15 @@ pub fn complete(repo: &Repo, snapshot: &Snapshot, timeline: TimelineId, dir: &Pa
     Source::open(repo, timeline, first)?.copy(first, page, &mut file, &path)
 }
 
-/// The same below a server that runs on `timeline`, unless that segment is sealed already: then PostgreSQL may make
+/// The same below a server that runs on `timeline`, unless that segment is sealed or kept already: then PostgreSQL may make
 /// another one of its file.
 pub fn complete_below(repo: &Repo, snapshot: &Snapshot, timeline: TimelineId) -> Result<(), WalFilesError> {
     let dir = repo.timelines().wal_dir(timeline);
     let (path, first) = first_segment(repo, snapshot, &dir);
     let _held = hold(repo, &path)?;
-    if repo.timelines().read(timeline)?.sealed() >= first.plus(u64::from(repo.config().wal_segment_size)) {
+    let kept = dir.join(KEPT).join(path.file_name().unwrap_or_default());
+    let is_sealed = repo.timelines().read(timeline)?.sealed() >= first.plus(u64::from(repo.config().wal_segment_size));
+    if is_sealed || kept.try_exists().map_err(cannot::<Error>("look for", &kept))? {
         return Ok(());
     }
     complete(repo, snapshot, timeline, &dir)
@@ -391,7 +393,7 @@ pub fn complete_below(repo: &Repo, snapshot: &Snapshot, timeline: TimelineId) ->
 
 /// Keeps a segment from being sealed, or completed, by others as long as the result lives.
 pub fn hold(repo: &Repo, segment: &Path) -> Result<File, WalFilesError> {
-    let file = File::open(segment).map_err(cannot::<Error>("open", segment))?;
+    let file = regular::open(segment).map_err(cannot::<Error>("open", segment))?;
     repo.patience().lock(&file, segment, Mode::Exclusive)?;
     Ok(file)
 }

@@ -98,7 +98,8 @@ fn end_block(length: u64) -> u32 {
     u32::try_from(blocks_in(length)).unwrap_or(u32::MAX)
 }
 
-fn os(error: std::io::Error) -> Errno {
+/// Returns what a request that failed so is answered with.
+pub(super) fn os(error: std::io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
@@ -362,11 +363,13 @@ impl LazyFile {
         if end_block(length) == u32::MAX {
             return Err(Errno::EFBIG);
         }
+        // First what may fail for want of room: a cut that was noted counts after a crash.
+        let local = self.localise(cx, &mut state)?;
         if length < state.shown {
             cx.layer.note(&Record::Cut { ino: self.ino, length }).map_err(os)?;
             state.due = true;
         }
-        self.localise(cx, &mut state)?.resize(length).map_err(os)?;
+        local.resize(length).map_err(os)?;
         self.touch();
         state.shown = state.shown.min(length);
         let end = end_block(length);

@@ -30,7 +30,7 @@ use crate::objects::frame::blocks_in;
 use crate::objects::snapshot::Snapshot;
 use crate::objects::{ObjectId, Repo};
 use base::Base;
-use file::{Changed, Cx, LazyFile, Noted};
+use file::{Changed, Cx, LazyFile, Noted, os};
 use tree::Tree;
 pub use tree::{Kind, Node, ROOT, number_of};
 
@@ -84,10 +84,6 @@ impl From<std::io::Error> for Broken {
     fn from(error: std::io::Error) -> Broken {
         Broken::Io(error)
     }
-}
-
-fn os(error: std::io::Error) -> Errno {
-    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
 impl Vfs {
@@ -455,14 +451,6 @@ impl Vfs {
         }
         let named = runs.into_iter().filter_map(|(ino, first, count)| Some((paths.get(&ino)?.clone(), first, count)));
         named.collect()
-    }
-
-    /// Returns the content of a file at the top of the tree, such as `postmaster.pid`.
-    pub fn read_top(&self, name: &str) -> Option<Vec<u8>> {
-        let attributes = self.lookup(ROOT, OsStr::new(name)).ok()?;
-        let mut content = Vec::new();
-        self.read(attributes.ino, 0, attributes.length.min(1 << 16) as usize, &mut content).ok()?;
-        Some(content)
     }
 }
 

@@ -502,6 +502,23 @@ fn what_the_user_set_outlives_a_server_that_was_not_shut_down() {
 }
 
 #[test]
+fn what_was_put_away_outlives_a_start_that_fails() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select 1 i");
+    env.run(["restart"]).ok();
+    env.sql("main", "alter system set work_mem = '77MB'");
+    // At once: no WAL was written.
+    env.run(["stop", "--mode", "immediate"]).ok();
+    let bad = env.path().join("bad.conf");
+    std::fs::write(&bad, "no_such_setting = 1\n").unwrap();
+    env.run(["start".as_ref(), "--config-file".as_ref(), bad.as_os_str()]).fails(1, &["no_such_setting"]);
+    // Nor is what PostgreSQL refuses kept.
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "show work_mem"), "77MB");
+}
+
+#[test]
 fn what_was_put_away_outlives_a_server_of_whose_files_nothing_is_seen() {
     let env = Env::init();
     env.run(["start"]).ok();

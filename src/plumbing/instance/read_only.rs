@@ -63,17 +63,17 @@ pub fn start(cx: &Context, text: &str, position: Position, wish: Wish) -> Result
     }
     discard_files(repo, &mut instance)?;
     instance.choose_port(repo, wish, cx.progress)?;
-    let started = prepare_and_run(cx, &mut instance, position, wish);
-    if started.is_err() {
-        if instance.timeline().is_some() {
-            let (alive, log) = (instance.alive(repo), instance.log(repo));
-            let _ = server::stop(&alive, Mode::Immediate, STOP_WAIT, || false, &log, cx.progress);
-        }
-        // The error says more than what could go wrong here.
-        let _ = discard_files(repo, &mut instance);
-        let _ = instance.remove(repo, held);
+    let refused = match prepare_and_run(cx, &mut instance, position, wish) {
+        Ok(laid_out) => return Ok(Outcome::fresh(instance, from, laid_out)),
+        Err(error) => error,
+    };
+    if instance.timeline().is_some() {
+        let (alive, log) = (instance.alive(repo), instance.log(repo));
+        let _ = server::stop(&alive, Mode::Immediate, STOP_WAIT, || false, &log, cx.progress);
     }
-    Ok(Outcome::fresh(instance, from, started?))
+    // The error says more than what could go wrong here; what could not be removed, the next start or stop finds.
+    let _ = discard(repo, instance, held);
+    Err(refused)
 }
 
 fn prepare_and_run(
@@ -92,7 +92,7 @@ fn prepare_and_run(
     let dir = repo.datadir(id);
     let (data, wal_dir) = (dir.join("data"), dir.join("wal"));
     let mut laid_out = lay_out_all(cx, instance, position, (&dir, &wal_dir), wish)?;
-    if mount::is_mounted(&data) {
+    if mount::is_mounted(&data)? {
         laid_out.fetch(repo, data.clone());
     }
     complete(repo, &laid_out.snapshot, position.timeline, &wal_dir)?;

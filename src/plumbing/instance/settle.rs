@@ -76,7 +76,7 @@ pub fn settle_knowingly(
 ) -> Result<Settled, CommandError> {
     let Some(id) = instance.timeline() else {
         // What cannot be removed now goes the next time.
-        let _ = remove_wal(repo, instance, (signature, progress));
+        let _ = remove_wal(repo, instance, None, (signature, progress));
         return Ok(Settled::Nothing);
     };
     let epoch = Epoch { repo, branch: instance.config.branch.clone(), id, signature, progress };
@@ -106,16 +106,15 @@ pub fn settle_knowingly(
         return Ok(Settled::Unchanged);
     }
     seal_all(repo, id, end)?;
-    if run.is_none() {
+    let Some(run) = run else {
         epoch.clear_cut_off(files)?;
         close(repo, instance)?;
         return Ok(Settled::Unchanged);
-    }
-    let snapshot = epoch.keep_files(files)?;
+    };
+    let snapshot = epoch.keep_files(files, &run)?;
     close(repo, instance)?;
     epoch.keep_nameless()?;
-    drop(held);
-    remove_wal(repo, instance, (signature, progress))?;
+    remove_wal(repo, instance, Some(held), (signature, progress))?;
     // What cannot be removed now goes the next time.
     let _ = trash::tidy(repo, signature.time_us);
     maintain::repack_if_due(repo, &instance.log(repo));
@@ -165,7 +164,7 @@ impl Epoch<'_> {
 
     /// Keeps what its WAL, which is sealed, does not give back, and removes its files or moves them to the trash. Returns the snapshot
     /// of them, if its server was shut down cleanly.
-    fn keep_files(&self, files: Files) -> Result<Option<ObjectId>, CommandError> {
+    fn keep_files(&self, files: Files, run: &Run) -> Result<Option<ObjectId>, CommandError> {
         let Epoch { repo, branch, id, signature, progress } = self;
         if files == Files::Hidden {
             progress.warn(&format!(
@@ -181,7 +180,7 @@ impl Epoch<'_> {
         let (dir, timeline) = (repo.datadir(*id), repo.timelines().read(*id)?);
         let data = dir.join("data");
         slots::put_away(repo, &timeline, &data)?;
-        let exact = snapshot_if_exact(repo, &timeline, &data, signature.time_us, *progress)?;
+        let exact = snapshot_if_exact(repo, &timeline, run, &data, signature.time_us, *progress)?;
         if let Exact::Snapshot(made) = exact {
             own_files::forget(repo, *id)?;
             mount::remove(repo.tmp()?, &dir)?;
@@ -279,7 +278,7 @@ enum Files {
 fn show(repo: &Repo, instance: &Instance, id: TimelineId, is_accepted: bool) -> Result<Files, CommandError> {
     let dir = repo.datadir(id);
     let layer = local::dir(&dir);
-    if !mount::is_served(&dir) {
+    if !mount::is_served(&dir)? {
         mount::unmount(&dir)?;
     }
     if !is_writer(repo, id)? {
@@ -292,7 +291,7 @@ fn show(repo: &Repo, instance: &Instance, id: TimelineId, is_accepted: bool) -> 
     if !layer.try_exists()? {
         return Ok(Files::Absent);
     }
-    if !mount::is_prepared(&dir) {
+    if !mount::is_prepared(&dir)? {
         return Ok(Files::Hidden);
     }
     let hide = |error: CommandError| {
@@ -351,13 +350,13 @@ fn close(repo: &Repo, instance: &mut Instance) -> CmdResult {
 }
 
 /// Removes the WAL of the epoch that was closed last, once all of it is sealed. Only then does it go, since an open epoch without the
-/// segment that it writes to is in doubt.
-fn remove_wal(repo: &Repo, instance: &Instance, with: (&Signature, &dyn Progress)) -> CmdResult {
+/// segment that it writes to is in doubt. `held` is the lock of its server, if that is in hand.
+fn remove_wal(repo: &Repo, instance: &Instance, held: Option<Held>, with: (&Signature, &dyn Progress)) -> CmdResult {
     let closed = instance.config.closed.as_ref().and_then(|id| id.parse().ok());
     let Some(id) = closed.filter(|id| !repo.timelines().is_gone(*id)) else { return Ok(()) };
     if repo.timelines().run(id)?.is_some() {
         // Another branch may have gone on with it.
-        let held = alive(repo, id).take()?;
+        let held = held.map_or_else(|| alive(repo, id).take(), Ok)?;
         if !super::is_open(repo, id)? {
             secure_end(repo, &instance.config.branch, (id, &held), with)?;
             repo.timelines().end_run(repo.tmp()?, id)?;
@@ -379,6 +378,7 @@ enum Exact {
 fn snapshot_if_exact(
     repo: &Repo,
     timeline: &Timeline,
+    run: &Run,
     data: &Path,
     now_us: i64,
     progress: &dyn Progress,
@@ -388,11 +388,16 @@ fn snapshot_if_exact(
         return Ok(Exact::NotThere);
     }
     let tip = timeline.tip();
+    if run.began == Some(tip.lsn) {
+        // PostgreSQL never came to write: a snapshot there is what the run began with, not what the files are by now.
+        return Ok(Exact::NotThere);
+    }
     if let Some(line) = timeline.snapshots.before(tip.lsn).filter(|line| line.lsn == tip.lsn) {
-        return Ok(Exact::Snapshot(line.object));
+        // It was made before a crash; unless nobody knows where the run began.
+        return Ok(run.began.map_or(Exact::NotThere, |_| Exact::Snapshot(line.object)));
     }
     // What a lazy data directory knows is about the snapshot of its mark.
-    let parent = match Control::of(data) {
+    let parent = match Control::of(data)? {
         Some(control) => control.mark()?,
         None => repo.timelines().snapshot_before(tip)?.1.object,
     };

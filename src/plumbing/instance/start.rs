@@ -2,6 +2,7 @@
 //! that is another clone's, or cannot be gone on with, it forks.
 
 use std::fs;
+use std::io::Write;
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,7 @@ use crate::objects::pg::segment;
 use crate::objects::refs::{self, Expect, RefName, Signature, Value};
 use crate::objects::snapshot::Snapshot;
 use crate::objects::timeline::{Position, Timeline, TimelineId, run};
-use crate::objects::{ObjectId, Repo, durable};
+use crate::objects::{ObjectId, Repo, bounded, durable};
 use crate::plumbing::datadir::local;
 use crate::plumbing::datadir::reflink::restore_or_clone;
 use crate::plumbing::datadir::wal::{complete, lay_out, lay_out_before};
@@ -267,7 +268,7 @@ fn resume(
     secure_end(repo, &instance.config.branch, (timeline, &held), (cx.signature, cx.progress))?;
     let is_ours = repo.refs().read(branch)? == Some(Value::Branch(timeline));
     let Some(run) = repo.timelines().run(timeline)? else { return Ok(None) };
-    if !is_ours || !is_writer(repo, timeline)? || wish.eager || !mount::is_prepared(&dir) {
+    if !is_ours || !is_writer(repo, timeline)? || wish.eager || !mount::is_prepared(&dir)? {
         return Ok(None);
     }
     if run.alone && repo.config().is_replicated(branch.short()) {
@@ -317,20 +318,33 @@ pub(super) fn run_server(
         let mode = fs::Permissions::from_mode(0o750);
         fs::set_permissions(&data, mode).map_err(cannot::<postgres::Error>("change the mode of", &data))?;
     }
-    if let Some(file) = wish.config_file {
-        configure(&data, file)?;
-    }
     account.check()?;
-    server::start(binaries, account, &data, &log, &settings, held, *progress)?.keep();
+    let former = wish.config_file.map(|file| configure(&data, file)).transpose()?.flatten();
+    let started = server::start(binaries, account, &data, &log, &settings, held, *progress);
+    if let (Err(_), Some(former)) = (&started, former) {
+        // What PostgreSQL refuses is not kept.
+        write_conf(&data, &former)?;
+    }
+    started?.keep();
     Ok(())
 }
 
-/// Makes what `file` says the configuration of the cluster in `data`, durably.
-fn configure(data: &Path, file: &Path) -> Result<(), postgres::Error> {
-    let (text, target) =
-        (fs::read(file).map_err(cannot::<postgres::Error>("read", file))?, data.join("postgresql.conf"));
-    let written = fs::write(&target, text).and_then(|()| durable::sync_file(&target));
-    written.map_err(cannot::<postgres::Error>("write", &target))
+/// Makes what `file` says the configuration of the cluster in `data`, durably. Returns what that was, if it can be read.
+fn configure(data: &Path, file: &Path) -> Result<Option<Vec<u8>>, postgres::Error> {
+    let text = bounded::read(file, bounded::CONFIG).map_err(cannot::<postgres::Error>("read", file))?;
+    let former = bounded::read(&data.join(CONF), bounded::CONFIG).ok();
+    write_conf(data, &text).map(|()| former)
+}
+
+/// The configuration of a cluster, in its data directory, and what PostgreSQL takes for a new one that was not finished.
+const CONF: &str = "postgresql.conf";
+const UNFINISHED: &str = "postgresql.auto.conf.tmp";
+
+/// Puts another configuration in the place of that of the cluster in `data`: a crash leaves one of the two.
+fn write_conf(data: &Path, text: &[u8]) -> Result<(), postgres::Error> {
+    let (path, new) = (data.join(CONF), data.join(UNFINISHED));
+    let written = durable::write_in_place(&new, |file| file.write_all(text));
+    written.and_then(|()| durable::replace_by(&new, &path)).map_err(cannot::<postgres::Error>("write", &path))
 }
 
 /// Returns what zenith sets for the server of an instance.
@@ -421,8 +435,9 @@ fn show_files(
     let restore = || {
         let copies = repo.dir().join("datadirs/copies");
         let data = dir.join("data");
-        // Left by the mount that failed.
+        // Left by the mount that failed: with a layer, nobody would take what is restored for the cluster's files.
         let _ = fs::remove_dir(&data);
+        durable::discard_dir(repo.tmp()?, &local::dir(dir))?;
         restore_or_clone(repo.store(), (id, snapshot), &data, &copies, *progress)?;
         // PostgreSQL takes the files of a clean shutdown for durable. A moment does not outlive a crash.
         if !instance.is_read_only() {
@@ -493,7 +508,7 @@ impl Run<'_> {
             lay_out_before(repo, snapshot, timeline.id, restart, &wal_dir)?;
             complete(repo, snapshot, timeline.id, &wal_dir)?;
         }
-        if mount::is_mounted(&data) {
+        if mount::is_mounted(&data)? {
             laid_out.fetch(repo, data);
         } else {
             // Where it is mounted, the file system's process does so meanwhile.

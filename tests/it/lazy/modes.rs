@@ -90,6 +90,8 @@ fn without_fuse_all_is_restored_and_the_reason_told() {
     assert!(told.contains("all files were restored first") && told.contains("/dev/fuse"), "{told}");
     env.sql("main", "create table t as select 1");
     assert_eq!(env.mounts(), Vec::<String>::new());
+    // A layer would say that the files are in it, pg_control too.
+    assert!(!env.datadir("main").join("local").exists());
     env.run(["stop"]).ok();
     env.run(["start"]).ok();
     assert_lazy(&env, "main");

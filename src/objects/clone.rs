@@ -20,6 +20,7 @@ use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
+use super::file_error::is_want;
 use super::timeline::CloneId;
 use super::{bounded, durable};
 
@@ -47,7 +48,11 @@ impl Folder {
     pub fn of(dir: &Path) -> io::Result<Folder> {
         let metadata = fs::metadata(dir)?;
         let born = metadata.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+        let machine = match fs::read_to_string("/etc/machine-id") {
+            // What cannot be read now says nothing: another machine is another clone.
+            Err(error) if is_want(&error) => return Err(error),
+            machine => machine.unwrap_or_default(),
+        };
         Ok(Folder {
             inode: metadata.ino(),
             born: born.map_or_else(String::new, |born| born.as_nanos().to_string()),

@@ -6,7 +6,7 @@
 //! somebody stops it. The guardian ends both processes and unmounts.
 
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::{sleep, spawn};
 use std::time::{Duration, Instant};
@@ -100,42 +100,69 @@ fn is_gone(process: &Process) -> bool {
     !process.is_alive()
 }
 
-/// Kills the process that served the files in `dir`, and waits until it is gone, and its locks with it. The kernel gives up the mount
-/// once the last of its descriptors is closed, and everybody who waits for the mount gets an error. Where the process does not
-/// go, the kernel is asked to do that.
-fn end_file_system(process: &Process, dir: &Path) -> io::Result<()> {
-    process.signal(Signal::SIGKILL)?;
-    if !is_gone(process) && mount::serving(dir).as_ref() == Some(process) {
-        mount::abort(&dir.join("data"))?;
-        is_gone(process);
+/// What is guarded.
+struct Guarded {
+    dir: PathBuf,
+    /// The process that serves the files in it. If that has ended already, this process is somebody else's child by now.
+    parent: Option<Process>,
+    server: Alive,
+}
+
+impl Guarded {
+    fn data(&self) -> PathBuf {
+        self.dir.join("data")
     }
-    Ok(())
+
+    /// Kills the file system's process, and waits until it is gone, and its locks with it. The kernel gives up the mount once the last
+    /// of its descriptors is closed, and everybody who waits for the mount gets an error. Where the process does not go, the
+    /// kernel is asked to do that.
+    fn end_file_system(&self) -> CmdResult {
+        let Some(process) = &self.parent else { return Ok(()) };
+        process.signal(Signal::SIGKILL)?;
+        if !is_gone(process) && mount::serving(&self.dir).as_ref() == Some(process) {
+            mount::abort(&self.data())?;
+            is_gone(process);
+        }
+        Ok(())
+    }
+
+    /// Ends the server, and what it left, and unmounts; unless another process serves there by now.
+    fn end_server(&self, cx: &Cx) -> CmdResult {
+        // Looked for first: a server that is started from here on is another one's.
+        let postmaster = self.server.postmaster()?;
+        let Some(_abandoned) = mount::abandoned(&self.dir)? else { return Ok(()) };
+        if let Some(postmaster) = postmaster {
+            let data = self.data();
+            cx.ui.warning(format!(
+                "the files at '{}' are gone, and server {} is ended",
+                data.display(),
+                postmaster.pid
+            ));
+            server::end_at_once(postmaster)?;
+        }
+        if self.server.status()? == Status::Orphaned {
+            self.server.end_orphans(Instant::now() + GRACE)?;
+        }
+        Ok(mount::detach(&self.data())?)
+    }
 }
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let dir = cx.folder.join(&args.dir);
-    let data = dir.join("data");
-    let server = Alive::of(cx.folder.join(&args.with_server), data.clone());
-    // If that has ended already, this process is somebody else's child by now.
+    let server = Alive::of(cx.folder.join(&args.with_server), dir.join("data"));
     let parent = mount::serving(&dir).filter(|process| process.pid == getppid().as_raw());
+    let guarded = Guarded { dir, parent, server };
     // Without it one that is suspended stays so.
     let _ = mount::note_guardian();
-    let end = watch(&beats(), &server, &|| cx.ui.forget_signals());
-    if let Some(parent) = parent {
-        if end == End::Silent {
-            cx.ui.warning(format!("process {} does not serve '{}' any more, and is ended", parent.pid, data.display()));
-        }
-        end_file_system(&parent, &dir)?;
+    let end = watch(&beats(), &guarded.server, &|| cx.ui.forget_signals());
+    if let Some(parent) = guarded.parent.filter(|_| end == End::Silent) {
+        let data = guarded.data();
+        cx.ui.warning(format!("process {} does not serve '{}' any more, and is ended", parent.pid, data.display()));
     }
-    // Looked for first: a server that is started from here on is another one's.
-    let postmaster = server.postmaster()?;
-    let Some(_abandoned) = mount::abandoned(&dir) else { return Ok(()) };
-    if let Some(postmaster) = postmaster {
-        cx.ui.warning(format!("the files at '{}' are gone, and server {} is ended", data.display(), postmaster.pid));
-        server::end_at_once(postmaster)?;
+    // What fails, as for a want of memory, is tried again: nobody else would end them.
+    while let Err(error) = guarded.end_file_system().and_then(|()| guarded.end_server(cx)) {
+        cx.ui.warning(error.text());
+        sleep(TICK);
     }
-    if server.status()? == Status::Orphaned {
-        server.end_orphans(Instant::now() + GRACE)?;
-    }
-    Ok(mount::detach(&data)?)
+    Ok(())
 }

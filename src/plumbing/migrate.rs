@@ -151,8 +151,10 @@ fn take_locks(dir: &Path, timelines: &Timelines) -> Result<Vec<File>, CommandErr
             .hint("with the program that made it: zenith pageserver stop; zenith stop --all")
     };
     let datadirs = subfolders(&dir.join("datadirs"))?;
-    if let Some(mounted) = datadirs.iter().map(|folder| folder.join("data")).find(|data| mount::is_mounted(data)) {
-        return Err(in_use(&mounted));
+    for data in datadirs.iter().map(|folder| folder.join("data")) {
+        if mount::is_mounted(&data)? {
+            return Err(in_use(&data));
+        }
     }
     // First those that who begins anything needs.
     let general = ["config.lock", "refs.lock", "timelines/lock", "instances/lock"].map(|name| dir.join(name));

@@ -1,6 +1,6 @@
 //! `zenith mount-datadir`: the process behind a lazy data directory.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::sync::Arc;
@@ -66,8 +66,8 @@ const BEAT: Duration = Duration::from_secs(1);
 /// Who reads ahead is let go after that time without work.
 const READER_WAIT: Duration = Duration::from_secs(10);
 
-/// How often it is tried to make the WAL durable: files of PostgreSQL's come and go beside it. Without that, the next
-/// start after a crash begins afresh.
+/// How often it is tried in haste to make the WAL durable: files of PostgreSQL's come and go beside it. Then that is told, and tried
+/// with each look. Without it, the next start after a crash begins afresh.
 const ATTEMPTS: u32 = 10;
 
 /// Requests under way at once: enough for a dozen backends that wait for blocks, and few enough
@@ -94,18 +94,19 @@ impl Watch<'_> {
         let (mut looked, mut tidied, mut used) = (begun, begun, begun);
         let (mut noted, mut told) = (false, 0);
         let mut idle = Idle::default();
-        let mut attempts = if self.server.is_none() || mount::is_prepared(self.dir) { 0 } else { ATTEMPTS };
+        let (mut prepared, mut attempts) = (self.server.is_none() || mount::is_prepared(self.dir)?, 0);
         while !mounted.has_ended() {
             sleep(TICK);
-            if attempts > 0 && self.server_runs() {
-                attempts = match self.prepare() {
-                    Ok(()) => 0,
-                    Err(error) if attempts == 1 => {
-                        self.cx.ui.warning(error.text());
-                        0
+            if !prepared && (attempts < ATTEMPTS || looked.elapsed() >= LOOK) && self.server_runs() {
+                match self.prepare() {
+                    Ok(()) => prepared = true,
+                    Err(error) => {
+                        attempts = attempts.saturating_add(1);
+                        if attempts == ATTEMPTS {
+                            self.cx.ui.warning(error.text());
+                        }
                     }
-                    Err(_) => attempts - 1,
-                };
+                }
             }
             if self.cx.ui.check().is_err() {
                 self.stop_server();
@@ -258,15 +259,18 @@ impl Reader {
             self.child = mount::reader(&self.data).ok();
         }
         let pipe = self.child.as_mut().and_then(|child| child.stdin.as_mut());
-        if pipe.is_some_and(|pipe| read_ahead::ask(pipe, path, offset).is_err()) {
-            self.end();
+        match pipe.map(|pipe| read_ahead::ask(pipe, path, offset)) {
+            None | Some(Ok(())) => {}
+            // It has more to do than it can, or is suspended: nothing waits for it.
+            Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Some(Err(_)) => self.end(),
         }
     }
 
-    /// Without its pipe it ends when it has done what it was asked.
+    /// It has nothing to lose.
     fn end(&mut self) {
         if let Some(mut child) = self.child.take() {
-            drop(child.stdin.take());
+            let _ = child.kill();
             let _ = child.wait();
         }
     }

@@ -376,7 +376,8 @@ pub fn commit(repo: &Repo, stored: Stored, options: &Options, now_us: i64) -> Re
 /// Returns what the data directory, if it is a lazy one, knows of the difference to its snapshot, if that is
 /// the parent.
 fn known<'a>(dir: &Path, id: &ObjectId, parent: &'a Snapshot) -> Result<Option<Known<'a>>, datadir::Error> {
-    let Some(control) = Control::of(dir) else { return Ok(None) };
+    let control = Control::of(dir).map_err(cannot::<datadir::Error>("look at", dir))?;
+    let Some(control) = control else { return Ok(None) };
     if control.mark()? != *id {
         return Ok(None);
     }

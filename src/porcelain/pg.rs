@@ -74,7 +74,7 @@ pub fn rows(repo: &Repo) -> Result<Vec<Row>, instance::Error> {
     let row = |instance: Instance| {
         let running = instance.status(repo) != Status::Stopped;
         let data = instance.data_dir(repo).filter(|_| running);
-        let lazy = data.and_then(|data| Control::of(&data)?.status().ok());
+        let lazy = data.and_then(|data| Control::of(&data).ok()??.status().ok());
         let Instance { name, config } = instance;
         Row {
             name,

@@ -154,7 +154,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         return report(cx, &repo, &outcome);
     }
     let endpoint = outcome.instance.endpoint(&repo)?;
-    let lazy = outcome.instance.data_dir(&repo).is_some_and(|data| is_mounted(&data));
+    let lazy = outcome.instance.data_dir(&repo).is_some_and(|data| is_mounted(&data).unwrap_or(false));
     cx.json(&Row {
         lazy,
         url: server::url(&endpoint),

@@ -221,6 +221,53 @@ fn a_guardian_leaves_alone_what_another_process_serves_by_then() {
     assert_eq!(env.sql("main", "select sum(i) from t"), "1");
 }
 
+/// Somebody tidied up: a lock that is not there says nothing of who had it.
+#[test]
+fn a_file_system_whose_lock_was_removed_is_gone_before_the_next_one_comes() {
+    let env = with_row();
+    let (server, files, guardian) = (env.postmaster("main"), env.file_system("main"), guardian(&env, "main"));
+    for name in ["lock", "guard.lock"] {
+        fs::remove_file(env.datadir("main").join(name)).unwrap();
+    }
+    // They are slow to end.
+    [files, guardian].iter().for_each(|pid| send(*pid, Signal::SIGSTOP));
+    send(server, Signal::SIGKILL);
+    wait_until("the server has ended", || !is_alive(server));
+    env.run(["start"]).ok();
+    assert!(!is_alive(files) && !is_alive(guardian));
+    assert_eq!(env.sql("main", "select sum(i) from t"), "1");
+}
+
+/// Returns the postmaster that a start has noted, as soon as it has.
+fn noted(env: &Env) -> i32 {
+    let text = |folder: fs::DirEntry| fs::read_to_string(folder.path().join("alive")).ok();
+    loop {
+        let folders = fs::read_dir(env.repo().join("timelines")).unwrap().flatten();
+        let pid = folders.filter_map(text).find_map(|text| text.split(' ').next()?.parse().ok());
+        if let Some(pid) = pid.filter(|pid| is_alive(*pid)) {
+            return pid;
+        }
+    }
+}
+
+#[test]
+fn a_start_of_a_server_that_is_suspended_ends_and_says_why() {
+    let env = Env::init();
+    let mut start = env.command(["start"]);
+    let start = start.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let server = noted(&env);
+    send(server, Signal::SIGSTOP);
+    let begun = Instant::now();
+    let refused = start.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{told}");
+    assert!(told.contains("is suspended"), "{told}");
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    assert!(!is_alive(server));
+    env.run(["start"]).ok();
+    env.sql("main", "select 1");
+}
+
 #[test]
 fn a_backend_that_outlives_its_postmaster_is_ended_before_the_next_start() {
     let env = with_row();

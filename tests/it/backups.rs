@@ -118,7 +118,7 @@ fn a_copy_of_a_crashed_repository_leaves_the_original_alone() {
         let timeline = env.run(["rev-parse", "main"]).ok()[..32].to_owned();
         let dir = env.repo().join("datadirs").join(&timeline);
         let begun = Instant::now();
-        while !mount::is_prepared(&dir) && begun.elapsed() < Duration::from_secs(60) {
+        while !mount::is_prepared(&dir).unwrap() && begun.elapsed() < Duration::from_secs(60) {
             std::thread::sleep(Duration::from_millis(20));
         }
         let (link, wal) = (dir.join("data/pg_wal"), env.repo().join("timelines").join(&timeline).join("wal"));

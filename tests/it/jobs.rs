@@ -209,7 +209,7 @@ fn a_snapshot_that_is_suspended_is_not_waited_for() {
     let mut other = std::process::Command::new("sleep").arg("100").spawn().unwrap();
     let pid = Pid::from_raw(other.id() as i32);
     kill(pid, Signal::SIGSTOP).unwrap();
-    std::fs::write(&path, Process::of(pid.as_raw()).to_string()).unwrap();
+    std::fs::write(&path, Process::of(pid.as_raw()).unwrap().to_string()).unwrap();
     let hint = format!("kill -CONT {pid}");
     env.run(["snapshot"]).fails(1, &["another command is taking a snapshot", "is suspended", &hint]);
     other.kill().unwrap();

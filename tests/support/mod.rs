@@ -219,7 +219,7 @@ impl Drop for Env {
 
 /// Returns whether a process has not ended.
 pub fn is_alive(pid: i32) -> bool {
-    zenith::plumbing::postgres::process::Process::of(pid).is_alive()
+    zenith::plumbing::postgres::process::Process::of(pid).unwrap().is_alive()
 }
 
 /// Waits until something is so, at most half a minute.

@@ -9,7 +9,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -123,9 +123,9 @@ pub struct Control<'a> {
 
 impl<'a> Control<'a> {
     /// Returns the control of the data directory `root`; `None` where it is not a lazy one.
-    pub fn of(root: &'a Path) -> Option<Control<'a>> {
+    pub fn of(root: &'a Path) -> io::Result<Option<Control<'a>>> {
         let control = Control { root };
-        control.path(Name::Mark).exists().then_some(control)
+        Ok(control.path(Name::Mark).try_exists()?.then_some(control))
     }
 
     fn read(&self, wanted: Name) -> Result<Vec<u8>, Error> {

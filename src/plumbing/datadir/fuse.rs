@@ -191,7 +191,7 @@ impl Fuse {
 
 /// Raises how far the kernel reads ahead: only root can, and only after mounting.
 fn read_ahead(root: &Path) {
-    if let Some(Device { major, minor }) = device_at(root) {
+    if let Ok(Some(Device { major, minor })) = device_at(root) {
         let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
         let _ = std::fs::write(path, READ_AHEAD_KIB.to_string()); // without it, reading in order is slower
     }

@@ -1,9 +1,9 @@
 //! What is mounted where, from the kernel's own table: proc(5), `/proc/PID/mountinfo`. Nothing that is mounted is asked, so
 //! nothing waits for a file system that does not answer.
 
-use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 /// A device, as it stands in `/sys/class/bdi` and `/sys/fs/fuse/connections`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,9 +14,12 @@ pub struct Device {
 
 /// Returns the device that is mounted at `path`, the topmost if there are several. `None` where nothing is, and on systems
 /// without that table, where zenith mounts nothing.
-pub fn device_at(path: &Path) -> Option<Device> {
-    let table = fs::read("/proc/self/mountinfo").ok()?;
-    find(&table, real_path(path).as_os_str().as_bytes())
+pub fn device_at(path: &Path) -> io::Result<Option<Device>> {
+    let table = match fs::read("/proc/self/mountinfo") {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        table => table?,
+    };
+    Ok(find(&table, real_path(path)?.as_os_str().as_bytes()))
 }
 
 fn find(table: &[u8], path: &[u8]) -> Option<Device> {
@@ -32,9 +35,13 @@ fn find(table: &[u8], path: &[u8]) -> Option<Device> {
 }
 
 /// Returns the path without symbolic links. Its last part is not looked at: that may be a mount.
-fn real_path(path: &Path) -> PathBuf {
-    let parent = path.parent().and_then(|parent| fs::canonicalize(parent).ok());
-    parent.zip(path.file_name()).map_or_else(|| path.to_owned(), |(parent, name)| parent.join(name))
+fn real_path(path: &Path) -> io::Result<PathBuf> {
+    let Some((parent, name)) = path.parent().zip(path.file_name()) else { return Ok(path.to_owned()) };
+    match fs::canonicalize(parent) {
+        // Nothing is mounted in a folder that is not there.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(path.to_owned()),
+        parent => Ok(parent?.join(name)),
+    }
 }
 
 /// Blanks and their like are written as a backslash and three octal digits.
@@ -73,9 +80,10 @@ mod tests {
     #[test]
     fn proc_is_mounted_and_a_folder_is_not() {
         if cfg!(target_os = "linux") {
-            assert!(device_at(Path::new("/proc")).is_some());
+            assert!(device_at(Path::new("/proc")).unwrap().is_some());
         }
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(device_at(dir.path()), None);
+        assert_eq!(device_at(dir.path()).unwrap(), None);
+        assert_eq!(device_at(&dir.path().join("none/data")).unwrap(), None);
     }
 }

@@ -214,7 +214,7 @@ impl Instance {
                 clear_away(&alive, &dir);
                 status()
             }
-            Status::Stopped if mount::is_mounted(&dir.join("data")) && mount::is_forsaken(&dir) => {
+            Status::Stopped if mount::is_forsaken(&dir) && matches!(mount::is_mounted(&dir.join("data")), Ok(true)) => {
                 clear_away(&alive, &dir);
                 status()
             }

@@ -11,7 +11,7 @@
 //! kernel's table. All others may wait for a mount as long as its process takes; should that be dead or not move any
 //! more, its guardian (see [`guard_datadir`](crate::plumbing::guard_datadir)) ends it, and the wait with it.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -25,12 +25,13 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 
+use super::logs;
 use super::pid_lock::PidLock;
 use crate::error::{Class, CommandError};
 use crate::objects::file_error::{FileError, cannot};
 use crate::objects::{ObjectId, Repo, durable};
 use crate::plumbing::datadir::mounts;
-use crate::plumbing::postgres::process::{Process, own_program};
+use crate::plumbing::postgres::process::{Process, lockers_of_removed, own_program};
 use crate::plumbing::postgres::server;
 
 /// How long a file system's process may take to end once it is unmounted: it writes what is not durable. After that it is
@@ -103,35 +104,38 @@ pub fn lock(dir: &Path) -> Result<PidLock, Error> {
 
 /// Returns whether something is mounted at `data`, even if whoever served it is gone. Asks the kernel, and nothing of
 /// what is mounted.
-pub fn is_mounted(data: &Path) -> bool {
-    mounts::device_at(data).is_some()
+pub fn is_mounted(data: &Path) -> Result<bool, Error> {
+    Ok(mounts::device_at(data).map_err(cannot::<Error>("look for what is mounted at", data))?.is_some())
 }
 
 /// Returns whether the data directory in `dir` is mounted, and the process that serves it is there.
-pub fn is_served(dir: &Path) -> bool {
-    is_mounted(&dir.join("data")) && matches!(PidLock::is_held(&dir.join(LOCK)), Ok(Some(true)))
+pub fn is_served(dir: &Path) -> Result<bool, Error> {
+    let lock = dir.join(LOCK);
+    let is_held = PidLock::is_held(&lock).map_err(cannot::<Error>("look at", &lock))?;
+    Ok(is_held == Some(true) && is_mounted(&dir.join("data"))?)
 }
 
 /// Returns whether the files of the data directory in `dir` are to be seen: its mount point is empty without the process that
 /// serves it. Nothing brings that back unasked: what is in sight after a look was so during it.
-pub fn is_in_sight(dir: &Path) -> io::Result<bool> {
+pub fn is_in_sight(dir: &Path) -> Result<bool, Error> {
     let data = dir.join("data");
-    Ok(is_served(dir) || !is_mounted(&data) && data.join("PG_VERSION").try_exists()?)
+    if is_mounted(&data)? {
+        return is_served(dir);
+    }
+    data.join("PG_VERSION").try_exists().map_err(cannot::<Error>("look at", &data))
 }
 
 /// Refuses to go by what was seen of the files in `dir` if they are not in sight any more.
 pub fn check_in_sight(dir: &Path) -> Result<(), Error> {
-    let is_seen = is_in_sight(dir).map_err(cannot::<Error>("look at", dir))?;
-    if is_seen { Ok(()) } else { Err(Error::Ended(dir.join("data"))) }
+    if is_in_sight(dir)? { Ok(()) } else { Err(Error::Ended(dir.join("data"))) }
 }
 
 /// Returns whether a server on the data directory in `dir` has lost its files for good: the process that served them has
 /// died, and so has its guardian, which would see to that. Locks that are not there prove nothing.
 pub fn is_forsaken(dir: &Path) -> bool {
     let is_free = |name: &str| matches!(PidLock::is_held(&dir.join(name)), Ok(Some(false)));
-    let data = dir.join("data");
     // What the kernel gave up stays mounted until somebody unmounts it.
-    is_free(LOCK) && is_free(GUARD_LOCK) && (is_mounted(&data) || !data.join("PG_VERSION").exists())
+    is_free(LOCK) && is_free(GUARD_LOCK) && matches!(is_in_sight(dir), Ok(false))
 }
 
 /// Notes that the data directory in `dir` is one that PostgreSQL can go on from by itself: its files
@@ -142,13 +146,14 @@ pub fn set_prepared(dir: &Path) -> Result<(), Error> {
 }
 
 /// Returns whether it is, as long as its layer is whole.
-pub fn is_prepared(dir: &Path) -> bool {
-    dir.join("prepared").is_file()
+pub fn is_prepared(dir: &Path) -> Result<bool, Error> {
+    let path = dir.join("prepared");
+    path.try_exists().map_err(cannot::<Error>("look for", &path))
 }
 
 /// Returns a command for a zenith that outlives this one and writes what it has to say to `log`.
 pub fn background(repo: &Repo, log: &Path) -> io::Result<Command> {
-    let log = File::options().create(true).append(true).open(log)?;
+    let log = logs::make(log)?;
     let mut command = Command::new(own_program()?);
     // Not in this terminal's group, so that Ctrl-C does not reach it.
     command.process_group(0).current_dir("/").env("NO_COLOR", "1").stdin(Stdio::null()).stdout(Stdio::null());
@@ -229,7 +234,7 @@ fn answer_of(child: &mut Child) -> io::Result<String> {
         // Nobody waits any more once it was killed.
         let _ = answer.send(read.map(|_| line));
     });
-    let process = Process::of(child.id() as i32); // pids are i32
+    let process = Process::of(child.id() as i32)?; // pids are i32
     let mut suspended = None;
     loop {
         match answered.recv_timeout(PAUSE * 50) {
@@ -243,7 +248,7 @@ fn answer_of(child: &mut Child) -> io::Result<String> {
 
 /// Detaches what is mounted at `data`: no new access finds it, and it ends with the last one.
 pub fn detach(data: &Path) -> Result<(), Error> {
-    if !is_mounted(data) {
+    if !is_mounted(data)? {
         return Ok(());
     }
     let stays = |source| Error::Stays { dir: data.to_owned(), source };
@@ -255,7 +260,7 @@ pub fn detach(data: &Path) -> Result<(), Error> {
         };
     }
     let output = Command::new("fusermount3").args(["-u", "-z", "--"]).arg(data).output().map_err(stays)?;
-    if output.status.success() || !is_mounted(data) {
+    if output.status.success() || !is_mounted(data)? {
         return Ok(());
     }
     Err(stays(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())))
@@ -264,10 +269,21 @@ pub fn detach(data: &Path) -> Result<(), Error> {
 /// Has the kernel give up the file system that is mounted at `data`: whoever waits for it gets an error, now and later.
 /// (`/sys/fs/fuse/connections`, Documentation/filesystems/fuse.rst of Linux.)
 pub fn abort(data: &Path) -> io::Result<()> {
-    let Some(device) = mounts::device_at(data) else { return Ok(()) };
+    let Some(device) = mounts::device_at(data)? else { return Ok(()) };
     let control = format!("/sys/fs/fuse/connections/{}/abort", device.minor);
     // Forced alone it gives up the connection, and then complains of who uses the mount.
     fs::write(control, "1").or_else(|_| Ok(umount2(data, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH)?))
+}
+
+/// Returns the processes that serve or guard the data directory in `dir`, and whose lock somebody has removed.
+fn removed_locks(dir: &Path) -> Result<Vec<Process>, Error> {
+    let mut found = Vec::new();
+    for path in [LOCK, GUARD_LOCK].map(|name| dir.join(name)) {
+        if !path.try_exists().map_err(cannot::<Error>("look for", &path))? {
+            found.extend(lockers_of_removed(&path).map_err(cannot::<Error>("look for who has", &path))?);
+        }
+    }
+    Ok(found)
 }
 
 /// Unmounts `dir/data`, if it is mounted, and waits until its process has made everything durable and
@@ -278,11 +294,16 @@ pub fn unmount(dir: &Path) -> Result<(), Error> {
     }
     let data = dir.join("data");
     let begun = Instant::now();
+    // A lock that is not there says nothing of who had it.
+    let removed = removed_locks(dir)?;
     let locks = [open_lock(dir, LOCK)?, open_lock(dir, GUARD_LOCK)?];
     loop {
         // The process may be about to mount.
         detach(&data)?;
-        if !is_mounted(&data) && locks.iter().all(PidLock::try_take) {
+        if !is_mounted(&data)?
+            && locks.iter().all(PidLock::try_take)
+            && removed.iter().all(|process| !process.is_alive())
+        {
             return Ok(());
         }
         if begun.elapsed() > PATIENCE {
@@ -290,14 +311,15 @@ pub fn unmount(dir: &Path) -> Result<(), Error> {
         }
         sleep(PAUSE);
     }
-    if is_mounted(&data) {
+    if is_mounted(&data)? {
         return Err(Error::Stays { dir: data, source: io::ErrorKind::ResourceBusy.into() });
     }
     // A reader that holds on keeps it alive; what was acknowledged is durable without its help.
     let begun = Instant::now();
-    while !locks.iter().all(PidLock::try_take) {
+    while !locks.iter().all(PidLock::try_take) || removed.iter().any(Process::is_alive) {
         let holders = locks.iter().map(PidLock::holders).collect::<Result<Vec<_>, _>>();
-        for process in holders.map_err(cannot::<Error>("look for who serves", &data))?.concat() {
+        let holders = holders.map_err(cannot::<Error>("look for who serves", &data))?.concat();
+        for process in holders.iter().chain(&removed) {
             process.signal(Signal::SIGKILL).map_err(cannot::<Error>("end what serves", &data))?;
         }
         if begun.elapsed() > PATIENCE {
@@ -344,11 +366,14 @@ pub struct Abandoned(#[expect(dead_code)] Option<PidLock>);
 
 /// Returns whether nobody serves or shows files in `dir` any more, once the process that did is gone. `None` where somebody else
 /// does, or is about to, or unmounts: the folder, or what is mounted there, is another one by now.
-pub fn abandoned(dir: &Path) -> Option<Abandoned> {
-    // Without a folder there is no lock, and no mount either.
-    let lock = PidLock::open(&dir.join(LOCK)).ok();
-    let is_anothers = lock.as_ref().is_some_and(|lock| !lock.try_share()) || is_in_sight(dir).unwrap_or(false);
-    (!is_anothers).then_some(Abandoned(lock))
+pub fn abandoned(dir: &Path) -> Result<Option<Abandoned>, Error> {
+    let lock = match open_lock(dir, LOCK) {
+        // Without a folder there is no mount either.
+        Err(Error::Io(error)) if error.source.kind() == io::ErrorKind::NotFound => None,
+        lock => Some(lock?),
+    };
+    let is_anothers = lock.as_ref().is_some_and(|lock| !lock.try_share()) || is_in_sight(dir)?;
+    Ok((!is_anothers).then_some(Abandoned(lock)))
 }
 
 /// Returns the process that serves the data directory in `dir`, if it lives.
@@ -357,11 +382,15 @@ pub fn serving(dir: &Path) -> Option<Process> {
 }
 
 /// Starts a process that reads what it is told to from the data directory `data`: see
-/// [`read_ahead`](crate::plumbing::read_ahead).
+/// [`read_ahead`](crate::plumbing::read_ahead). Nobody waits for its pipe.
 pub fn reader(data: &Path) -> io::Result<Child> {
     let mut command = Command::new(own_program()?);
     command.process_group(0).current_dir("/").arg("read-ahead").arg(data);
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    if let Some(pipe) = &child.stdin {
+        rustix::io::ioctl_fionbio(pipe, true)?;
+    }
+    Ok(child)
 }
 
 /// Unmounts and removes a data directory with all that it holds: a crash leaves all of it or nothing, since a server would go on

@@ -70,9 +70,10 @@ impl PidLock {
 
     /// Writes this process into the file.
     pub fn note(&mut self) -> io::Result<()> {
+        let own = Process::own()?;
         self.0.rewind()?;
         self.0.set_len(0)?;
-        write!(self.0, "{}", Process::own())
+        write!(self.0, "{own}")
     }
 
     /// Returns the process that noted itself last, if it lives: somebody else may have the lock by now, who has not noted
@@ -121,10 +122,10 @@ mod tests {
         held.note().unwrap();
         let mut other = PidLock::open(&path).unwrap();
         assert!(!other.try_take());
-        assert_eq!(other.noted(&path), Some(Process::own()));
+        assert_eq!(other.noted(&path), Some(Process::own().unwrap()));
         // As earlier versions wrote it.
         let parent = std::os::unix::process::parent_id();
-        for (number, noted) in [(std::process::id(), Some(Process::own())), (parent, None)] {
+        for (number, noted) in [(std::process::id(), Some(Process::own().unwrap())), (parent, None)] {
             std::fs::write(&path, number.to_string()).unwrap();
             assert_eq!(other.noted(&path), noted);
         }

@@ -71,7 +71,7 @@ pub fn snapshot(
     };
     let data = repo.datadir(timeline).join("data");
     let _lock = Lock::wait(repo, timeline, None, progress)?;
-    let control = Control::of(&data);
+    let control = Control::of(&data)?;
     let parent = match control {
         Some(control) => {
             control.begin()?;

@@ -77,7 +77,7 @@ fn only_noise(repo: &Repo, timeline: &Timeline, (began, end): (Lsn, Lsn)) -> Res
 /// Returns whether files of databases were written that no record tells of: hint bits, in a cluster without checksums.
 /// Only a lazy data directory knows.
 fn relations_changed(data: &Path) -> Result<bool, CommandError> {
-    let Some(control) = Control::of(data) else { return Ok(false) };
+    let Some(control) = Control::of(data)? else { return Ok(false) };
     let is_of_databases = |path: &[u8]| {
         let within = [&b"base/"[..], b"global/", b"pg_tblspc/"].iter().any(|folder| path.starts_with(folder));
         within && path != b"global/pg_control" && !is_excluded(path)

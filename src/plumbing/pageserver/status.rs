@@ -144,7 +144,7 @@ fn instances(repo: &Repo, supervisor: &Supervisor) -> Result<Vec<Instance>, Comm
     let row = |instance: instance::Instance| {
         let running = instance.status(repo) != Server::Stopped;
         let data = instance.data_dir(repo).filter(|_| running);
-        let lazy = data.and_then(|data| Control::of(&data)?.status().ok());
+        let lazy = data.and_then(|data| Control::of(&data).ok()??.status().ok());
         let local = instance.timeline().map(|timeline| local::dir(&repo.datadir(timeline)));
         let connections = used.iter().find(|(name, _)| *name == instance.name).map_or(0, |(_, count)| *count);
         Instance {

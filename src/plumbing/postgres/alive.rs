@@ -199,9 +199,10 @@ impl Alive {
             }
             sleep(PAUSE);
         }
+        let own = Process::own().map_err(cannot::<Error>("look at the process that takes", &self.path))?;
         let held = Held { file, path: self.path.clone() };
         // At once: what stands there is about a server that is gone, and who looks would take this one for what it left.
-        held.write(&format!("{TAKER}{}", Process::own()))?;
+        held.write(&format!("{TAKER}{}", own))?;
         let astray = self.astray()?;
         if let Some(first) = astray.first() {
             return Err(still_alive(Some(postmaster_of(&astray).unwrap_or(*first))));
@@ -301,6 +302,11 @@ impl Held {
         Ok(())
     }
 
+    /// Returns the processes that inherited it, or were started by one that did.
+    pub fn inheritors(&self) -> Result<Vec<Process>, Error> {
+        inheritors(&self.file).map_err(cannot::<Error>("look for who has", &self.path))
+    }
+
     /// Notes the postmaster that was started with it, so that others know whom to signal.
     pub fn note(&self, postmaster: Process) -> Result<(), Error> {
         self.write(&postmaster.to_string())
@@ -361,7 +367,7 @@ mod tests {
         assert_eq!(alive.status().unwrap(), Status::Held);
         assert!(matches!(alive.take(), Err(Error::StillAlive { .. })));
         let mut child = sleeper(&held, "60");
-        let process = Process::of(child.id() as i32);
+        let process = Process::of(child.id() as i32).unwrap();
         held.note(process).unwrap();
         drop(held);
         assert_eq!(alive.status().unwrap(), Status::Running(process));
@@ -378,7 +384,7 @@ mod tests {
         let held = alive.take().unwrap();
         let mut postmaster = sleeper(&held, "60");
         let mut backend = sleeper(&held, "60");
-        held.note(Process::of(postmaster.id() as i32)).unwrap();
+        held.note(Process::of(postmaster.id() as i32).unwrap()).unwrap();
         drop(held);
         assert!(matches!(alive.take_from_the_dead(), Err(Error::StillAlive { .. })));
         postmaster.kill().unwrap();
@@ -395,7 +401,7 @@ mod tests {
         let alive = alive_in(&dir);
         let held = alive.take().unwrap();
         let mut child = sleeper(&held, "60");
-        let process = Process::of(child.id() as i32);
+        let process = Process::of(child.id() as i32).unwrap();
         let end_orphans = || alive.end_orphans(Instant::now());
         assert!(matches!(end_orphans(), Err(Error::StillAlive { .. })), "its starter has not noted it yet");
         held.note(process).unwrap();

@@ -12,6 +12,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::objects::file_error::is_want;
+use crate::objects::regular;
+
 /// A process: its number, and when it began, in clock ticks since the machine did (0 where the system does not tell).
 /// Written as both with a space between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,21 +52,44 @@ impl FromStr for Process {
     }
 }
 
-/// What the kernel tells of a process (proc(5), `/proc/PID/stat`, fields 3, 4 and 22).
+/// What the kernel tells of a process (proc(5), `/proc/PID/stat`, fields 3, 4, 20 and 22).
 struct Stat {
     state: char,
     parent: i32,
+    threads: u32,
     began: u64,
 }
 
-fn stat(pid: i32) -> Option<Stat> {
-    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
-    let text = String::from_utf8_lossy(&text);
-    // The name before it may hold anything.
-    let mut fields = text.rsplit_once(") ")?.1.split(' ');
-    let state = fields.next()?.chars().next()?;
-    let parent = fields.next()?.parse().ok()?;
-    Some(Stat { state, parent, began: fields.nth(17)?.parse().ok()? })
+/// Returns what is told of something. A process that is gone, or another user's, tells nothing; where the system refuses to tell
+/// for a want of memory or descriptors, that says nothing about the process.
+fn told<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
+    match answer {
+        Err(error) if is_want(&error) => Err(error),
+        answer => Ok(answer.ok()),
+    }
+}
+
+fn stat(pid: i32) -> io::Result<Option<Stat>> {
+    Ok(told(fs::read(format!("/proc/{pid}/stat")))?.and_then(|text| Stat::parse(&String::from_utf8_lossy(&text))))
+}
+
+impl Stat {
+    fn parse(text: &str) -> Option<Stat> {
+        // The name before it may hold anything.
+        let fields: Vec<&str> = text.rsplit_once(") ")?.1.split(' ').collect();
+        let field = |number: usize| fields.get(number - 3).copied();
+        Some(Stat {
+            state: field(3)?.chars().next()?,
+            parent: field(4)?.parse().ok()?,
+            threads: field(20)?.parse().ok()?,
+            began: field(22)?.parse().ok()?,
+        })
+    }
+
+    /// Returns whether all of it has ended. As long as one of its threads lives its files are open, though the first one is a zombie.
+    fn has_ended(&self) -> bool {
+        matches!(self.state, 'Z' | 'X') && self.threads <= 1
+    }
 }
 
 fn has_proc() -> bool {
@@ -71,19 +97,20 @@ fn has_proc() -> bool {
 }
 
 impl Process {
-    /// Returns the process that has the number `pid` now.
-    pub fn of(pid: i32) -> Process {
-        Process { pid, began: stat(pid).map_or(0, |stat| stat.began) }
+    /// Returns the process that has the number `pid` now; one that began at 0 if none has. Fails where that cannot be found out now:
+    /// somebody who noted another one for it would take it for dead.
+    pub fn of(pid: i32) -> io::Result<Process> {
+        Ok(Process { pid, began: stat(pid)?.map_or(0, |stat| stat.began) })
     }
 
     /// Returns this process.
-    pub fn own() -> Process {
-        Process::of(std::process::id() as i32) // pids are i32
+    pub fn own() -> io::Result<Process> {
+        Process::of(own_pid())
     }
 
     /// Returns the number of the process that started it, or that took it over from that.
     pub fn parent(&self) -> Option<i32> {
-        stat(self.pid).filter(|stat| stat.began == self.began).map(|stat| stat.parent)
+        stat(self.pid).ok()?.filter(|stat| stat.began == self.began).map(|stat| stat.parent)
     }
 
     /// Returns the words that it was started with, where the system tells.
@@ -94,17 +121,19 @@ impl Process {
         Some(words.fold(program, |line, word| line + " " + &word).trim_end().to_owned())
     }
 
-    /// Returns whether it has not ended.
+    /// Returns whether it has not ended. Where that cannot be found out now, one with its number counts.
     pub fn is_alive(&self) -> bool {
-        if !has_proc() {
-            return kill(Pid::from_raw(self.pid), None) != Err(Errno::ESRCH);
+        let has_number = || kill(Pid::from_raw(self.pid), None) != Err(Errno::ESRCH);
+        match stat(self.pid) {
+            Ok(Some(stat)) => stat.began == self.began && !stat.has_ended(),
+            Ok(None) => !has_proc() && has_number(),
+            Err(_) => has_number(),
         }
-        stat(self.pid).is_some_and(|stat| stat.began == self.began && !matches!(stat.state, 'Z' | 'X'))
     }
 
     /// Returns whether a signal has suspended it, where the system tells: it reacts to SIGKILL and SIGCONT only.
     pub fn is_suspended(&self) -> bool {
-        stat(self.pid).is_some_and(|stat| stat.began == self.began && stat.state == 'T')
+        stat(self.pid).is_ok_and(|stat| stat.is_some_and(|stat| stat.began == self.began && stat.state == 'T'))
     }
 
     /// Sends it a signal; one that has ended is success.
@@ -134,53 +163,77 @@ impl Process {
     }
 }
 
-/// Returns the processes that were handed `file` by the one that started them, or by an ancestor: their descriptors
-/// outlive an exec, unlike those of whoever opened the file by its name. Empty where the system does not tell.
+/// Returns the processes that have the lock on `file` since they were handed it by the one that started them, or by an ancestor: their
+/// descriptors outlive an exec, unlike those of whoever opened the file by its name. Empty where the system does not tell.
 ///
 /// Looks at every descriptor there is, so it follows none: behind one may lie a file system that does not answer.
 pub fn inheritors(file: &File) -> io::Result<Vec<Process>> {
-    let own = Process::own().pid;
-    let Some(wanted) = Opened::of(own, &file.as_raw_fd().to_string()) else { return Ok(Vec::new()) };
-    Ok(all()?.filter(|process| has_inherited(process.pid, &wanted)).collect())
-}
-
-fn all() -> io::Result<impl Iterator<Item = Process>> {
-    let pids = fs::read_dir("/proc")?.flatten();
-    Ok(pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).map(Process::of))
+    let Some(wanted) = Opened::of(own_pid(), &file.as_raw_fd().to_string())? else { return Ok(Vec::new()) };
+    all_that(|pid| has_open(pid, |opened| opened.is_inherited_lock() && opened.is_same_file(&wanted)))
 }
 
 /// Returns the processes that work in the folder `dir` and were handed a file with a lock as `descriptor`, whatever that
 /// file is called by now. Empty where the system does not tell. Does not look at `dir` itself: what is mounted there may
 /// not answer.
 pub fn lockers_in(dir: &Path, descriptor: i32) -> io::Result<Vec<Process>> {
-    let parent = dir.parent().and_then(|parent| fs::canonicalize(parent).ok());
+    let parent = dir.parent().map(fs::canonicalize).map(told).transpose()?.flatten();
     let Some((parent, name)) = parent.zip(dir.file_name()).filter(|_| has_proc()) else { return Ok(Vec::new()) };
     let dir = parent.join(name);
-    let works_there = |pid: i32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir);
-    let is_locked = |pid| Opened::of(pid, &descriptor.to_string()).is_some_and(|it| it.is_locked && !it.closes_on_exec);
-    Ok(all()?.filter(|process| works_there(process.pid) && is_locked(process.pid)).collect())
+    all_that(|pid| {
+        let works_there = told(fs::read_link(format!("/proc/{pid}/cwd")))?.is_some_and(|cwd| cwd == dir);
+        let opened = if works_there { Opened::of(pid, &descriptor.to_string())? } else { None };
+        Ok(opened.is_some_and(|opened| opened.is_inherited_lock()))
+    })
 }
 
 /// Returns the processes that have a lock on the file `path` which keeps off others, or themselves share it. Empty where the
 /// system does not tell; it tells nothing of other users' processes.
 pub fn lockers(path: &Path) -> io::Result<Vec<Process>> {
-    let file = File::open(path)?;
-    let own = Process::own().pid;
-    let Some(wanted) = Opened::of(own, &file.as_raw_fd().to_string()) else { return Ok(Vec::new()) };
-    let has_locked = |process: &Process| {
-        let mut opened = opened_by(process.pid);
-        opened.any(|opened| opened.is_locked && opened.is_same_file(&wanted))
-    };
-    Ok(all()?.filter(has_locked).collect())
+    let file = regular::open(path)?;
+    let Some(wanted) = Opened::of(own_pid(), &file.as_raw_fd().to_string())? else { return Ok(Vec::new()) };
+    all_that(|pid| has_open(pid, |opened| opened.is_locked && opened.is_same_file(&wanted)))
 }
 
-fn has_inherited(pid: i32, wanted: &Opened) -> bool {
-    opened_by(pid).any(|opened| opened.is_same_file(wanted) && !opened.closes_on_exec)
+/// Returns the processes that were handed a file with a lock which was at `path`, and has been removed since. Empty where the system does
+/// not tell.
+pub fn lockers_of_removed(path: &Path) -> io::Result<Vec<Process>> {
+    let parent = path.parent().map(fs::canonicalize).map(told).transpose()?.flatten();
+    let Some((parent, name)) = parent.zip(path.file_name()).filter(|_| has_proc()) else { return Ok(Vec::new()) };
+    let mut link = parent.join(name).into_os_string();
+    // As proc(5) has it.
+    link.push(" (deleted)");
+    all_that(|pid| has_open(pid, |opened| opened.is_inherited_lock() && opened.link.as_os_str() == link))
 }
 
-fn opened_by(pid: i32) -> impl Iterator<Item = Opened> {
-    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    descriptors.filter_map(move |descriptor| Opened::of(pid, &descriptor.file_name().to_string_lossy()))
+fn own_pid() -> i32 {
+    std::process::id() as i32 // pids are i32
+}
+
+/// Returns the processes of whose number that is true.
+fn all_that(is_wanted: impl Fn(i32) -> io::Result<bool>) -> io::Result<Vec<Process>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // Which process it is comes first: should another one get the number meanwhile, that is not meant.
+        let process = Process::of(pid)?;
+        if is_wanted(pid)? {
+            found.push(process);
+        }
+    }
+    Ok(found)
+}
+
+/// Returns whether the process has such a file open.
+fn has_open(pid: i32, is_wanted: impl Fn(&Opened) -> bool) -> io::Result<bool> {
+    let Some(descriptors) = told(fs::read_dir(format!("/proc/{pid}/fd")))? else { return Ok(false) };
+    for descriptor in descriptors {
+        // The process may end meanwhile.
+        let Some(descriptor) = told(descriptor)? else { continue };
+        if Opened::of(pid, &descriptor.file_name().to_string_lossy())?.as_ref().is_some_and(&is_wanted) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// What the kernel tells of an open file without asking its file system: `/proc/PID/fdinfo/FD`, and the text of the link
@@ -196,17 +249,27 @@ struct Opened {
 }
 
 impl Opened {
-    fn of(pid: i32, descriptor: &str) -> Option<Opened> {
-        let text = fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")).ok()?;
-        let field = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    fn of(pid: i32, descriptor: &str) -> io::Result<Option<Opened>> {
+        let info = told(fs::read_to_string(format!("/proc/{pid}/fdinfo/{descriptor}")))?;
+        let link = told(fs::read_link(format!("/proc/{pid}/fd/{descriptor}")))?;
+        Ok(info.zip(link).and_then(|(info, link)| Opened::parse(&info, link)))
+    }
+
+    fn parse(info: &str, link: PathBuf) -> Option<Opened> {
+        let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         let flags = i32::from_str_radix(field("flags:")?, 8).ok()?;
         Some(Opened {
             mount: field("mnt_id:")?.parse().ok()?,
             inode: field("ino:").and_then(|inode| inode.parse().ok()),
-            link: fs::read_link(format!("/proc/{pid}/fd/{descriptor}")).ok()?,
+            link,
             closes_on_exec: flags & nix::libc::O_CLOEXEC != 0,
             is_locked: field("lock:").is_some_and(|lock| lock.contains("FLOCK")),
         })
+    }
+
+    /// Returns whether a process that has it was started with it, and its lock.
+    fn is_inherited_lock(&self) -> bool {
+        self.is_locked && !self.closes_on_exec
     }
 
     fn is_same_file(&self, other: &Opened) -> bool {
@@ -230,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_number_that_began_at_another_time_is_another_process() {
-        let own = Process::own();
+        let own = Process::own().unwrap();
         assert!(own.is_alive());
         assert_eq!(own.to_string().parse(), Ok(own));
         let other = Process { began: own.began + 1, ..own };
@@ -243,9 +306,15 @@ mod tests {
     #[test]
     fn only_who_was_handed_a_file_has_inherited_it() {
         let file = tempfile::tempfile().unwrap();
-        let stdin = Stdio::from(file.as_fd().try_clone_to_owned().unwrap());
+        let stdin = || Stdio::from(file.as_fd().try_clone_to_owned().unwrap());
+        let mut other = Command::new("sleep").arg("60").stdin(stdin()).spawn().unwrap();
+        assert_eq!(inheritors(&file).unwrap(), [], "it has no lock");
+        other.kill().unwrap();
+        other.wait().unwrap();
+        file.lock().unwrap();
+        let stdin = stdin();
         let mut child = Command::new("sleep").arg("60").stdin(stdin).spawn().unwrap();
-        let process = Process::of(child.id() as i32);
+        let process = Process::of(child.id() as i32).unwrap();
         let found = inheritors(&file).unwrap();
         process.signal(Signal::SIGKILL).unwrap();
         child.wait().unwrap();
@@ -262,7 +331,7 @@ mod tests {
         assert_eq!(lockers(file.path()).unwrap(), []);
         for lock in [File::lock, File::lock_shared] {
             lock(&locked).unwrap();
-            assert_eq!(lockers(file.path()).unwrap(), [Process::own()]);
+            assert_eq!(lockers(file.path()).unwrap(), [Process::own().unwrap()]);
         }
     }
 }

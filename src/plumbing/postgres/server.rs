@@ -10,7 +10,8 @@ use std::sync::mpsc;
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use postgres::error::SqlState;
 use postgres::{Client, NoTls};
 
@@ -24,12 +25,15 @@ use super::settings::{Settings, is_free, remove_stale_socket};
 use crate::objects::bounded;
 use crate::objects::file_error::cannot;
 use crate::objects::pg::Lsn;
+use crate::objects::regular;
 use crate::progress::{Hidden, Progress};
 
 /// How long a server may take to let zenith in and to answer a question that costs it nothing.
 const ANSWER_WAIT: Duration = Duration::from_secs(20);
 /// How long a server whose start failed may take to react to a signal, before it gets a harder one.
 const UNDO_WAIT: Duration = Duration::from_secs(10);
+/// Between two looks at whether a server that comes up is suspended.
+const SUSPENDED_WAIT: Duration = Duration::from_secs(5);
 /// How long WAL that is written may take to be flushed by itself.
 const FLUSH_WAIT: Duration = Duration::from_secs(2);
 /// `SizeOfXLogLongPHD` (`src/include/access/xlog_internal.h`), bytes.
@@ -114,9 +118,9 @@ impl Started {
 impl Drop for Started {
     fn drop(&mut self) {
         let Some(mut child) = self.child.take() else { return };
-        let postmaster = Process::of(child.id() as i32); // pids are i32
         for signal in [Mode::Fast.signal(), Mode::Immediate.signal(), Signal::SIGKILL] {
-            let _ = postmaster.signal(signal);
+            // Its number is its own until it is waited for.
+            let _ = kill(Pid::from_raw(child.id() as i32), signal); // pids are i32
             if let Ok(Some(())) = poll(Some(UNDO_WAIT), || Ok((!matches!(child.try_wait(), Ok(None))).then_some(()))) {
                 return;
             }
@@ -157,9 +161,11 @@ pub fn start(
     let child = command.spawn().map_err(cannot::<Error>("run", &program))?;
     let pid = child.id() as i32; // pids are i32
     let mut started = Started { child: Some(child) };
-    held.note(Process::of(pid))?;
+    held.note(Process::of(pid).map_err(cannot::<Error>("look at", &program))?)?;
+    let mut suspension = Suspension::of(held, settings.port);
     poll(None, || {
         progress.check()?;
+        suspension.check()?;
         let child = started.child.as_mut().expect("invariant: taken only by keep and drop");
         if child.try_wait().map_err(cannot::<Error>("wait for", &program))?.is_some() {
             started.child = None;
@@ -170,10 +176,43 @@ pub fn start(
     Ok(started)
 }
 
+/// Notices that a server cannot come up since a signal has suspended it, or a process of its own. One that recovers may take as long
+/// as it does.
+struct Suspension<'a> {
+    held: &'a Held,
+    port: u16,
+    looked: Instant,
+    /// Who was found so at the last look.
+    found: Option<Process>,
+}
+
+impl Suspension<'_> {
+    fn of(held: &Held, port: u16) -> Suspension<'_> {
+        Suspension { held, port, looked: Instant::now(), found: None }
+    }
+
+    /// Fails where the same process was found suspended at two looks.
+    fn check(&mut self) -> Result<(), Error> {
+        if self.looked.elapsed() < SUSPENDED_WAIT {
+            return Ok(());
+        }
+        self.looked = Instant::now();
+        let found = self.held.inheritors()?.into_iter().find(Process::is_suspended);
+        match found {
+            Some(process) if self.found == found => Err(Error::Suspended { port: self.port, process }),
+            _ => {
+                self.found = found;
+                Ok(())
+            }
+        }
+    }
+}
+
 /// Gives a command its own process group, nothing to read, and `log` to write to. Returns where its messages begin.
 fn detach(command: &mut Command, log: &Path) -> Result<u64, Error> {
     let mut file =
-        File::options().create(true).append(true).read(true).open(log).map_err(cannot::<Error>("open", log))?;
+        regular::open_with(File::options().create(true).append(true).read(true), log)
+            .map_err(cannot::<Error>("open", log))?;
     let log_start = file.seek(SeekFrom::End(0)).map_err(cannot::<Error>("read", log))?;
     let stdout = file.try_clone().map_err(cannot::<Error>("open", log))?;
     command.stdin(Stdio::null()).stdout(stdout).stderr(file).process_group(0);
@@ -210,9 +249,12 @@ pub fn recover(
     let log_start = detach(&mut command, log)?;
     held.hand_to(&mut command)?;
     let mut child = Recovering(command.spawn().map_err(cannot::<Error>("run", &program))?);
-    held.note(Process::of(child.0.id() as i32))?; // pids are i32
+    let pid = child.0.id() as i32; // pids are i32
+    held.note(Process::of(pid).map_err(cannot::<Error>("look at", &program))?)?;
+    let mut suspension = Suspension::of(held, settings.port);
     poll(None, || {
         progress.check()?;
+        suspension.check()?;
         child.0.try_wait().map_err(cannot::<Error>("wait for", &program))
     })?;
     Ok(log_start)
@@ -242,7 +284,7 @@ pub fn listens(data_dir: &Path) -> Option<(u16, Option<IpAddr>)> {
 /// Returns the last lines of a log, from byte `from` on.
 pub fn tail(log: &Path, from: u64) -> String {
     let mut text = Vec::new();
-    let read = File::open(log).and_then(|mut file| {
+    let read = regular::open(log).and_then(|mut file| {
         let end = file.seek(SeekFrom::End(0))?;
         file.seek(SeekFrom::Start(from.max(end.saturating_sub(64 << 10))))?;
         file.read_to_end(&mut text)
@@ -412,7 +454,8 @@ fn suspended(endpoint: &Endpoint) -> Result<Option<Process>, Error> {
     let port = endpoint.port;
     let rows =
         ask(endpoint, move |mut client| client.query(needed, &[]).map_err(|source| Error::Query { port, source }))?;
-    Ok(rows.iter().map(|row| Process::of(row.get(0))).find(Process::is_suspended))
+    // Of whom nothing is to be known now, that is asked again.
+    Ok(rows.iter().filter_map(|row| Process::of(row.get(0)).ok()).find(Process::is_suspended))
 }
 
 /// Does something that may take as long as it does, such as a checkpoint: until the user does not want to wait, the server
@@ -506,7 +549,7 @@ pub fn runs_on_foreign(data_dir: &Path) -> Option<i32> {
         (Err(error), _) => error.kind() == io::ErrorKind::PermissionDenied || !Path::new("/proc/self").exists(),
         _ => false,
     };
-    (works_there && Process::of(pid).is_alive()).then_some(pid)
+    (works_there && Process::of(pid).is_ok_and(|process| process.is_alive())).then_some(pid)
 }
 
 /// Stops the server that holds the lock of `alive`, if one runs, and waits until it and all that it started are gone; what

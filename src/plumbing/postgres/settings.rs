@@ -320,7 +320,9 @@ pub fn remove_stale_socket(port: u16, socket_dir: &Path, datadirs: &Path) {
     let data = Path::new(data);
     let works_elsewhere =
         || !data.starts_with(datadirs) || fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd != data);
-    if !Process::of(pid).is_alive() || works_elsewhere() && nobody_listens() {
+    // One that listens may be of another container, which has numbers of its own.
+    let is_gone = || Process::of(pid).is_ok_and(|process| !process.is_alive());
+    if nobody_listens() && (is_gone() || works_elsewhere()) {
         remove();
     }
 }
@@ -384,6 +386,20 @@ mod tests {
         let start = format!("{name}=");
         let mut values = arguments.iter().filter_map(|word| word.to_str()?.strip_prefix(&start).map(str::to_owned));
         values.next_back()
+    }
+
+    #[test]
+    fn the_socket_of_who_listens_stays_whoever_its_number_is_about() {
+        let dir = tempfile::tempdir().unwrap();
+        let (socket, lock) = (socket_path(dir.path(), 5433), dir.path().join(".s.PGSQL.5433.lock"));
+        // Of a process that is not seen from here.
+        fs::write(&lock, format!("{}\n{}\n", i32::MAX, dir.path().join("datadirs/x/data").display())).unwrap();
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        remove_stale_socket(5433, dir.path(), &dir.path().join("datadirs"));
+        assert!(socket.exists() && lock.exists());
+        drop(listener);
+        remove_stale_socket(5433, dir.path(), &dir.path().join("datadirs"));
+        assert!(!socket.exists() && !lock.exists());
     }
 
     #[test]

@@ -18,6 +18,7 @@ struct Branch {
 /// The timelines of a repository, and their branches.
 pub struct Lineage {
     timelines: HashMap<TimelineId, Timeline>,
+    parents: Parents,
     owners: HashMap<TimelineId, String>,
 }
 
@@ -36,8 +37,8 @@ impl Lineage {
         let mut branches: Vec<_> = repo.refs().list(RefKind::Branch)?.into_iter().map(branch).collect();
         branches.sort_by(|a, b| (a.0, &a.1.name).cmp(&(b.0, &b.1.name)));
         let branches: Vec<Branch> = branches.into_iter().map(|(_, branch)| branch).collect();
-        let parents = timelines.iter().filter_map(|(id, timeline)| Some((*id, parent(timeline)?.timeline))).collect();
-        Ok(Lineage { owners: owners(&branches, &parents), timelines })
+        let parents = parents(&timelines);
+        Ok(Lineage { owners: owners(&branches, &parents), parents, timelines })
     }
 
     /// Returns all timelines, by id.
@@ -52,13 +53,18 @@ impl Lineage {
         self.owners.get(&timeline).map(String::as_str)
     }
 
+    /// Returns where a timeline forks from another one.
+    pub fn parent(&self, timeline: TimelineId) -> Option<Position> {
+        self.parents.get(&timeline).copied()
+    }
+
     /// Returns the timelines from `tip` back to where they begin to belong to another branch, and where they fork from
     /// that.
     pub fn own(&self, tip: TimelineId) -> (Vec<&Timeline>, Option<Position>) {
         let (mut own, mut at) = (Vec::new(), Some(tip));
         while let Some(timeline) = at.and_then(|id| self.timelines.get(&id)) {
             own.push(timeline);
-            let Some(parent) = parent(timeline) else { break };
+            let Some(parent) = self.parent(timeline.id) else { break };
             if self.owner(parent.timeline) != self.owner(tip) {
                 return (own, Some(parent));
             }
@@ -75,21 +81,30 @@ impl Lineage {
             if let Some(latest) = intervals.filter_map(|interval| interval.commit_us).max() {
                 return Some(latest);
             }
-            let parent = parent(timeline)?;
+            let parent = self.parent(timeline.id)?;
             (at, end) = (self.timelines.get(&parent.timeline), Some(parent.lsn));
         }
         None
     }
 }
 
-/// Returns where a timeline forks from another one.
-pub fn parent(timeline: &Timeline) -> Option<Position> {
-    timeline.origin.parent()
+/// Where timelines fork from others.
+type Parents = HashMap<TimelineId, Position>;
+
+/// Returns the way up from each timeline. That the depth falls is what ends each walk, here too: who stands no higher than
+/// its child is no parent.
+fn parents(timelines: &HashMap<TimelineId, Timeline>) -> Parents {
+    let is_above = |parent: &Position, depth| timelines.get(&parent.timeline).is_none_or(|it| it.origin.depth < depth);
+    let way = |timeline: &Timeline| {
+        let parent = timeline.origin.parent().filter(|parent| is_above(parent, timeline.origin.depth))?;
+        Some((timeline.id, parent))
+    };
+    timelines.values().filter_map(way).collect()
 }
 
 /// Gives each timeline to a branch: its tip first; then what it is known to have been, by its reflog; then what only its
 /// tip comes from. Of several branches the first in the list has it.
-fn owners(branches: &[Branch], parents: &HashMap<TimelineId, TimelineId>) -> HashMap<TimelineId, String> {
+fn owners(branches: &[Branch], parents: &Parents) -> HashMap<TimelineId, String> {
     let mut owners = HashMap::new();
     for branch in branches {
         owners.entry(branch.tip).or_insert_with(|| branch.name.clone());
@@ -103,7 +118,7 @@ fn owners(branches: &[Branch], parents: &HashMap<TimelineId, TimelineId>) -> Has
         let mut at = Some(branch.tip);
         while let Some(id) = at {
             owners.entry(id).or_insert_with(|| branch.name.clone());
-            at = parents.get(&id).copied();
+            at = parents.get(&id).map(|parent| parent.timeline);
         }
     }
     owners
@@ -112,9 +127,16 @@ fn owners(branches: &[Branch], parents: &HashMap<TimelineId, TimelineId>) -> Has
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::objects::pg::Lsn;
+    use crate::objects::timeline::Origin;
+    use crate::objects::timeline::origin::Up;
 
     fn id(number: u8) -> TimelineId {
         format!("{number:032x}").parse().unwrap()
+    }
+
+    fn at(number: u8) -> Position {
+        Position { timeline: id(number), lsn: Lsn(1) }
     }
 
     fn branch(name: &str, tip: u8, named: &[u8]) -> Branch {
@@ -123,7 +145,7 @@ mod tests {
 
     #[track_caller]
     fn belongs(branches: &[Branch], parents: &[(u8, u8)], expected: &[(u8, &str)]) {
-        let parents = parents.iter().map(|(child, parent)| (id(*child), id(*parent))).collect();
+        let parents = parents.iter().map(|(child, parent)| (id(*child), at(*parent))).collect();
         let expected = expected.iter().map(|(number, name)| (id(*number), (*name).to_owned())).collect();
         assert_eq!(owners(branches, &parents), expected);
     }
@@ -146,5 +168,29 @@ mod tests {
     fn two_names_of_one_timeline_are_the_firsts() {
         let branches = [branch("main", 1, &[1]), branch("same", 1, &[1])];
         belongs(&branches, &[], &[(1, "main")]);
+    }
+    /// A timeline that says that so many are above it, and which is the next.
+    fn timeline(number: u8, depth: u64, parent: u8) -> (TimelineId, Timeline) {
+        let up = Up { parent: at(parent), jump: at(parent) };
+        let origin = Origin { depth, up: Some(up), ..Origin::root(id(99), 0) };
+        (id(number), Timeline { id: id(number), origin, log: Default::default(), snapshots: Default::default() })
+    }
+
+    #[test]
+    fn origins_that_lead_in_a_circle_are_walked_to_their_end() {
+        // 1 and 2 come from each other, 3 from itself, 4 from what is gone.
+        let timelines = [timeline(1, 1, 2), timeline(2, 2, 1), timeline(3, 7, 3), timeline(4, 1, 5)].into();
+        let branches = [branch("main", 2, &[]), branch("own", 3, &[]), branch("orphan", 4, &[])];
+        let parents = parents(&timelines);
+        let lineage = Lineage { owners: owners(&branches, &parents), parents, timelines };
+        let own = |tip: u8| {
+            let (own, fork) = lineage.own(id(tip));
+            (own.into_iter().map(|timeline| timeline.id).collect::<Vec<_>>(), fork)
+        };
+        assert_eq!(own(2), (vec![id(2), id(1)], None));
+        assert_eq!(own(3), (vec![id(3)], None));
+        assert_eq!(own(4), (vec![id(4)], None));
+        assert_eq!([1, 2, 3, 4].map(|tip| lineage.changed_us(id(tip))), [None; 4]);
+        assert_eq!(lineage.owner(id(1)), Some("main"));
     }
 }

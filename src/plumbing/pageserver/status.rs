@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::Serialize;
 
 use super::Addresses;
-use super::lineage::{Lineage, parent};
+use super::lineage::Lineage;
 use super::metrics::{Branch as Label, Metrics};
 use super::supervisor::Supervisor;
 use crate::error::CommandError;
@@ -171,7 +171,7 @@ fn wal_bytes(timeline: &Timeline) -> u64 {
 }
 
 fn epoch(lineage: &Lineage, timeline: &Timeline) -> Epoch {
-    let parent = parent(timeline);
+    let parent = lineage.parent(timeline.id);
     Epoch {
         id: timeline.id.to_string(),
         branch: lineage.owner(timeline.id).map(str::to_owned),

@@ -2,12 +2,12 @@
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing_subscriber::EnvFilter;
 
-use crate::plumbing::instance::logs;
+use crate::plumbing::instance::logs::Log;
 use crate::progress::{Interrupted, Progress};
 
 fn filter() -> EnvFilter {
@@ -15,15 +15,19 @@ fn filter() -> EnvFilter {
 }
 
 /// Has everything logged to the file `path`.
-pub fn to_file(path: &Path) {
+pub fn to_file(path: &Path) -> io::Result<()> {
     let subscriber = tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter());
-    let _ = subscriber.with_writer(Mutex::new(logs::open(path))).try_init(); // another one stays in place
+    let subscriber = subscriber.with_writer(Arc::new(Log::open(path)?));
+    // A line that cannot be written would be told to standard error, which is the same file, and a panic where that fails.
+    let _ = subscriber.log_internal_errors(false).try_init(); // another one stays in place
+    Ok(())
 }
 
 /// Has everything logged to standard error, for people.
 pub fn to_terminal() {
     let subscriber = tracing_subscriber::fmt().with_target(false).with_env_filter(filter());
-    let _ = subscriber.with_writer(|| Escaping(io::stderr())).with_ansi(false).try_init();
+    let subscriber = subscriber.with_writer(|| Escaping(io::stderr())).with_ansi(false);
+    let _ = subscriber.log_internal_errors(false).try_init(); // as above: nobody may read there any more
 }
 
 /// Draws nothing, and has warnings logged: of work for which nobody sits at a terminal.

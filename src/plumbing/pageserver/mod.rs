@@ -281,9 +281,10 @@ impl PageServer {
         let options = self.options;
         options.check()?;
         let _lock = take_lock(&self.repo)?;
+        let log = log_file(&self.repo);
         match options.to_terminal {
             true => log::to_terminal(),
-            false => log::to_file(&log_file(&self.repo)),
+            false => log::to_file(&log).map_err(cannot::<Error>("open", &log))?,
         }
         raise_file_limit();
         // The servers need processors too, and a thread that has much to do at a time does it faster than two that

@@ -138,6 +138,21 @@ fn a_daemon_that_ends_takes_no_server_down() {
 }
 
 #[test]
+fn lines_that_cannot_be_logged_stop_nobody() {
+    let mut daemon = Daemon::new(&["try"]);
+    daemon.env.run(["pageserver", "stop"]).ok();
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let words = ["pageserver", "start", "--foreground", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+    let mut child = daemon.env.command(words).stdout(Stdio::null()).stderr(full).spawn().unwrap();
+    let runs = || daemon.env.json(["pageserver", "status", "--json"])["running"] == true;
+    wait_until("the page server", || runs() || child.try_wait().unwrap().is_some());
+    daemon.find();
+    assert_eq!(daemon.ask("try", "select name from whoami"), Ok("try".into()));
+    daemon.env.run(["pageserver", "stop"]).ok();
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
 fn a_page_server_that_ends_is_waited_for_by_the_next_one() {
     let env = Env::init();
     let start = ["pageserver", "start", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];

@@ -43,6 +43,11 @@ impl Daemon {
     fn start(&mut self, more: &[&str]) {
         let words = ["pageserver", "start", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
         self.env.run(words.iter().chain(more)).ok();
+        self.find();
+    }
+
+    /// Notes where it listens.
+    fn find(&mut self) {
         let status = self.env.json(["pageserver", "status", "--json"]);
         self.listen = status["listen"].as_str().unwrap().parse().unwrap();
         self.http = status["http"].as_str().unwrap().parse().unwrap();

@@ -6,7 +6,7 @@
 //! The owner's servers and those of other users are apart: others have limits of their own, which never take anything
 //! from the owner's, and who has not authenticated keeps no server running.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -129,9 +129,14 @@ impl Slot {
         }
     }
 
+    /// Returns whether nobody who counts uses it.
+    fn is_unused(&self) -> bool {
+        self.connections.load(Ordering::Relaxed) == 0
+    }
+
     /// Returns whether nobody who counts has used it for its time.
     fn is_idle(&self, config: &Config) -> bool {
-        if self.connections.load(Ordering::Relaxed) > 0 {
+        if !self.is_unused() {
             return false;
         }
         if *lock(&self.standing) == Standing::Unproven {
@@ -490,42 +495,54 @@ impl Supervisor {
             true => (config.max_instances, &self.own_room),
             false => (config.others_instances, &self.room),
         };
-        let _alone = room.lock().await;
-        let begun = Instant::now();
+        let _alone = timeout(TURN_WAIT, room.lock()).await.map_err(|_| no_turn())?;
+        let (begun, mut tried) = (Instant::now(), HashSet::new());
         loop {
-            let (mut running, mut idle) = (0, Vec::new());
-            let is_ours = |slot: &Arc<Slot>| (*lock(&slot.standing) == Standing::Owner) == is_owner;
-            for slot in self.slots().into_iter().filter(is_ours) {
-                // Whoever holds it starts or stops it: counted as one that runs.
-                match slot.state.clone().try_lock_owned() {
-                    Ok(state) if !matches!(*state, State::Running(..)) => continue,
-                    Ok(state) if slot.connections.load(Ordering::Relaxed) == 0 => idle.push((slot, state)),
-                    Ok(_) => {}
-                    Err(_) if slot.target == *wanted => continue,
-                    Err(_) => {}
-                }
-                running += 1;
-            }
+            let (running, idle) = self.running_and_idle(wanted, is_owner);
             if running < most {
                 return Ok(());
             }
-            idle.sort_by_key(|(slot, _)| *lock(&slot.used));
-            let mut stopped = false;
-            for (slot, state) in idle {
-                if self.stop(&slot, state).await {
-                    stopped = true;
-                    break;
-                }
-            }
-            // Whoever closes one connection and opens the next is a little faster than we notice.
-            if !stopped && begun.elapsed() < ROOM_WAIT {
+            if let Some(slot) = idle.into_iter().find(|slot| tried.insert(slot.target.clone())) {
+                self.stop_unused(&slot).await;
+            } else if begun.elapsed() < ROOM_WAIT {
+                // Whoever closes one connection and opens the next is a little faster than we notice.
                 tokio::time::sleep(ROOM_PAUSE).await;
-            } else if !stopped {
+                tried.clear();
+            } else {
                 let setting = if is_owner { "proxy.max_instances" } else { "proxy.others_instances" };
                 let message = format!("{running} servers run and are in use, and no more may ({setting})");
                 let hint = format!("Close connections to another branch, or allow more: zenith config {setting} N");
                 return Err(Refusal::new(TOO_MANY_CONNECTIONS, message).hint(hint));
             }
+        }
+    }
+
+    /// Returns how many servers run, of the owner's or of those that others started, and which of them nobody uses, the one
+    /// first that was used least recently. Holds none of them: their clients may come meanwhile.
+    fn running_and_idle(&self, wanted: &Target, is_owner: bool) -> (usize, Vec<Arc<Slot>>) {
+        let (mut running, mut idle) = (0, Vec::new());
+        let is_ours = |slot: &Arc<Slot>| (*lock(&slot.standing) == Standing::Owner) == is_owner;
+        for slot in self.slots().into_iter().filter(is_ours) {
+            // Whoever holds it starts or stops it: counted as one that runs.
+            match slot.state.try_lock().as_deref() {
+                Ok(State::Running(..)) if slot.is_unused() => idle.push(slot.clone()),
+                Ok(State::Running(..)) => {}
+                Ok(_) => continue,
+                Err(_) if slot.target == *wanted => continue,
+                Err(_) => {}
+            }
+            running += 1;
+        }
+        idle.sort_by_key(|slot| *lock(&slot.used));
+        (running, idle)
+    }
+
+    /// Stops a server, unless somebody has come to it meanwhile.
+    async fn stop_unused(self: &Arc<Supervisor>, slot: &Arc<Slot>) {
+        if let Ok(state) = slot.state.clone().try_lock_owned()
+            && slot.is_unused()
+        {
+            self.stop(slot, state).await;
         }
     }
 
@@ -554,16 +571,15 @@ impl Supervisor {
         }
     }
 
-    /// Stops a server, if that is ours to do and nobody is connected to it directly. Returns whether it is gone.
-    async fn stop(self: &Arc<Supervisor>, slot: &Arc<Slot>, mut state: OwnedMutexGuard<State>) -> bool {
-        let State::Running(instance, _) = &*state else { return true };
+    /// Stops a server, if that is ours to do and nobody is connected to it directly.
+    async fn stop(self: &Arc<Supervisor>, slot: &Arc<Slot>, mut state: OwnedMutexGuard<State>) {
+        let State::Running(instance, _) = &*state else { return };
         let (this, meant, branch) = (self.clone(), instance.clone(), slot.target.name().to_owned());
         let stopped = spawn_blocking(move || this.stop_blocking(&meant)).await;
         match stopped.map_err(|error| error.to_string()).and_then(|stopped| stopped.map_err(|error| error.text())) {
             Ok(true) => {
                 tracing::info!(branch, "stopped");
                 *state = State::Stopped;
-                true
             }
             Ok(false) => {
                 // Somebody is connected directly, and was let in.
@@ -572,14 +588,12 @@ impl Supervisor {
                     *standing = Standing::Other;
                 }
                 *lock(&slot.used) = Instant::now();
-                false
             }
             Err(error) => {
                 tracing::warn!(branch, "cannot stop: {error}");
                 *lock(&slot.used) = Instant::now();
                 // Perhaps it stopped and what comes after failed: the next start finds out.
                 *state = State::Stopped;
-                false
             }
         }
     }
@@ -646,6 +660,12 @@ fn refusal(error: CommandError) -> Refusal {
 fn still_busy(target: &Target) -> Refusal {
     let message = format!("the server of '{}' is still being started or stopped", target.name());
     Refusal::new(CANNOT_CONNECT_NOW, message).private().hint("Try again later. The server's log says what it does.")
+}
+
+/// Returns what a client is told that has waited long enough for its turn to make room.
+fn no_turn() -> Refusal {
+    let message = "other clients are still waiting for servers to stop that make room for theirs";
+    Refusal::new(CANNOT_CONNECT_NOW, message).hint("Try again later.")
 }
 
 /// Returns what a client is told that names no branch where it has to.

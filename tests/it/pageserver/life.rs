@@ -113,6 +113,30 @@ fn what_cannot_be_had_is_an_error_with_its_sqlstate() {
 }
 
 #[test]
+fn who_waits_for_room_keeps_nobody_from_a_server_that_runs() {
+    let daemon = Daemon::new(&["old", "young"]);
+    daemon.env.run(["config", "proxy.max_instances", "2"]).ok();
+    for branch in ["old", "young"] {
+        daemon.ask(branch, "select 1").unwrap();
+    }
+    let repo = zenith::objects::Repo::open(&daemon.env.repo()).unwrap();
+    let old = zenith::plumbing::instance::of_branch(&repo, "old").unwrap().unwrap();
+    // Its stop takes as long as somebody else holds it.
+    let held = old.hold(&repo, &zenith::progress::Hidden).unwrap();
+    std::thread::scope(|scope| {
+        let third = scope.spawn(|| daemon.ask("main", "select name from whoami"));
+        std::thread::sleep(Duration::from_secs(1));
+        let begun = Instant::now();
+        let young = daemon.ask("young", "select name from whoami");
+        let took = begun.elapsed();
+        drop(held);
+        assert_eq!((young, third.join().unwrap()), (Ok("young".into()), Ok("main".into())));
+        assert!(took < Duration::from_secs(15), "{took:?}");
+    });
+    assert_eq!(daemon.running(), ["main", "young"]);
+}
+
+#[test]
 fn a_daemon_that_ends_takes_no_server_down() {
     let mut daemon = Daemon::new(&["try"]);
     let start = daemon.ask("try", "select pg_postmaster_start_time()").unwrap();

@@ -553,21 +553,26 @@ impl Supervisor {
             Err(error) => return tracing::warn!("{}", error.text()),
         };
         for slot in self.slots() {
-            if !slot.is_idle(&config) {
-                continue;
-            }
-            let Ok(state) = slot.state.clone().try_lock_owned() else { continue };
             // With the state in hand nobody can come.
-            if slot.is_idle(&config) && matches!(*state, State::Running(..)) {
-                let this = self.clone();
-                tokio::spawn(async move { this.stop(&slot, state).await });
-            } else if matches!(*state, State::Stopped | State::Failed(..)) {
-                // Moments of the past would pile up. Here and in the map: nobody else has it, or can get it now.
-                let mut slots = lock(&self.slots);
-                if Arc::strong_count(&slot) == 2 {
-                    slots.remove(&slot.target);
+            let Ok(state) = slot.state.clone().try_lock_owned() else { continue };
+            match &*state {
+                State::Running(..) if slot.is_idle(&config) => {
+                    let this = self.clone();
+                    tokio::spawn(async move { this.stop(&slot, state).await });
                 }
+                State::Running(..) => {}
+                State::Failed(when, _) if when.elapsed() < FAILURE => {}
+                State::Stopped | State::Failed(..) => self.forget(&slot),
             }
+        }
+    }
+
+    /// Forgets a target without a server: moments of the past would pile up.
+    fn forget(&self, slot: &Arc<Slot>) {
+        let mut slots = lock(&self.slots);
+        // Here and in the map: nobody else has it, or can get it now.
+        if Arc::strong_count(slot) == 2 {
+            slots.remove(&slot.target);
         }
     }
 
@@ -689,4 +694,35 @@ fn unknown(repo: &Repo, name: &str, error: &CommandError) -> Refusal {
     names.sort_by(|a, b| near(a).total_cmp(&near(b)));
     names.truncate(NEAR);
     refusal.hint(format!("The nearest names are: {}.", names.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::objects::format::FORMAT_VERSION;
+
+    fn supervisor(dir: &std::path::Path) -> Arc<Supervisor> {
+        let cluster = "postgres_major = 15\nwal_segment_size = 16777216\nsystem_identifier = '1'";
+        let config = format!("format_version = {FORMAT_VERSION}\n{cluster}\nproxy.idle_timeout = 'never'");
+        let repo = Repo::create(dir, &Config::parse(&config).unwrap()).unwrap();
+        let binaries = Binaries { dir: PathBuf::new(), major: 0 };
+        Arc::new(Supervisor::new(&repo, binaries, Account::Own, "me".into(), Arc::default()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_does_not_run_is_forgotten_though_nothing_is_ever_idle() {
+        let dir = tempfile::tempdir().unwrap();
+        let supervisor = supervisor(dir.path());
+        let slots = ["stopped", "failed", "fresh", "wanted"].map(|name| supervisor.slot(&Target::Branch(name.into())));
+        let failed = |age| State::Failed(Instant::now() - age, Refusal::new(SYSTEM_ERROR, "no"));
+        *slots[1].state.try_lock().unwrap() = failed(FAILURE);
+        *slots[2].state.try_lock().unwrap() = failed(Duration::ZERO);
+        // Its client is about to start it.
+        let _wanted = slots[3].clone();
+        drop(slots);
+        supervisor.stop_idle().await;
+        let mut left: Vec<_> = supervisor.slots().iter().map(|slot| slot.target.name().to_owned()).collect();
+        left.sort();
+        assert_eq!(left, ["fresh", "wanted"]);
+    }
 }

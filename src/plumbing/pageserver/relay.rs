@@ -17,6 +17,13 @@ thread_local! {
     static SHARED: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER]);
 }
 
+/// Who failed in one direction.
+#[derive(Debug)]
+enum Failed {
+    Reader(io::Error),
+    Writer(io::Error),
+}
+
 /// One direction.
 #[derive(Debug, Default)]
 struct Half {
@@ -32,19 +39,20 @@ struct Half {
 }
 
 impl Half {
-    /// Goes on as far as possible. Ready once the reader has ended and the writer knows it.
+    /// Goes on as far as possible. Ready once the reader has ended and the writer knows it, or one of them fails.
     fn poll(
         &mut self,
         cx: &mut Context,
         mut reader: Pin<&mut impl AsyncRead>,
         mut writer: Pin<&mut impl AsyncWrite>,
         inspect: &mut impl FnMut(&[u8]),
-    ) -> Poll<io::Result<()>> {
+    ) -> Poll<Result<(), Failed>> {
         loop {
             while self.written < self.kept.len() {
-                let written = ready!(writer.as_mut().poll_write(cx, &self.kept[self.written..]))?;
+                let written =
+                    ready!(writer.as_mut().poll_write(cx, &self.kept[self.written..])).map_err(Failed::Writer)?;
                 if written == 0 {
-                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                    return Poll::Ready(Err(Failed::Writer(io::ErrorKind::WriteZero.into())));
                 }
                 self.written += written;
             }
@@ -55,7 +63,7 @@ impl Half {
                 return Poll::Ready(Ok(()));
             }
             if self.is_at_end {
-                ready!(writer.as_mut().poll_shutdown(cx))?;
+                ready!(writer.as_mut().poll_shutdown(cx)).map_err(Failed::Writer)?;
                 self.is_closed = true;
                 continue;
             }
@@ -63,7 +71,7 @@ impl Half {
                 Poll::Ready(()) => {}
                 Poll::Pending => {
                     if self.must_flush {
-                        ready!(writer.as_mut().poll_flush(cx))?;
+                        ready!(writer.as_mut().poll_flush(cx)).map_err(Failed::Writer)?;
                         self.must_flush = false;
                     }
                     return Poll::Pending;
@@ -79,10 +87,10 @@ impl Half {
         reader: Pin<&mut impl AsyncRead>,
         writer: Pin<&mut impl AsyncWrite>,
         inspect: &mut impl FnMut(&[u8]),
-    ) -> Poll<io::Result<()>> {
+    ) -> Poll<Result<(), Failed>> {
         SHARED.with_borrow_mut(|shared| {
             let mut buffer = ReadBuf::new(shared);
-            ready!(reader.poll_read(cx, &mut buffer))?;
+            ready!(reader.poll_read(cx, &mut buffer)).map_err(Failed::Reader)?;
             let bytes = buffer.filled();
             if bytes.is_empty() {
                 self.is_at_end = true;
@@ -90,7 +98,7 @@ impl Half {
             }
             inspect(bytes);
             self.count += bytes.len() as u64;
-            let written = match writer.poll_write(cx, bytes)? {
+            let written = match writer.poll_write(cx, bytes).map_err(Failed::Writer)? {
                 Poll::Ready(written) => written,
                 Poll::Pending => 0,
             };
@@ -101,21 +109,32 @@ impl Half {
     }
 }
 
-/// Relays until both sides have ended, one after the other as they like, or one of them fails. Shows `inspect`
-/// what the server sends. Returns the bytes from the client and from the server.
+/// Relays until the server has ended, or the client fails. What the server said before that arrives, whatever the client writes
+/// at that moment. Shows `inspect` what the server sends. Returns the bytes from the client and from the server.
 pub async fn relay(
     client: &mut (impl AsyncRead + AsyncWrite + Unpin),
     server: &mut (impl AsyncRead + AsyncWrite + Unpin),
     mut inspect: impl FnMut(&[u8]),
 ) -> io::Result<(u64, u64)> {
-    let (mut up, mut down) = (Half::default(), Half::default());
+    let (mut up, mut down, mut server_listens) = (Half::default(), Half::default(), true);
     std::future::poll_fn(|cx| {
-        let upwards = up.poll(cx, Pin::new(&mut *client), Pin::new(&mut *server), &mut |_| {})?;
-        let downwards = down.poll(cx, Pin::new(&mut *server), Pin::new(&mut *client), &mut inspect)?;
-        match (upwards, downwards) {
-            // Once PostgreSQL has ended, nobody reads what the client still says.
-            (_, Poll::Ready(())) => Poll::Ready(Ok(())),
-            _ => Poll::<io::Result<()>>::Pending,
+        if server_listens {
+            match up.poll(cx, Pin::new(&mut *client), Pin::new(&mut *server), &mut |_| {}) {
+                Poll::Ready(Err(Failed::Reader(error))) => return Poll::Ready(Err(error)),
+                // It has ended, and its last words are yet to be read.
+                Poll::Ready(Err(Failed::Writer(_))) => server_listens = false,
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+            }
+        }
+        loop {
+            match down.poll(cx, Pin::new(&mut *server), Pin::new(&mut *client), &mut inspect) {
+                // One that ends before it has read all that it was sent: the system says so behind its last words.
+                Poll::Ready(Err(Failed::Reader(_))) => down.is_at_end = true,
+                Poll::Ready(Err(Failed::Writer(error))) => return Poll::Ready(Err(error)),
+                // Nobody reads what the client still says.
+                Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
+                Poll::Pending => return Poll::Pending,
+            }
         }
     })
     .await?;
@@ -125,6 +144,7 @@ pub async fn relay(
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::net::UnixStream;
 
     use super::*;
 
@@ -151,5 +171,20 @@ mod tests {
         reader.read_to_end(&mut answer).await.unwrap();
         assert_eq!(answer, b"answer");
         assert_eq!(relayed.await.unwrap(), (3_000_000, 6));
+    }
+
+    #[tokio::test]
+    async fn what_a_server_says_last_arrives_though_the_client_writes_meanwhile() {
+        let (mut client, mut client_side) = duplex(1000);
+        let (mut server, mut server_side) = UnixStream::pair().unwrap();
+        server_side.write_all(b"never read").await.unwrap();
+        server.write_all(b"last words").await.unwrap();
+        drop(server);
+        client.write_all(b"the next query").await.unwrap();
+        relay(&mut client_side, &mut server_side, |_| {}).await.unwrap();
+        drop(client_side);
+        let mut heard = Vec::new();
+        client.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard, b"last words");
     }
 }

@@ -2,7 +2,7 @@
 
 mod logs;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::process::Stdio;
 
@@ -12,11 +12,11 @@ use crate::objects::Repo;
 use crate::objects::format::{Others, Proxy};
 use crate::objects::setting::{ADDRESS, parse_address};
 use crate::plumbing::instance;
-use crate::plumbing::instance::mount::background;
+use crate::plumbing::instance::mount::{answer_of, background};
 use crate::plumbing::pageserver::{self, Addresses, Error, Options, PageServer, Place, log_file};
 use crate::plumbing::postgres::account::Account;
 use crate::plumbing::postgres::process::own_program;
-use crate::plumbing::postgres::server::{Status, tail};
+use crate::plumbing::postgres::server::{Status, let_run, tail};
 use crate::ui::Ui;
 
 /// Run a server that starts branches when somebody connects
@@ -137,15 +137,13 @@ fn start_in_background(repo: &Repo, args: &StartArgs) -> Result<Addresses, Comma
     // A start holds a segment of WAL for a moment: with few heaps, and large blocks apart, that memory goes back.
     command.env("MALLOC_ARENA_MAX", "2").env("MALLOC_MMAP_THRESHOLD_", "1048576");
     let mut child = command.stdout(Stdio::piped()).spawn()?;
-    let mut answer = String::new();
-    if let Some(output) = child.stdout.take() {
-        BufReader::new(output).read_line(&mut answer)?;
-    }
+    // One that answers nothing has ended, and said why.
+    answer_of(&mut child)?;
+    let_run(child);
     // If not this one, another one may have been faster.
     match pageserver::running(repo)? {
         Some((_, addresses)) => Ok(addresses),
         None => {
-            let _ = child.wait();
             let said = tail(&log, log_start);
             let said = said.trim_start_matches("error: ").to_owned();
             Err(CommandError::refused(if said.is_empty() { "the page server did not start".to_owned() } else { said }))

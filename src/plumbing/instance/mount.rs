@@ -223,9 +223,9 @@ fn lock_before_mounting(dir: &Path) -> Result<PidLock, Error> {
     Ok(lock)
 }
 
-/// Returns the line that the process of a file system answers with, however long it takes: it may have much to read. One that
-/// is suspended, and has no guardian yet that would see it, is killed.
-fn answer_of(child: &mut Child) -> io::Result<String> {
+/// Returns the line that a process in the background answers with once it is ready, however long it takes: that of a file system
+/// may have much to read. One that is suspended, and has no guardian yet that would see it, is killed.
+pub fn answer_of(child: &mut Child) -> io::Result<String> {
     let output = child.stdout.take().expect("invariant: it is piped");
     let (answer, answered) = mpsc::channel();
     std::thread::spawn(move || {

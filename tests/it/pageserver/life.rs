@@ -203,6 +203,39 @@ fn a_page_server_that_ends_is_waited_for_by_the_next_one() {
 }
 
 #[test]
+fn a_page_server_that_is_suspended_before_it_listens_does_not_hold_up_its_start() {
+    let env = Env::init();
+    let words = ["pageserver", "start", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];
+    env.run(words).ok();
+    env.run(["pageserver", "stop"]).ok();
+    // So that it is not ready before the signal comes.
+    let lock = std::fs::File::open(env.repo().join("pageserver/lock")).unwrap();
+    lock.lock().unwrap();
+    let mut start = env.command(words).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut daemon = None;
+    wait_until("it begins one", || {
+        daemon = daemon_of(start.id());
+        daemon.is_some()
+    });
+    kill(daemon.unwrap(), Signal::SIGSTOP).unwrap();
+    wait_until("the start ends", || start.try_wait().unwrap().is_some());
+    let said = start.wait_with_output().unwrap();
+    assert_eq!(said.status.code(), Some(1), "{}", String::from_utf8_lossy(&said.stderr));
+    wait_until("it is gone", || !is_alive(daemon.unwrap().as_raw()));
+    drop(lock);
+    env.run(words).ok();
+    env.run(["pageserver", "stop"]).ok();
+}
+
+/// Returns the page server that a command has begun.
+fn daemon_of(command: u32) -> Option<Pid> {
+    let children = std::fs::read_to_string(format!("/proc/{command}/task/{command}/children")).unwrap_or_default();
+    let words = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let daemon = children.split_whitespace().find(|pid| words(pid).contains("--daemon"))?;
+    Some(Pid::from_raw(daemon.parse().unwrap()))
+}
+
+#[test]
 fn looks_at_a_page_server_that_was_killed_disturb_nobody() {
     let env = Env::init();
     let start = ["pageserver", "start", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"];

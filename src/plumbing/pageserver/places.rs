@@ -3,7 +3,6 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use tokio::net::{TcpListener, UnixListener};
@@ -12,7 +11,7 @@ use super::{Addresses, Error, Options};
 use crate::error::CommandError;
 use crate::objects::Repo;
 use crate::plumbing::instance::{self, Instance};
-use crate::plumbing::postgres::settings::socket_path;
+use crate::plumbing::postgres::settings::{answers, socket_path};
 
 /// So many ports are tried where one is taken.
 const MOST_TRIED: usize = 1000;
@@ -34,7 +33,7 @@ pub(super) struct Server {
 
 impl Server {
     fn has(&self, port: u16) -> bool {
-        self.port == port && UnixStream::connect(&self.socket).is_ok()
+        self.port == port && answers(&self.socket)
     }
 }
 
@@ -93,7 +92,7 @@ async fn next_free(address: SocketAddr, servers: &[Server]) -> Option<TcpListene
 pub(super) fn listen_unix(dir: &Path, port: u16) -> Result<UnixListener, Error> {
     let path = socket_path(dir, port);
     // Left by a daemon that was killed: this one holds the lock.
-    if UnixStream::connect(&path).is_err() {
+    if !answers(&path) {
         let _ = fs::remove_file(&path);
     }
     let failed = |source| Error::Listen { address: path.display().to_string(), source };

@@ -5,10 +5,14 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder};
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::unistd::geteuid;
 use sha2::{Digest, Sha256};
 
@@ -281,10 +285,21 @@ pub fn socket_path(dir: &Path, port: u16) -> PathBuf {
     dir.join(format!(".s.PGSQL.{port}"))
 }
 
+/// Returns whether somebody listens on the unix socket `path`. Does not wait for who does not come to it, with whom others wait in
+/// line (connect(2)). What cannot be found out counts as somebody.
+pub fn answers(path: &Path) -> bool {
+    let connected = || {
+        let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None)?;
+        fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+        fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        connect(socket.as_raw_fd(), &UnixAddr::new(path)?)
+    };
+    !matches!(connected(), Err(Errno::ECONNREFUSED | Errno::ENOENT))
+}
+
 /// Returns whether nobody listens on `port` in `socket_dir` and at the address `tcp`.
 pub fn is_free(port: u16, socket_dir: &Path, tcp: Option<IpAddr>) -> bool {
-    let answers = std::os::unix::net::UnixStream::connect(socket_path(socket_dir, port)).is_ok();
-    !answers && tcp.is_none_or(|address| TcpListener::bind((address, port)).is_ok())
+    !answers(&socket_path(socket_dir, port)) && tcp.is_none_or(|address| TcpListener::bind((address, port)).is_ok())
 }
 
 /// Removes the socket and its lock file that a server left which is gone. PostgreSQL does so itself,
@@ -305,11 +320,7 @@ pub fn remove_stale_socket(port: u16, socket_dir: &Path, datadirs: &Path) {
         let _ = fs::remove_file(&lock);
         let _ = fs::remove_file(&socket);
     };
-    let nobody_listens = || {
-        let refused =
-            |error: std::io::Error| matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound);
-        std::os::unix::net::UnixStream::connect(&socket).err().is_some_and(refused)
-    };
+    let nobody_listens = || !answers(&socket);
     if is_empty(&text) && nobody_listens() {
         return remove();
     }
@@ -345,6 +356,21 @@ mod tests {
         let own = vec![("max_connections".into(), "150".into()), ("fsync".into(), "off".into())];
         let (name, replayed) = ("a b".into(), Sizes::default());
         Settings { port: 1, socket_dir, tcp: None, name, hba_file, own, is_live: false, replayed, role }
+    }
+
+    #[test]
+    fn who_listens_and_lets_nobody_in_is_not_waited_for() {
+        use nix::sys::socket::{Backlog, bind, listen};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        assert!(!answers(&path));
+        let listener = socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).unwrap();
+        bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        listen(&listener, Backlog::new(1).unwrap()).unwrap();
+        // Each look takes a place in the queue, as a client does.
+        assert!((0..10).all(|_| answers(&path)));
+        drop(listener);
+        assert!(path.exists() && !answers(&path));
     }
 
     #[test]

@@ -18,6 +18,8 @@ fn pages_are_for_this_machine() {
     assert!(status["instances"].as_array().unwrap().iter().any(|one| one["running"] == true && one["branch"] == "try"));
     assert!(daemon.get("/", "localhost:1").contains("<title>zenith</title>"));
     assert!(daemon.get("/status", "evil.example").starts_with("HTTP/1.1 403"));
+    let by_another_site = daemon.get("/status", "localhost\r\nSec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: no-cors");
+    assert!(by_another_site.starts_with("HTTP/1.1 403"), "{by_another_site}");
     assert!(daemon.get("/nothing", "localhost").starts_with("HTTP/1.1 404"));
     assert!(daemon.metric("zenith_wal_sealed_bytes{branch=\"try\"}") > 1e6);
     assert!(daemon.metric("zenith_frame_cache_misses{branch=\"try\"}") > 0.0);

@@ -17,7 +17,7 @@ use tokio::task::{JoinError, spawn_blocking};
 use super::Addresses;
 use super::peer::Peer;
 use super::session::Proxy;
-use super::status::{Sizes, measure, status};
+use super::status::{Snapshots, measure, status};
 use super::visitors::Visitors;
 use crate::error::CommandError;
 
@@ -31,13 +31,13 @@ const METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-
 struct Shared {
     proxy: Arc<Proxy>,
     addresses: Addresses,
-    sizes: Sizes,
+    snapshots: Snapshots,
     turn: Turn,
 }
 
 /// Answers until the listener fails.
 pub async fn serve(listener: TcpListener, proxy: Arc<Proxy>, addresses: Addresses) {
-    let shared = Arc::new(Shared { proxy, addresses, sizes: Sizes::default(), turn: Turn::default() });
+    let shared = Arc::new(Shared { proxy, addresses, snapshots: Snapshots::default(), turn: Turn::default() });
     let pages = Router::new()
         .route("/", get(async || ([(header::CONTENT_SECURITY_POLICY, POLICY)], Html(PAGE))))
         .route("/status", get(send_status))
@@ -137,13 +137,13 @@ async fn look<T: Send + 'static>(
 }
 
 async fn send_status(State(shared): State<Arc<Shared>>) -> Result<Response, Response> {
-    let status = look(shared, |shared| status(&shared.proxy.supervisor, &shared.addresses, &shared.sizes)).await?;
+    let status = look(shared, |shared| status(&shared.proxy.supervisor, &shared.addresses, &shared.snapshots)).await?;
     Ok(Json(status).into_response())
 }
 
 async fn send_metrics(State(shared): State<Arc<Shared>>) -> Result<Response, Response> {
     let metrics = shared.proxy.metrics.clone();
-    look(shared, |shared| measure(&shared.proxy.supervisor)).await?;
+    look(shared, |shared| measure(&shared.proxy.supervisor, &shared.snapshots)).await?;
     Ok(([(header::CONTENT_TYPE, METRICS)], metrics.text()).into_response())
 }
 

@@ -14,6 +14,7 @@ use super::metrics::{Branch as Label, Metrics};
 use super::supervisor::Supervisor;
 use crate::error::CommandError;
 use crate::objects::refs::{RefKind, Value};
+use crate::objects::timeline::snapshots::Listed;
 use crate::objects::timeline::{Position, Timeline};
 use crate::objects::{ObjectId, Repo};
 use crate::plumbing::datadir::control::Control;
@@ -109,25 +110,39 @@ pub struct Instance {
     pub url: Option<String>,
 }
 
-/// What databases have, as of snapshots that were looked at before: to add it up takes a look at each file's entry.
-#[derive(Debug, Default)]
-pub struct Sizes(Mutex<HashMap<ObjectId, u64>>);
+/// What there is to tell of a snapshot.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    /// What its files have together, bytes.
+    bytes: u64,
+    /// When it was taken, microseconds since 1970.
+    time_us: i64,
+}
 
-impl Sizes {
-    /// Returns what the files have together of the newest snapshot at or before `tip`, bytes; 0 where that cannot be read.
-    fn of(&self, repo: &Repo, tip: Position) -> u64 {
-        let Ok((_, line)) = repo.timelines().snapshot_before(tip) else { return 0 };
+/// Snapshots that were looked at before: to read one takes a look at each file's entry.
+#[derive(Debug, Default)]
+pub struct Snapshots(Mutex<HashMap<ObjectId, Seen>>);
+
+impl Snapshots {
+    /// Looks at the newest snapshot at or before `tip`; `None` where that cannot be read.
+    fn newest(&self, repo: &Repo, tip: Position) -> Option<Seen> {
+        let (_, Listed { object, .. }) = repo.timelines().snapshot_before(tip).ok()?;
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() > MOST_SIZES {
+        if let Some(seen) = known.get(&object) {
+            return Some(*seen);
+        }
+        let snapshot = repo.store().snapshot(&object).ok()?;
+        let seen = Seen { bytes: snapshot.total_bytes(), time_us: snapshot.time_us };
+        if known.len() >= MOST_KNOWN {
             known.clear();
         }
-        let measured = || repo.store().snapshot(&line.object).map_or(0, |snapshot| snapshot.total_bytes());
-        *known.entry(line.object).or_insert_with(measured)
+        known.insert(object, seen);
+        Some(seen)
     }
 }
 
-/// So many sizes are kept.
-const MOST_SIZES: usize = 10_000;
+/// So many snapshots are kept in mind.
+const MOST_KNOWN: usize = 10_000;
 
 /// Returns what the files below `path` take on disk, bytes.
 fn disk(path: &Path) -> u64 {
@@ -189,7 +204,7 @@ fn reached(mut instances: Vec<Instance>, addresses: &Addresses) -> Vec<Instance>
 }
 
 /// Looks at everything. Costs a small file for each ref, timeline and instance, and the names of all objects.
-pub fn status(supervisor: &Supervisor, addresses: &Addresses, sizes: &Sizes) -> Result<Status, CommandError> {
+pub fn status(supervisor: &Supervisor, addresses: &Addresses, snapshots: &Snapshots) -> Result<Status, CommandError> {
     let repo = supervisor.repo()?;
     let lineage = Lineage::read(&repo)?;
     let mut branches = Vec::new();
@@ -203,7 +218,7 @@ pub fn status(supervisor: &Supervisor, addresses: &Addresses, sizes: &Sizes) -> 
             parent: fork.and_then(|fork| lineage.owner(fork.timeline).map(str::to_owned)),
             fork: fork.map(|fork| fork.lsn.to_string()),
             changed_us: lineage.changed_us(timeline.id),
-            size_bytes: sizes.of(&repo, timeline.tip()),
+            size_bytes: snapshots.newest(&repo, timeline.tip()).map_or(0, |seen| seen.bytes),
             wal_bytes: own.into_iter().map(wal_bytes).sum(),
             url: addresses.url(name.short()),
         });
@@ -235,7 +250,7 @@ pub fn status(supervisor: &Supervisor, addresses: &Addresses, sizes: &Sizes) -> 
 }
 
 /// Brings those metrics up to date that are looked up rather than counted.
-pub fn measure(supervisor: &Supervisor) -> Result<(), CommandError> {
+pub fn measure(supervisor: &Supervisor, snapshots: &Snapshots) -> Result<(), CommandError> {
     let repo = supervisor.repo()?;
     let Metrics { instances: running, sealed, snapshot_time, cache_hits, cache_misses, .. } = &*supervisor.metrics;
     let label = |branch: &str| Label { branch: branch.to_owned() };
@@ -254,10 +269,8 @@ pub fn measure(supervisor: &Supervisor) -> Result<(), CommandError> {
     for (name, value) in repo.refs().list(RefKind::Branch)? {
         let Ok(timeline) = repo.timelines().read(value.timeline()) else { continue };
         sealed.get_or_create(&label(name.short())).set(timeline.tip().lsn.0 as i64); // LSNs stay below 2^63
-        if let Ok((_, line)) = repo.timelines().snapshot_before(timeline.tip())
-            && let Ok(snapshot) = repo.store().snapshot(&line.object)
-        {
-            snapshot_time.get_or_create(&label(name.short())).set(snapshot.time_us as f64 / 1e6);
+        if let Some(Seen { time_us, .. }) = snapshots.newest(&repo, timeline.tip()) {
+            snapshot_time.get_or_create(&label(name.short())).set(time_us as f64 / 1e6);
         }
     }
     let instances = instances(&repo, supervisor)?;

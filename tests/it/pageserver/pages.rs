@@ -33,6 +33,19 @@ fn pages_are_for_this_machine() {
     assert_eq!(families.len(), count, "a name stands for two metrics");
 }
 
+#[test]
+fn no_snapshot_is_read_for_each_scrape() {
+    let daemon = Daemon::new(&[]);
+    let taken = || daemon.metric("zenith_snapshot_time_seconds{branch=\"main\"}");
+    let before = taken();
+    assert!(before > 1.7e9, "{before}");
+    let (objects, away) = (daemon.env.repo().join("objects"), daemon.env.repo().join("away"));
+    std::fs::rename(&objects, &away).unwrap();
+    let after = taken();
+    std::fs::rename(&away, &objects).unwrap();
+    assert_eq!(after, before);
+}
+
 /// Opens the page in a browser; returns what a reader sees of it, for each width.
 fn seen(daemon: &Daemon) -> Option<Vec<(u64, serde_json::Value)>> {
     let dir = fetched()?;

@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::fs::{self, DirEntry};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// Returns the entries of a folder; none, if there is no such folder.
@@ -18,4 +19,32 @@ pub fn entries(dir: &Path) -> io::Result<Vec<DirEntry>> {
 /// Returns the names in a folder; none, if there is no such folder.
 pub fn names(dir: &Path) -> io::Result<Vec<OsString>> {
     Ok(entries(dir)?.into_iter().map(|entry| entry.file_name()).collect())
+}
+
+/// Returns the bytes that all below `path` takes on the disk; what cannot be looked at counts as nothing.
+pub fn disk_bytes(path: &Path) -> u64 {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return 0 };
+    let below = metadata.is_dir().then(|| fs::read_dir(path)).into_iter().flatten().flatten();
+    let below: u64 = below.flatten().map(|entry| disk_bytes(&entry.path())).sum();
+    metadata.blocks().saturating_mul(512).saturating_add(below)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_folder_takes_is_what_is_on_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let below = dir.path().join("below");
+        fs::create_dir(&below).unwrap();
+        let empty = disk_bytes(dir.path());
+        fs::write(below.join("file"), [1; 100_000]).unwrap();
+        fs::File::create(below.join("holes")).unwrap().set_len(1 << 30).unwrap();
+        std::os::unix::fs::symlink("/usr", below.join("elsewhere")).unwrap();
+        let taken = disk_bytes(dir.path()) - empty;
+        // Some file systems compress.
+        assert!((1..200_000).contains(&taken), "{taken} bytes");
+        assert_eq!(disk_bytes(&dir.path().join("nothing")), 0);
+    }
 }

@@ -133,7 +133,7 @@ impl Trash {
         let put = || {
             let dir = tempfile::Builder::new().prefix("trash-").tempdir_in(tmp)?;
             fill(dir.path())?;
-            entry.bytes = entry.bytes.saturating_add(disk_bytes(dir.path()));
+            entry.bytes = entry.bytes.saturating_add(folder::disk_bytes(dir.path()));
             write(tmp, dir.path(), &entry)?;
             durable::sync_tree(dir.path())?;
             durable::create_dir_all(&self.dir)?;
@@ -148,7 +148,7 @@ impl Trash {
     /// entry without files, which the next call takes.
     pub fn put_folder(&self, tmp: &Path, mut entry: Entry, files: &Path) -> Result<Item, Error> {
         let folder = entry.what.folder().expect("invariant: an entry that has files");
-        entry.bytes = disk_bytes(files);
+        entry.bytes = folder::disk_bytes(files);
         let key = |entry: &Entry| (entry.what, entry.position, entry.commits);
         let is_begun =
             |item: &Item| item.entry.as_ref().is_some_and(|begun| key(begun) == key(&entry)) && !item.has_files();
@@ -228,15 +228,6 @@ impl Item {
         let folder = self.entry.as_ref().and_then(|entry| entry.what.folder());
         folder.is_some_and(|folder| self.path.join(folder).is_dir())
     }
-}
-
-/// Returns the bytes that all below `path` takes on the disk; what cannot be looked at counts as nothing.
-fn disk_bytes(path: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let Ok(metadata) = fs::symlink_metadata(path) else { return 0 };
-    let below = metadata.is_dir().then(|| fs::read_dir(path)).into_iter().flatten().flatten();
-    let below: u64 = below.flatten().map(|entry| disk_bytes(&entry.path())).sum();
-    metadata.blocks().saturating_mul(512).saturating_add(below)
 }
 
 /// Writes what an entry in the folder `dir` says, durably.

@@ -1,9 +1,6 @@
 //! What there is to say of a repository and its servers: for people, for scripts, for the page.
 
 use std::collections::HashMap;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
@@ -16,7 +13,7 @@ use crate::error::CommandError;
 use crate::objects::refs::{RefKind, Value};
 use crate::objects::timeline::snapshots::Listed;
 use crate::objects::timeline::{Position, Timeline};
-use crate::objects::{ObjectId, Repo};
+use crate::objects::{ObjectId, Repo, folder};
 use crate::plumbing::datadir::control::Control;
 use crate::plumbing::datadir::local;
 use crate::plumbing::health::{Health, health};
@@ -144,16 +141,6 @@ impl Snapshots {
 /// So many snapshots are kept in mind.
 const MOST_KNOWN: usize = 10_000;
 
-/// Returns what the files below `path` take on disk, bytes.
-fn disk(path: &Path) -> u64 {
-    let size = |entry: fs::DirEntry| match entry.metadata() {
-        Ok(metadata) if metadata.is_dir() => disk(&entry.path()),
-        Ok(metadata) => metadata.blocks() * 512,
-        Err(_) => 0,
-    };
-    fs::read_dir(path).into_iter().flatten().flatten().map(size).sum()
-}
-
 fn instances(repo: &Repo, supervisor: &Supervisor) -> Result<Vec<Instance>, CommandError> {
     let used = supervisor.running();
     let row = |instance: instance::Instance| {
@@ -166,7 +153,7 @@ fn instances(repo: &Repo, supervisor: &Supervisor) -> Result<Vec<Instance>, Comm
             running,
             connections,
             read_only: instance.is_read_only(),
-            local_bytes: local.map_or(0, |local| disk(&local)),
+            local_bytes: local.map_or(0, |local| folder::disk_bytes(&local)),
             cache_hits: lazy.as_ref().map_or(0, |lazy| lazy.cache_hits),
             cache_misses: lazy.as_ref().map_or(0, |lazy| lazy.cache_misses),
             name: instance.name,
@@ -239,7 +226,7 @@ pub fn status(supervisor: &Supervisor, addresses: &Addresses, snapshots: &Snapsh
         http: addresses.http.to_string(),
         socket_dir: addresses.socket_dir.display().to_string(),
         head: repo.refs().head()?.short().to_owned(),
-        object_bytes: disk(&repo.dir().join("objects")),
+        object_bytes: folder::disk_bytes(&repo.dir().join("objects")),
         connections: supervisor.metrics.connections.get(),
         branches,
         tags,

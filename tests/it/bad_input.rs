@@ -269,6 +269,14 @@ fn data_directories_may_be_on_a_file_system_of_their_own() {
 }
 
 #[test]
+fn a_stop_may_be_given_all_the_time_there_is() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    let longest = u64::MAX.to_string();
+    assert!(env.run(["stop", "--timeout", &longest]).ok().contains("stopped"));
+}
+
+#[test]
 fn a_running_branch_is_not_pulled_away() {
     let env = Env::init();
     env.run(["branch", "x"]).ok();

@@ -15,6 +15,9 @@ use crate::progress::Progress;
 /// How long a server may take at least, however long other commands were waited for.
 const AT_LEAST: Duration = Duration::from_secs(1);
 
+/// However long the user would wait: an instant much further ahead cannot be told.
+const AT_MOST: Duration = Duration::from_hours(365 * 24);
+
 /// Stops an instance, if its server runs, and closes its epoch; one that is read-only is forgotten. Does nothing if another
 /// command has done that, and forgot the instance. Waits for other commands and
 /// for the server no longer than `timeout` in all. Costs the WAL that is not sealed yet and the blocks that changed, or
@@ -42,7 +45,7 @@ pub fn stop_if(
     progress: &dyn Progress,
     is_meant: impl FnOnce(&Instance) -> Result<bool, CommandError>,
 ) -> Result<Option<Settled>, CommandError> {
-    let patience = Instant::now() + timeout;
+    let patience = Instant::now() + timeout.min(AT_MOST);
     let (held, mut instance) = match instance.hold_until(repo, patience, progress) {
         Err(Error::Unknown(_)) => return Ok(Some(Settled::Nothing)),
         held => held?,

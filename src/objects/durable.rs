@@ -17,7 +17,7 @@ use std::sync::OnceLock;
 use rayon::prelude::*;
 use tempfile::NamedTempFile;
 
-use super::regular;
+use super::{copy, regular};
 
 /// Where each sync is noted.
 static TRACE: OnceLock<PathBuf> = OnceLock::new();
@@ -106,6 +106,21 @@ pub fn publish_dir(from: &Path, to: &Path) -> io::Result<()> {
     sync_dir(from)?;
     fs::rename(from, to)?;
     sync_dir(parent(to)?)
+}
+
+/// Moves a folder, which nobody uses, to a name that must be free. Where that is on another file system the folder is copied,
+/// which takes its room a second time; a crash between leaves both.
+pub fn move_dir(tmp: &Path, from: &Path, to: &Path) -> io::Result<()> {
+    match publish_dir(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {}
+        moved => return moved,
+    }
+    let copied = tempfile::Builder::new().prefix("moved-").tempdir_in(tmp)?;
+    let whole = copied.path().join("it");
+    copy::tree(from, &whole)?;
+    sync_tree(&whole)?;
+    publish_dir(&whole, to)?;
+    discard_dir(tmp, from)
 }
 
 /// Removes a folder with all that it holds: a crash leaves all of it or nothing. One that is gone already is success. Where

@@ -14,6 +14,7 @@
 pub mod bounded;
 pub mod clone;
 pub mod codec;
+pub mod copy;
 pub mod durable;
 pub mod file_error;
 pub mod folder;

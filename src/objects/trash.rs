@@ -145,7 +145,7 @@ impl Trash {
     }
 
     /// Adds an entry, and moves the folder `files` into it. A crash between leaves the files where they were, and an
-    /// entry without files, which the next call takes.
+    /// entry without files, which the next call takes; where they are on another file system, both may have them.
     pub fn put_folder(&self, tmp: &Path, mut entry: Entry, files: &Path) -> Result<Item, Error> {
         let folder = entry.what.folder().expect("invariant: an entry that has files");
         entry.bytes = folder::disk_bytes(files);
@@ -160,7 +160,7 @@ impl Trash {
             }
             None => self.put(tmp, entry, |_| Ok(()))?,
         };
-        durable::publish_dir(files, &item.path.join(folder)).map_err(cannot::<Error>("move", files))?;
+        durable::move_dir(tmp, files, &item.path.join(folder)).map_err(cannot::<Error>("move", files))?;
         Ok(item)
     }
 

@@ -6,6 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use crate::support::{Env, Random, checked, majors};
 
 /// A pipe has no end, and neither have some devices.
@@ -260,7 +263,25 @@ fn data_directories_may_be_on_a_file_system_of_their_own() {
         return;
     }
     env.run(["start"]).ok();
-    env.sql("main", "create table t ()");
+    env.sql("main", "create table t (i int)");
+    env.run(["stop"]).ok();
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+    let in_trash = || env.json(["trash", "--json"]).as_array().unwrap().len();
+    // What was not shut down goes to the trash, which is on the other one.
+    env.run(["start"]).ok();
+    env.sql("main", "insert into t values (1)");
+    env.run(["stop", "--mode", "immediate"]).ok();
+    assert_eq!((fs::read_dir(&dir).unwrap().count(), in_trash()), (0, 1));
+    env.run(["start", "--eager"]).ok();
+    env.sql("main", "insert into t values (2)");
+    kill(Pid::from_raw(env.postmaster("main")), Signal::SIGKILL).unwrap();
+    env.run(["start"]).ok();
+    let files = |item: fs::DirEntry| item.path().join("datadir/data");
+    let kept: Vec<_> = fs::read_dir(env.repo().join("trash")).unwrap().flatten().map(files).collect();
+    assert_eq!((kept.len(), in_trash()), (2, 2));
+    let eager: Vec<_> = kept.iter().filter(|data| data.join("PG_VERSION").is_file()).collect();
+    assert!(eager.len() == 1 && eager[0].join("pg_wal").is_symlink(), "{kept:?}");
+    assert_eq!(env.sql("main", "select count(*) from t"), "2");
     env.run(["stop"]).ok();
     assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
     assert!(Command::new("umount").arg(&dir).status().unwrap().success());

@@ -16,7 +16,7 @@ use crate::objects::snapshot::Snapshot;
 use crate::objects::timeline::log::WalInterval;
 use crate::objects::timeline::wal::{KEPT, Segments, TimelineWal};
 use crate::objects::timeline::{Position, Timeline, TimelineId};
-use crate::objects::{Kind, regular, wal};
+use crate::objects::{Kind, copy, regular, wal};
 
 /// Where a sealing ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -342,20 +342,7 @@ pub fn lay_out_before(
 
 /// Copies a segment from the page of byte `from` on; pages of zeroes become holes.
 pub fn copy_pages(path: &Path, from: u64, copy: &File) -> io::Result<()> {
-    let source = regular::open(path)?;
-    let length = source.metadata()?.len();
-    copy.set_len(length)?;
-    let mut at = from - from % PAGE as u64;
-    let mut page = vec![0; PAGE];
-    while at < length {
-        let part = &mut page[..(length - at).min(PAGE as u64) as usize]; // at most a page
-        source.read_exact_at(part, at)?;
-        if part.iter().any(|byte| *byte != 0) {
-            copy.write_all_at(part, at)?;
-        }
-        at += part.len() as u64;
-    }
-    Ok(())
+    copy::content(&regular::open(path)?, from - from % PAGE as u64, copy)
 }
 
 /// Returns the segment file in `dir` in which the replay from `snapshot` begins, and its first LSN.

@@ -13,13 +13,13 @@ use crate::objects::file_error::cannot;
 use crate::objects::pg::Lsn;
 use crate::objects::pg::control::{self, ControlFile, State};
 use crate::objects::pg::version::Version;
-use crate::objects::pg::wal::{Expected, WalReader};
+use crate::objects::pg::wal::{Expected, WalReader, What};
 use crate::objects::snapshot::{Entry, Snapshot};
 use crate::objects::store::encode::Encoded;
 use crate::objects::store::pack::PackWriter;
 use crate::objects::timeline::snapshots::{Line, Listed};
 use crate::objects::timeline::wal::Segments;
-use crate::objects::timeline::{Origin, TimelineId};
+use crate::objects::timeline::{Origin, Timeline, TimelineId};
 use crate::objects::{Kind, ObjectId, Repo, bounded};
 use crate::plumbing::datadir::control::Control;
 use crate::plumbing::datadir::exclude::Unlogged;
@@ -27,7 +27,7 @@ use crate::plumbing::datadir::rights::is_readable_for;
 use crate::plumbing::datadir::scan::{Known, Scan};
 use crate::plumbing::datadir::wal::{Root, Upto, seal};
 use crate::plumbing::datadir::write::{Bytes, Item, Statistics, TreeWriter};
-use crate::plumbing::datadir::{self, tar};
+use crate::plumbing::datadir::{self, WalFilesError, tar};
 use crate::plumbing::postgres::conf_files::{self, Configuration};
 use crate::plumbing::postgres::server;
 use crate::progress::Progress;
@@ -51,7 +51,7 @@ pub struct Args {
     /// Store against this snapshot
     #[arg(long, value_name = "SNAPSHOT")]
     parent: Option<String>,
-    /// Add the snapshot to this timeline, which must hold its WAL
+    /// Add the snapshot to this timeline, whose WAL must be that of the files
     #[arg(long, value_name = "TIMELINE")]
     timeline: Option<String>,
     /// Print one line of JSON: snapshot, timeline, lsn, stored_bytes and statistics
@@ -116,6 +116,8 @@ pub enum Error {
     NoBackupEnd,
     #[error("'{0}' holds no WAL at {1}")]
     NoWal(String, Lsn),
+    #[error("'{name}' is not of timeline {timeline}: the WAL at {lsn} is another")]
+    OtherWal { name: String, timeline: TimelineId, lsn: Lsn },
     #[error("cannot read pg_control of '{0}'")]
     Control(String, #[source] control::Error),
 }
@@ -129,6 +131,9 @@ impl From<Error> for CommandError {
             Error::NotShutDown(_) => "start and stop its server once",
             Error::OtherCluster(..) => {
                 "a cluster of its own is a repository of its own: zenith init --from, in another folder"
+            }
+            Error::OtherWal { .. } => {
+                "a server changed the files since they left that timeline: store them without --timeline"
             }
             Error::NoBackupEnd => "make the backup with its WAL: pg_basebackup -X fetch",
             _ => return CommandError::new(Class::Refused, error),
@@ -178,6 +183,8 @@ struct Label {
     is_streamed: bool,
     /// From the manifest.
     end: Option<Lsn>,
+    /// Whether the server still runs: the WAL of its timeline is its own.
+    is_live: bool,
 }
 
 impl Label {
@@ -205,7 +212,13 @@ fn parse_label(label: &[u8], manifest: Option<&[u8]>) -> Option<Label> {
     let manifest = manifest.and_then(|bytes| serde_json::from_slice::<Manifest>(bytes).ok());
     let end = manifest.and_then(|manifest| manifest.ranges.last()?.end.parse().ok());
     let is_streamed = field("BACKUP METHOD: ") != Some("snapshot");
-    Some(Label { start: lsn("START WAL LOCATION: ")?, checkpoint: lsn("CHECKPOINT LOCATION: ")?, is_streamed, end })
+    Some(Label {
+        start: lsn("START WAL LOCATION: ")?,
+        checkpoint: lsn("CHECKPOINT LOCATION: ")?,
+        is_streamed,
+        end,
+        is_live: false,
+    })
 }
 
 /// The files of a cluster in the store. Nothing refers to them yet.
@@ -281,7 +294,7 @@ pub fn store_files(
             check_cluster(repo, &cluster)?;
             let (label, end) = end_backup()?;
             let label = parse_label(label.as_bytes(), None).ok_or(Error::NoBackupEnd)?;
-            (cluster, Some(Label { end: Some(end), ..label }), dir.join("pg_wal"))
+            (cluster, Some(Label { end: Some(end), is_live: true, ..label }), dir.join("pg_wal"))
         }
         Source::Tar(stream) => {
             let wal_dir = repo.tmp()?.join("pg_wal");
@@ -453,11 +466,15 @@ fn seal_for(
     let no_wal = || Error::NoWal(cluster.name.clone(), start);
     let mut reader = WalReader::new(segments(), expected, start);
     let consistent = match label {
-        Some(Label { end: Some(end), .. }) => {
-            // A long while after the start the server may have recycled that segment: it was sealed before.
-            if reader.read().is_err() {
-                let sealed = repo.sealed_wal(&repo.timelines().read(timeline)?, start.segment_start(size))?;
-                WalReader::new(sealed, expected, start).read().map_err(|_| Error::NoBackupEnd)?;
+        Some(Label { end: Some(end), is_live, .. }) => {
+            match reader.read().map(drop) {
+                Ok(()) => {}
+                // A long while after the start the server may have recycled that segment: it was sealed before.
+                Err(_) if *is_live => {
+                    let sealed = repo.sealed_wal(&repo.timelines().read(timeline)?, start.segment_start(size))?;
+                    WalReader::new(sealed, expected, start).read().map_err(|_| Error::NoBackupEnd)?;
+                }
+                Err(_) => return Err(Error::NoBackupEnd.into()),
             }
             *end
         }
@@ -493,10 +510,34 @@ fn seal_for(
     Ok(consistent)
 }
 
+    } else if !label.is_some_and(|label| label.is_live) {
+        let checkpoint = label.map_or(control.checkpoint, |label| label.checkpoint);
+        let timeline = repo.timelines().read(timeline)?;
+        let mut records = vec![start, checkpoint];
+        records.dedup();
+        // What lies beyond the sealed WAL is refused when the snapshot is noted.
+        for lsn in records.into_iter().filter(|_| consistent <= timeline.sealed()) {
+            if !has_record_of(repo, &timeline, WalReader::new(segments(), expected, lsn))? {
+                return Err(Error::OtherWal { name: cluster.name.clone(), timeline: timeline.id, lsn }.into());
+            }
+        }
 /// Returns where the last record at or before `upto` ends, reading from `first` on, where a segment begins.
 fn last_end(segments: Segments, expected: Expected, first: Lsn, upto: Lsn) -> Option<Lsn> {
     let mut reader = WalReader::seek(segments, expected, first).ok()?;
     let mut end = None;
+/// Returns whether the record that `theirs` is about to read is in the sealed WAL of a timeline, byte for byte. All histories of
+/// a cluster have the same LSNs, but a checkpoint has its time in it.
+fn has_record_of(repo: &Repo, timeline: &Timeline, mut theirs: WalReader<Segments>) -> Result<bool, CommandError> {
+    let lsn = theirs.position_lsn();
+    let sealed = repo.sealed_wal(timeline, lsn.segment_start(repo.config().wal_segment_size))?;
+    let mut ours = WalReader::new(sealed, repo.expected_wal(), lsn);
+    match (ours.read(), theirs.read()) {
+        (Err(error), _) if matches!(error.what, What::Io(_)) => Err(WalFilesError::of(timeline.id, error).into()),
+        (Ok(ours), Ok(theirs)) => Ok(ours.bytes == theirs.bytes),
+        _ => Ok(false),
+    }
+}
+
     while reader.position_lsn() <= upto {
         end = Some(reader.position_lsn());
         reader.read().ok()?;

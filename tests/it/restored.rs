@@ -1,8 +1,10 @@
 //! A directory that `zenith restore` made is a data directory like any other: it can be stored again.
 
+use std::fs;
 use std::process::Stdio;
 
-use crate::support::{Env, checked};
+use crate::it::walkthrough::with_plain_postgresql;
+use crate::support::{Env, checked, pg_program};
 
 /// Stores a restored directory, makes it the branch `name`, and returns how many rows a server on it has.
 fn rows_of(env: &Env, name: &str, written: &serde_json::Value) -> String {
@@ -49,11 +51,45 @@ fn write_snapshot_takes_what_restore_made() {
 }
 
 #[test]
+fn a_snapshot_is_added_to_a_timeline_only_if_its_files_are_of_that() {
+    let env = Env::init();
+    env.run(["config", "branch.main.replication", "true"]).ok();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select g i from generate_series(1, 1000) g");
+    env.run(["stop"]).ok();
+    for dir in ["same", "other"] {
+        env.run(["restore", "main", dir]).ok();
+    }
+    // main's WAL goes beyond that of the others, at the same LSNs.
+    env.run(["start"]).ok();
+    env.sql("main", "insert into t select g from generate_series(1, 100000) g");
+    let mut backup = pg_program("pg_basebackup");
+    backup.arg("-D").arg(env.path().join("base")).args(["-X", "fetch", "-c", "fast"]);
+    checked(backup.envs(env.server_env("main")));
+    env.sql("main", "insert into t select g from generate_series(1, 100000) g");
+    env.run(["stop"]).ok();
+    let change = |dir: &str| with_plain_postgresql(&env, &env.path().join(dir), "insert into t values (0)");
+    change("other");
+    let add = |dir: &str| env.run(["write-snapshot", "--timeline", "main", dir]);
+    add("other").fails(1, &["'", "other' is not of timeline", "the WAL at", "without --timeline"]);
+    add("same").ok();
+    add("base").ok();
+    // A backup without its WAL says nothing of whose it is.
+    fs::remove_dir_all(env.path().join("base/pg_wal")).unwrap();
+    fs::create_dir(env.path().join("base/pg_wal")).unwrap();
+    add("base").fails(1, &["the end of the backup is not in its WAL"]);
+    env.run(["write-snapshot", "other"]).ok();
+    assert_eq!(env.run(["fsck"]).ok(), "");
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "select count(*) from t"), "201000");
+}
+
+#[test]
 fn write_snapshot_refuses_files_that_a_server_began_to_change() {
     let env = Env::init();
     env.run(["restore", "main", "dir"]).ok();
     let label = env.path().join("dir/backup_label");
-    let text = std::fs::read_to_string(&label).unwrap();
+    let text = fs::read_to_string(&label).unwrap();
     // As if the checkpoint that it names were another.
     let lines: Vec<String> = text
         .lines()
@@ -64,6 +100,6 @@ fn write_snapshot_refuses_files_that_a_server_began_to_change() {
             _ => line.to_owned(),
         })
         .collect();
-    std::fs::write(&label, lines.join("\n") + "\n").unwrap();
+    fs::write(&label, lines.join("\n") + "\n").unwrap();
     env.run(["write-snapshot", "dir"]).fails(1, &["was not cleanly shut down"]);
 }

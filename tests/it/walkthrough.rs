@@ -27,12 +27,12 @@ fn the_walkthrough_works_as_written() {
     assert_eq!(env.sql("again", "select count(*) from t"), "1000");
     let dir = env.path().join("some dir");
     env.run(["restore".as_ref(), "before-delete".as_ref(), dir.as_os_str()]).ok();
-    assert_eq!(count_with_plain_postgresql(&env, &dir), "1000");
+    assert_eq!(with_plain_postgresql(&env, &dir, "select count(*) from t"), "1000");
     assert_eq!(env.run(["fsck"]).ok(), "");
 }
 
-/// Starts a restored folder with PostgreSQL's own tools alone.
-fn count_with_plain_postgresql(env: &Env, dir: &std::path::Path) -> String {
+/// Starts a restored folder with PostgreSQL's own tools alone, and stops it. Returns what it says to `sql`.
+pub fn with_plain_postgresql(env: &Env, dir: &std::path::Path, sql: &str) -> String {
     let socket = env.path().join("s");
     std::fs::create_dir_all(&socket).unwrap();
     let options = format!("-c unix_socket_directories='{}' -c port=7654 -c listen_addresses=", socket.display());
@@ -49,17 +49,9 @@ fn count_with_plain_postgresql(env: &Env, dir: &std::path::Path) -> String {
     };
     pg_ctl(&["-o", &options, "start"]);
     let mut psql = Command::new(pg_bin().join("psql"));
-    let count = checked(psql.arg("-h").arg(&socket).args([
-        "-p",
-        "7654",
-        "-U",
-        "postgres",
-        "-Atc",
-        "select count(*) from t",
-        "postgres",
-    ]));
+    let said = checked(psql.arg("-h").arg(&socket).args(["-p", "7654", "-U", "postgres", "-Atc", sql, "postgres"]));
     pg_ctl(&["stop"]);
-    count.trim().to_owned()
+    said.trim().to_owned()
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub use name::{BadName, RefKind, RefName};
 
 use super::lock::{self, Mode, Patience};
 use super::timeline::{Position, TimelineId};
-use super::{bounded, durable, regular};
+use super::{bounded, durable, folder, regular};
 use crate::objects::file_error::{FileError, cannot};
 
 /// What a ref says.
@@ -256,6 +256,7 @@ impl Refs {
         }
         if new.is_some() && old.is_none() {
             self.refuse_conflict(name)?;
+            self.make_room(name)?;
         }
         before(old.as_ref())?;
         self.log(name.as_str(), old.as_ref(), new, signature)?;
@@ -282,6 +283,7 @@ impl Refs {
             return Err(Error::Exists(to.clone()));
         }
         self.refuse_conflict(to)?;
+        self.make_room(to)?;
         let (old_log, new_log) = (self.log_path(from.as_str()), self.log_path(to.as_str()));
         let copied = match regular::read(&old_log) {
             Ok(log) => durable::create_dir_all(new_log.parent().expect("invariant: names have three parts"))
@@ -360,6 +362,22 @@ impl Refs {
         }
     }
 
+    /// Removes what a crash left in the place of a new ref, with which none that is there is in conflict, or of its log: folders of
+    /// a ref that was deleted, and the log of one that was never made.
+    fn make_room(&self, name: &RefName) -> Result<(), Error> {
+        let log = self.log_path(name.as_str());
+        let mut left = Vec::new();
+        collect(&log, "", &mut left)?;
+        let left = left.iter().map(|below| log.join(below));
+        let above = log.ancestors().skip(1).filter(|above| above.is_file()).map(Path::to_owned);
+        for log in left.chain(above) {
+            durable::remove(&log).map_err(cannot::<Error>("remove", &log))?;
+        }
+        [self.path(name), log]
+            .iter()
+            .try_for_each(|place| remove_empty(place).map_err(cannot::<Error>("remove", place)))
+    }
+
     /// Returns the reflog of a ref or of `HEAD`, the newest entry first.
     pub fn reflog(&self, name: &str) -> Result<Vec<reflog::Entry>, Error> {
         reflog::read(&self.log_path(name))
@@ -405,6 +423,21 @@ fn collect(dir: &Path, prefix: &str, names: &mut Vec<String>) -> Result<(), Erro
     Ok(())
 }
 
+/// Removes a folder that holds nothing but such folders; what it holds else stays, and so does what is no folder.
+fn remove_empty(dir: &Path) -> io::Result<()> {
+    match fs::symlink_metadata(dir) {
+        Ok(metadata) if metadata.is_dir() => {}
+        _ => return Ok(()),
+    }
+    for name in folder::names(dir)? {
+        remove_empty(&dir.join(name))?;
+    }
+    match fs::remove_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        removed => removed,
+    }
+}
+
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory)
 }
@@ -422,6 +455,10 @@ mod tests {
 
     fn branch(name: &str) -> RefName {
         RefName::branch(name).unwrap()
+    }
+
+    fn entry() -> reflog::Entry {
+        reflog::Entry { old: None, new: None, time_us: 1, who: "me".into(), why: "never done".into() }
     }
 
     #[test]
@@ -472,6 +509,34 @@ mod tests {
         assert_eq!(refs.list(RefKind::Branch).unwrap().len(), 1);
         let tag = RefName::tag("v").unwrap();
         refs.update(dir.path(), &tag, &Expect::Absent, Some(&value), &signature).unwrap();
+    }
+
+    #[test]
+    fn what_a_crash_left_is_not_in_the_way_of_a_new_ref() {
+        let value = Value::Branch(TimelineId::random());
+        let leave: [&dyn Fn(&Path); 4] = [
+            // Amid a deletion of a/b.
+            &|dir| fs::create_dir_all(dir.join("refs/branches/a/b/c")).unwrap(),
+            &|dir| fs::create_dir_all(dir.join("logs/refs/branches/a/b/c")).unwrap(),
+            // Before a/b was made, or a.
+            &|dir| reflog::append(&dir.join("logs/refs/branches/a/b/d"), &entry()).unwrap(),
+            &|dir| reflog::append(&dir.join("logs/refs/branches/a"), &entry()).unwrap(),
+        ];
+        for leave in leave {
+            for name in ["a", "a/b"] {
+                let (dir, refs, signature) = setup();
+                leave(dir.path());
+                refs.update(dir.path(), &branch(name), &Expect::Absent, Some(&value), &signature).unwrap();
+                assert_eq!(refs.read(&branch(name)).unwrap(), Some(value.clone()));
+                assert_eq!(refs.reflog(&format!("refs/branches/{name}")).unwrap()[0].why, "test");
+
+                let (dir, refs, signature) = setup();
+                refs.update(dir.path(), &branch("x"), &Expect::Absent, Some(&value), &signature).unwrap();
+                leave(dir.path());
+                refs.rename(dir.path(), &branch("x"), &branch(name), &signature).unwrap();
+                assert_eq!(refs.reflog(&format!("refs/branches/{name}")).unwrap().len(), 2);
+            }
+        }
     }
 
     #[test]

@@ -88,7 +88,9 @@ pub fn hash_wal(file: &str, bytes: &[u8], system_identifier: Option<u64>) -> Res
         },
     }
     let length = end.since(first.lsn) as usize; // at most a segment
-    Ok(Outcome { start: first.lsn, end, content: wal::encode(first.lsn, &bytes[..length]) })
+    let unused = |_| wrong(WalError { lsn: first.lsn, what: What::Unused });
+    let content = wal::encode(first.lsn, &bytes[..length]).map_err(unused)?;
+    Ok(Outcome { start: first.lsn, end, content })
 }
 
 /// Returns whether the error is what unused WAL looks like: zeroes, or a page of an older segment

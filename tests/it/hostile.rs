@@ -202,7 +202,7 @@ fn fsck_names_each_hostile_object_and_goes_on() {
     faults.push(format!("object {} is missing", ObjectId([99; 32])));
 
     // WAL that is not what the log says, packs that are none, refs and timelines that lead nowhere.
-    let stray = victim.plant(Kind::Wal, &wal::encode(Lsn(8), b"stray"));
+    let stray = victim.plant(Kind::Wal, &wal::encode(Lsn(8), b"stray").unwrap());
     let folder = victim.env.repo().join("timelines").join(victim.timeline.to_string());
     let log = fs::read_to_string(folder.join("log")).unwrap();
     let sealed = victim.repo.timelines().read(victim.timeline).unwrap().sealed();

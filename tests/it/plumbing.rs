@@ -7,6 +7,7 @@ use std::process::Command;
 
 use proptest::prelude::*;
 use zenith::objects::pg::Lsn;
+use zenith::objects::pg::wal::segment_header;
 use zenith::objects::snapshot::{Node, Snapshot};
 use zenith::objects::store::Store;
 use zenith::objects::store::file::StoredFile;
@@ -319,4 +320,16 @@ proptest! {
             parent = snapshot;
         }
     }
+}
+
+#[test]
+fn a_segment_without_any_record_is_no_object() {
+    let env = Env::init();
+    let repo = zenith::objects::Repo::open(&env.repo()).unwrap();
+    let expected = repo.expected_wal();
+    let mut bytes = segment_header(&expected, Lsn(u64::from(expected.segment_size)), 1);
+    bytes.resize(expected.segment_size as usize, 0);
+    fs::write(env.path().join("segment"), bytes).unwrap();
+    env.run(["hash-wal", "-w", "segment"]).fails(3, &["unused WAL"]);
+    assert_eq!(env.run(["fsck"]).ok(), "");
 }

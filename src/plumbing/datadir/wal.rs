@@ -222,8 +222,8 @@ fn store(
     if read < buffer.len() {
         return Err(io(What::End));
     }
-    let level = repo.config().core.compression_level;
-    Ok(repo.store().write_loose(repo.tmp()?, Kind::Wal, &wal::encode(start, &buffer), level)?)
+    let content = wal::encode(start, &buffer).map_err(|_| io(What::Unused))?;
+    Ok(repo.store().write_loose(repo.tmp()?, Kind::Wal, &content, repo.config().core.compression_level)?)
 }
 
 /// How much of a segment is in hand at a time, bytes.

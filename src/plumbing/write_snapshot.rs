@@ -340,29 +340,33 @@ pub fn store_files(
 
 /// Seals the WAL of files that were stored and refers to them: the second half of [`write_snapshot`].
 pub fn commit(repo: &Repo, stored: Stored, options: &Options, now_us: i64) -> Result<Outcome, CommandError> {
+    check_cluster(repo, &stored.cluster)?;
+    if let Some(timeline) = options.timeline {
+        return add_to(repo, timeline, stored, options, now_us);
+    }
+    let timeline = TimelineId::random();
+    repo.timelines().create(repo.tmp()?, timeline, &Origin::root(repo.clone_id()?, now_us))?;
+    let added = add_to(repo, timeline, stored, options, now_us);
+    if added.is_err() {
+        repo.timelines().remove(repo.tmp()?, timeline, || Ok::<_, CommandError>(true))?;
+    }
+    added
+}
+
+/// Adds files to a timeline, with their WAL if that begins with them.
+fn add_to(
+    repo: &Repo,
+    timeline: TimelineId,
+    stored: Stored,
+    options: &Options,
+    now_us: i64,
+) -> Result<Outcome, CommandError> {
     let Stored { cluster, label, wal_dir, entries, mut pack, statistics, configuration } = stored;
-    check_cluster(repo, &cluster)?;
     let control = &cluster.control;
     let (start, checkpoint) =
         label.as_ref().map_or((control.redo, control.checkpoint), |label| (label.start, label.checkpoint));
-    let timeline = match options.timeline {
-        Some(timeline) => timeline,
-        None => {
-            let timeline = TimelineId::random();
-            repo.timelines().create(repo.tmp()?, timeline, &Origin::root(repo.clone_id()?, now_us))?;
-            timeline
-        }
-    };
-    let sealed = seal_for(repo, timeline, &cluster, &wal_dir, start, label.as_ref(), options.timeline.is_none());
-    let consistent = match sealed {
-        Ok(consistent) => consistent,
-        Err(error) => {
-            if options.timeline.is_none() {
-                repo.timelines().remove(repo.tmp()?, timeline, || Ok::<_, CommandError>(true))?;
-            }
-            return Err(error);
-        }
-    };
+    let is_root = options.timeline.is_none();
+    let consistent = seal_for(repo, timeline, &cluster, &wal_dir, start, label.as_ref(), is_root)?;
     let snapshot = Snapshot {
         timeline,
         start,
@@ -506,10 +510,6 @@ fn seal_for(
         if sealed.tip < consistent {
             return Err(Error::NoWal(cluster.name.clone(), sealed.tip).into());
         }
-    }
-    Ok(consistent)
-}
-
     } else if !label.is_some_and(|label| label.is_live) {
         let checkpoint = label.map_or(control.checkpoint, |label| label.checkpoint);
         let timeline = repo.timelines().read(timeline)?;
@@ -521,10 +521,10 @@ fn seal_for(
                 return Err(Error::OtherWal { name: cluster.name.clone(), timeline: timeline.id, lsn }.into());
             }
         }
-/// Returns where the last record at or before `upto` ends, reading from `first` on, where a segment begins.
-fn last_end(segments: Segments, expected: Expected, first: Lsn, upto: Lsn) -> Option<Lsn> {
-    let mut reader = WalReader::seek(segments, expected, first).ok()?;
-    let mut end = None;
+    }
+    Ok(consistent)
+}
+
 /// Returns whether the record that `theirs` is about to read is in the sealed WAL of a timeline, byte for byte. All histories of
 /// a cluster have the same LSNs, but a checkpoint has its time in it.
 fn has_record_of(repo: &Repo, timeline: &Timeline, mut theirs: WalReader<Segments>) -> Result<bool, CommandError> {
@@ -538,6 +538,10 @@ fn has_record_of(repo: &Repo, timeline: &Timeline, mut theirs: WalReader<Segment
     }
 }
 
+/// Returns where the last record at or before `upto` ends, reading from `first` on, where a segment begins.
+fn last_end(segments: Segments, expected: Expected, first: Lsn, upto: Lsn) -> Option<Lsn> {
+    let mut reader = WalReader::seek(segments, expected, first).ok()?;
+    let mut end = None;
     while reader.position_lsn() <= upto {
         end = Some(reader.position_lsn());
         reader.read().ok()?;

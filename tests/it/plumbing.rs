@@ -323,6 +323,23 @@ proptest! {
 }
 
 #[test]
+fn a_snapshot_that_cannot_be_finished_leaves_no_timeline() {
+    let env = Env::init();
+    env.run(["restore", "main", "dir"]).ok();
+    let timelines = || fs::read_dir(env.repo().join("timelines")).unwrap().count();
+    let before = timelines();
+    let (packs, aside) = (env.repo().join("objects/pack"), env.path().join("aside"));
+    fs::rename(&packs, &aside).unwrap();
+    std::os::unix::fs::symlink("nowhere", &packs).unwrap();
+    env.run(["write-snapshot", "dir"]).fails(1, &["cannot write", "objects/pack"]);
+    assert_eq!(timelines(), before);
+    fs::remove_file(&packs).unwrap();
+    fs::rename(&aside, &packs).unwrap();
+    env.run(["write-snapshot", "dir"]).ok();
+    assert_eq!(timelines(), before + 1);
+}
+
+#[test]
 fn a_segment_without_any_record_is_no_object() {
     let env = Env::init();
     let repo = zenith::objects::Repo::open(&env.repo()).unwrap();

@@ -278,6 +278,23 @@ fn check(store: &Store, all: &[(ObjectId, Vec<u8>)]) {
 }
 
 #[test]
+fn a_pack_that_is_brought_back_under_its_own_name_is_read_by_who_has_the_damaged_one_open() {
+    let place = Place::new();
+    let all = fill(&place.objects, &place.tmp, 1, 0);
+    let packs = fs::read_dir(place.objects.join("pack")).unwrap().flatten().map(|entry| entry.path());
+    let pack = packs.filter(|path| path.extension().unwrap() == "pack").next().unwrap();
+    let store = place.store();
+    check(&store, &all);
+    let good = fs::read(&pack).unwrap();
+    fs::write(&pack, vec![0; good.len()]).unwrap();
+    store.read(&all[0].0).unwrap_err();
+    let copy = pack.with_extension("backup");
+    fs::write(&copy, good).unwrap();
+    fs::rename(&copy, &pack).unwrap();
+    check(&store, &all);
+}
+
+#[test]
 fn many_packs_and_loose_objects_become_one_pack_with_all_of_them() {
     let place = Place::new();
     let all = fill(&place.objects, &place.tmp, 40, 5);

@@ -12,9 +12,9 @@
 //! what makes a pack seen.
 
 use std::collections::HashSet;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{BufWriter, Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -116,6 +116,14 @@ impl Pack {
             Ok(Arc::new((file, length)))
         };
         self.files.get_or_insert_with(&self.path, open).map_err(cannot("open", &self.path))
+    }
+
+    /// Returns whether it is open, and another file has come in its place: brought back from a backup.
+    pub fn is_replaced(&self) -> bool {
+        let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
+        let open = self.files.peek(&self.path).and_then(|opened| opened.0.metadata().ok());
+        let there = std::fs::metadata(&self.path).ok();
+        open.zip(there).is_some_and(|(open, there)| identity(open) != identity(there))
     }
 
     /// Reads the stored form of an object. Its content is not verified yet.

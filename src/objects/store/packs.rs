@@ -37,6 +37,13 @@ struct Known {
     broken: Vec<(PathBuf, String)>,
 }
 
+impl Known {
+    /// Returns all packs, those written last last.
+    fn packs(&self) -> impl Iterator<Item = &Arc<Pack>> {
+        self.named.iter().chain(&self.others)
+    }
+}
+
 /// The names of all packs that have an index, and the indexes that are not named like one.
 type List = (HashSet<ObjectId>, Vec<PathBuf>);
 
@@ -79,10 +86,14 @@ impl Packs {
             list = listed;
         };
         let version = |known: &Known| known.multi.as_ref().map(|(version, _)| *version);
-        let changed = !known.listed || found.names != known.names || version(&found) != version(&known);
-        // What is open takes its room on the disk although it was removed.
-        for gone in known.named.iter().chain(&known.others).filter(|pack| !found.names.contains(pack.name())) {
-            self.files.remove(gone.path());
+        let mut changed = !known.listed || found.names != known.names || version(&found) != version(&known);
+        for pack in known.packs() {
+            let is_replaced = pack.is_replaced();
+            changed |= is_replaced;
+            // What is open takes its room on the disk although it was removed.
+            if is_replaced || !found.names.contains(pack.name()) {
+                self.files.remove(pack.path());
+            }
         }
         *known = found;
         if changed {
@@ -105,8 +116,8 @@ impl Packs {
         let strange =
             strange.iter().map(|path| (path.clone(), format!("'{}' is not named like a pack", path.display())));
         let mut broken: Vec<_> = strange.collect();
-        let opened: HashMap<ObjectId, Arc<Pack>> =
-            known.named.iter().chain(&known.others).map(|pack| (*pack.name(), pack.clone())).collect();
+        let same = known.packs().filter(|pack| !pack.is_replaced());
+        let opened: HashMap<ObjectId, Arc<Pack>> = same.map(|pack| (*pack.name(), pack.clone())).collect();
         let pack = |name: &ObjectId| opened.get(name).cloned().unwrap_or_else(|| Arc::new(self.pack(*name)));
         let named: Vec<ObjectId> = multi.iter().flat_map(|(_, multi)| multi.packs().collect::<Vec<_>>()).collect();
         let of_multi: HashSet<&ObjectId> = named.iter().collect();
@@ -186,7 +197,7 @@ impl Packs {
 
     /// Returns all packs, those written last last.
     pub fn all(&self) -> Vec<Arc<Pack>> {
-        self.with(|known| known.named.iter().chain(&known.others).cloned().collect())
+        self.with(|known| known.packs().cloned().collect())
     }
 
     /// Returns the multi-pack index, if there is one.

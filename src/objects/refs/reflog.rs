@@ -4,7 +4,6 @@
 //! A line for each change: `<old timeline> <new timeline> <microseconds since 1970> <who>`, a tab, and
 //! why. An absent ref is 32 zeroes. White space in `who` and newlines in `why` become `_` and a space.
 
-use std::io;
 use std::path::Path;
 
 use super::{Error, is_absent};
@@ -67,7 +66,7 @@ pub fn read(path: &Path) -> Result<Vec<Entry>, Error> {
     match regular::read(path) {
         Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).lines().rev().filter_map(Entry::parse).collect()),
         Err(error) if is_absent(&error) => Ok(Vec::new()),
-        Err(error) => Err(cannot::<Error>("read", path)(io::Error::from(error.kind()))),
+        Err(error) => Err(cannot::<Error>("read", path)(error)),
     }
 }
 
@@ -76,6 +75,15 @@ mod tests {
     use std::fs;
 
     use super::*;
+
+    #[test]
+    fn an_error_keeps_what_the_system_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("loop");
+        std::os::unix::fs::symlink("loop", &path).unwrap();
+        let Err(Error::Io(error)) = read(&path) else { panic!("a loop was read") };
+        assert_eq!(error.source.raw_os_error(), Some(nix::libc::ELOOP));
+    }
 
     #[test]
     fn a_torn_line_takes_no_other_with_it() {

@@ -161,7 +161,7 @@ pub fn resolve(repo: &Repo, text: &str, now: &Zoned) -> Result<Resolved, Error> 
 }
 
 fn look_up(repo: &Repo, text: &str, revision: &Revision, now: &Zoned) -> Result<Resolved, Error> {
-    let (name, mut position) = base(repo, text, &revision.base)?;
+    let (name, mut position) = base(repo, &revision.base)?;
     // The WAL between a position and the tip of the timeline is known only for a whole timeline.
     for suffix in &revision.suffixes {
         position = match suffix {
@@ -198,7 +198,7 @@ fn names_of(repo: &Repo, base: &str) -> Result<Vec<RefName>, Error> {
 }
 
 /// Returns the position of the base: that of a tag, or the tip of a timeline.
-fn base(repo: &Repo, text: &str, base: &str) -> Result<(Option<RefName>, Position), Error> {
+fn base(repo: &Repo, base: &str) -> Result<(Option<RefName>, Position), Error> {
     let refs = repo.refs();
     for name in names_of(repo, base)? {
         match refs.read(&name)? {
@@ -213,10 +213,7 @@ fn base(repo: &Repo, text: &str, base: &str) -> Result<(Option<RefName>, Positio
     }
     match repo.timelines().resolve_prefix(base)? {
         Some(id) => Ok((None, repo.timelines().read(id)?.tip())),
-        None => {
-            let _ = text;
-            Err(Error::Unknown { name: base.to_owned(), near: near(repo, base) })
-        }
+        None => Err(Error::Unknown { name: base.to_owned(), near: near(repo, base) }),
     }
 }
 

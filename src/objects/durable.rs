@@ -214,14 +214,18 @@ pub fn remove(path: &Path) -> io::Result<()> {
 /// whoever made it synced its parents before.
 pub fn create_dir_all(path: &Path) -> io::Result<()> {
     let dir = parent(path)?;
-    if !path.is_dir() {
-        create_dir_all(dir)?;
-        match fs::create_dir(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
-            _ => {}
-        }
+    if path.is_dir() {
+        return match sync_dir(dir) {
+            // Who may not read that one did not make this one.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            synced => synced,
+        };
     }
-    sync_dir(dir)
+    create_dir_all(dir)?;
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => sync_dir(dir),
+    }
 }
 
 fn parent(path: &Path) -> io::Result<&Path> {

@@ -68,7 +68,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
         return Err(repo::Error::Exists(target).into());
     }
     let config = args.config.as_ref().map(|dir| conf_folder(&cx.folder.join(dir))).transpose()?;
-    cx.as_the_user(|| fs::create_dir_all(&parent))?;
+    cx.as_the_user(|| durable::create_dir_all(&parent))?;
     let shared = if args.shared { Shared::Group } else { Shared::No };
     cx.share(shared);
     // All is made in a folder of its own and renamed at the end: there is a whole repository or none.

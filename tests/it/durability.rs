@@ -3,18 +3,26 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
 
-use crate::support::Env;
+use crate::support::{Env, NOBODY, is_root};
 
-/// Runs a command. Returns how often it synced what: the path in the repository, without ids and unfinished names.
-fn syncs(env: &Env, args: &[&str]) -> BTreeMap<String, usize> {
+/// Runs a command. Returns the paths of what it synced, a line each.
+fn trace(env: &Env, args: &[&str]) -> String {
     let trace = env.path().join("trace");
     let _ = fs::remove_file(&trace);
     let output = env.command(args).env("ZENITH_TRACE_SYNC", &trace).output().unwrap();
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    fs::read_to_string(&trace).unwrap_or_default()
+}
+
+/// Runs a command. Returns how often it synced what: the path in the repository, without ids and unfinished names.
+fn syncs(env: &Env, args: &[&str]) -> BTreeMap<String, usize> {
+    let trace = trace(env, args);
     let repo = env.repo().canonicalize().unwrap();
     let mut counts = BTreeMap::new();
-    for line in fs::read_to_string(&trace).unwrap_or_default().lines() {
+    for line in trace.lines() {
         let path = line.strip_prefix(&format!("{}", repo.display())).unwrap_or(line).trim_start_matches('/');
         let is_id = |part: &str| part.len() > 20 && part.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
         let name = |part: &str| match part {
@@ -91,6 +99,31 @@ fn each_command_syncs_what_it_says_and_what_it_relies_on() {
     let stored = [("objects", 3), ("objects/fan", 2), ("objects/pack", 2), ("tmp", 6), ("timelines/ID/log", 3)];
     let own = [("repository", 1), ("timelines", 1), ("tmp/timeline", 6), ("timelines/ID/snapshots", 1)];
     check(&["write-snapshot", "out"], &stored, &own);
+}
+
+#[test]
+fn a_new_repository_has_a_name_that_is_durable() {
+    let env = Env::new();
+    let synced = trace(&env, &["init", "new/shop"]);
+    let top = env.path().canonicalize().unwrap();
+    for folder in [top.clone(), top.join("new"), top.join("new/shop")] {
+        assert_eq!(synced.lines().filter(|line| Path::new(line) == folder).count(), 1, "{folder:?}:\n{synced}");
+    }
+}
+
+/// As /home is on many machines.
+#[test]
+fn a_new_repository_may_lie_below_a_folder_that_cannot_be_read() {
+    if !is_root() {
+        return;
+    }
+    let env = Env::of_user(NOBODY);
+    let closed = env.path().join("closed");
+    fs::create_dir_all(closed.join("mine")).unwrap();
+    fs::set_permissions(&closed, PermissionsExt::from_mode(0o711)).unwrap();
+    chown(closed.join("mine"), Some(NOBODY), Some(NOBODY)).unwrap();
+    env.run(["init", "closed/mine/new"]).ok();
+    env.run(["restore", "main", "closed/mine/restored"]).ok();
 }
 
 #[test]

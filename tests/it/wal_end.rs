@@ -8,9 +8,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use zenith::objects::Repo;
 use zenith::objects::pg::{Lsn, segment};
+use zenith::objects::refs::Signature;
 use zenith::objects::timeline::{Position, TimelineId};
 use zenith::objects::trash::{Entry, What};
 use zenith::plumbing::datadir::wal_end;
+use zenith::plumbing::instance::trash::keep_beyond;
 
 use crate::support::{Env, checked, has_strace, pg_program};
 
@@ -168,6 +170,17 @@ fn wal_behind_a_flipped_bit_goes_to_the_trash_before_it_is_overwritten() {
         why: "a crash".into(),
     };
     repo.trash().put(repo.tmp().unwrap(), entry, |_| Ok(())).unwrap();
+    // Behind the same end there may have been another tail.
+    let keep = |time_us| {
+        let signature = Signature { who: "me".into(), time_us, why: "a crash".into() };
+        keep_beyond(&repo, "main", Position { timeline, lsn: end }, &signature).unwrap()
+    };
+    let mut other = bytes.clone();
+    other[offset + 50_000] ^= 1;
+    std::fs::write(&path, &other).unwrap();
+    assert_eq!([keep(2), keep(2)], [true, false]);
+    std::fs::write(&path, &bytes).unwrap();
+    assert_eq!([keep(3), keep(3)], [true, false]);
     drop(repo);
     env.run(["start"]).ok();
     let rows = kept();

@@ -345,6 +345,31 @@ pub fn copy_pages(path: &Path, from: u64, copy: &File) -> io::Result<()> {
     copy::content(&regular::open(path)?, from - from % PAGE as u64, copy)
 }
 
+/// Returns whether `copy` has the same from there on; what is not there has nothing.
+pub fn has_pages(copy: &Path, path: &Path, from: u64) -> io::Result<bool> {
+    let copied = match regular::open(copy) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        opened => opened?,
+    };
+    let source = regular::open(path)?;
+    let length = source.metadata()?.len();
+    if copied.metadata()?.len() != length {
+        return Ok(false);
+    }
+    let (mut at, mut pages) = (from - from % PAGE as u64, [[0; PAGE]; 2]);
+    while at < length {
+        let size = (length - at).min(PAGE as u64) as usize; // at most a page
+        let [theirs, ours] = pages.each_mut().map(|page| &mut page[..size]);
+        copied.read_exact_at(theirs, at)?;
+        source.read_exact_at(ours, at)?;
+        if theirs != ours {
+            return Ok(false);
+        }
+        at += size as u64;
+    }
+    Ok(true)
+}
+
 /// Returns the segment file in `dir` in which the replay from `snapshot` begins, and its first LSN.
 fn first_segment(repo: &Repo, snapshot: &Snapshot, dir: &Path) -> (PathBuf, Lsn) {
     let size = repo.config().wal_segment_size;

@@ -2,7 +2,7 @@
 
 use std::cell::LazyCell;
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::is_open;
 use crate::error::{Class, CmdResult, CommandError};
@@ -11,7 +11,7 @@ use crate::objects::pg::Lsn;
 use crate::objects::refs::{RefKind, RefName, Signature, Value};
 use crate::objects::timeline::{self, Position, Timeline, TimelineId, Timelines};
 use crate::objects::trash::{Entry, Item, What, total_bytes};
-use crate::plumbing::datadir::wal::copy_pages;
+use crate::plumbing::datadir::wal::{copy_pages, has_pages};
 use crate::plumbing::datadir::wal_end;
 
 const KINDS: [RefKind; 3] = [RefKind::Branch, RefKind::Remote, RefKind::Tag];
@@ -134,17 +134,19 @@ pub fn keep_beyond(repo: &Repo, branch: &str, end: Position, signature: &Signatu
         return Ok(false);
     }
     let entry = entry(What::Wal, branch, end, true, signature);
-    let is_here = |entry: &Entry| entry.what == What::Wal && entry.position == end;
-    let same = |item: &Item| item.entry.as_ref().is_some_and(is_here) && item.has_files();
-    if repo.trash().list()?.iter().any(same) {
-        // A start that was repeated.
-        return Ok(false);
-    }
     let folder = |dir: &Path| dir.join(What::Wal.folder().expect("invariant: it has files"));
+    let place = |dir: &Path, path: &Path| folder(dir).join(path.file_name().unwrap_or_default());
+    for item in repo.trash().list()? {
+        let is_here = |entry: &Entry| entry.what == What::Wal && entry.position == end;
+        let is_same = |(path, from): &(PathBuf, u64)| has_pages(&place(&item.path, path), path, *from).unwrap_or(false);
+        // A start that was repeated. Another tail behind the same end is kept as well.
+        if item.entry.as_ref().is_some_and(is_here) && beyond.iter().all(is_same) {
+            return Ok(false);
+        }
+    }
     repo.trash().put(repo.tmp()?, entry, |dir| {
         fs::create_dir(folder(dir))?;
-        let copy_of = |path: &Path| File::create(folder(dir).join(path.file_name().unwrap_or_default()));
-        beyond.iter().try_for_each(|(path, from)| copy_pages(path, *from, &copy_of(path)?))
+        beyond.iter().try_for_each(|(path, from)| copy_pages(path, *from, &File::create_new(place(dir, path))?))
     })?;
     Ok(true)
 }

@@ -158,3 +158,32 @@ fn files_that_were_restored_are_durable_before_a_server_runs_on_them() {
     }
     env.run(["stop"]).ok();
 }
+
+#[test]
+fn what_is_put_away_and_packed_is_durable() {
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select generate_series(1, 1000) i");
+    env.run(["branch", "x"]).ok();
+    env.run(["start", "x"]).ok();
+    env.sql("x", "insert into t values (0)");
+    env.run(["stop", "--all"]).ok();
+    let id = || env.json(["trash", "--json"])[0]["id"].as_str().unwrap().to_owned();
+    let log = |branch| [("logs/refs", 1), ("logs/refs/branches", 1), (branch, 1), ("refs/branches", 1), ("trash", 1)];
+    let (x, y) = (log("logs/refs/branches/x"), log("logs/refs/branches/y"));
+    // The entry, before the ref goes; and the instance.
+    let entry = [("repository", 1), ("tmp", 7), ("instances/pg2", 1)];
+    assert_syncs(&env, &["branch", "-d", "x"], &[&x[..], &entry].concat());
+    assert_syncs(&env, &["trash"], &[]);
+    // The ref and what it relies on, before the entry goes.
+    let relied_on = [("timelines", 1), ("timelines/ID/log", 1), ("timelines/ID/snapshots", 1)];
+    let restored = [&y[..], &[("refs", 1), ("tmp", 1)], &relied_on].concat();
+    assert_syncs(&env, &["trash", "restore", &id(), "y"], &restored);
+    assert_syncs(&env, &["branch", "-d", "y"], &[&y[..], &[("repository", 1), ("tmp", 5)]].concat());
+    // The entry, then the timeline that nothing else needs.
+    assert_syncs(&env, &["trash", "empty", &id()], &[("timelines", 1), ("trash", 1)]);
+    // The new pack, its index and the index of all, before anything is removed.
+    assert_syncs(&env, &["repack"], &[("objects", 2), ("objects/pack", 9), ("tmp", 3)]);
+    // As cp does: the repository has it all.
+    assert_syncs(&env, &["read-snapshot", "main", "out"], &[]);
+}

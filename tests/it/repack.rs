@@ -281,8 +281,8 @@ fn check(store: &Store, all: &[(ObjectId, Vec<u8>)]) {
 fn a_pack_that_is_brought_back_under_its_own_name_is_read_by_who_has_the_damaged_one_open() {
     let place = Place::new();
     let all = fill(&place.objects, &place.tmp, 1, 0);
-    let packs = fs::read_dir(place.objects.join("pack")).unwrap().flatten().map(|entry| entry.path());
-    let pack = packs.filter(|path| path.extension().unwrap() == "pack").next().unwrap();
+    let mut packs = fs::read_dir(place.objects.join("pack")).unwrap().flatten().map(|entry| entry.path());
+    let pack = packs.find(|path| path.extension().unwrap() == "pack").unwrap();
     let store = place.store();
     check(&store, &all);
     let good = fs::read(&pack).unwrap();

@@ -18,6 +18,9 @@
 //! * **frame**, **map**, **snapshot**, **wal**: the four kinds of object, see [`objects`].
 //! * **revision**: what a user types to name timeline@LSN.
 
+// Tests have files of their own.
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 pub mod cli;
 pub mod command;
 pub mod error;

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use super::file_error::is_want;
 use super::timeline::CloneId;
-use super::{bounded, durable};
+use super::{bounded, durable, regular};
 
 const FILE: &str = "clone";
 
@@ -48,7 +48,7 @@ impl Folder {
     pub fn of(dir: &Path) -> io::Result<Folder> {
         let metadata = fs::metadata(dir)?;
         let born = metadata.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        let machine = match fs::read_to_string("/etc/machine-id") {
+        let machine = match regular::read_to_string(Path::new("/etc/machine-id")) {
             // What cannot be read now says nothing: another machine is another clone.
             Err(error) if is_want(&error) => return Err(error),
             machine => machine.unwrap_or_default(),

@@ -2,7 +2,7 @@
 
 use std::fs::{self, DirBuilder, File, Metadata};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, lchown, symlink};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, lchown, symlink};
 use std::path::Path;
 
 use super::regular;
@@ -27,6 +27,13 @@ pub fn content(source: &File, from: u64, target: &File) -> io::Result<()> {
     Ok(())
 }
 
+/// Copies the file that `from` is, or leads to; not durable yet.
+pub fn file(from: &Path, to: &Path) -> io::Result<()> {
+    let source = regular::open(from)?;
+    content(&source, 0, &regular::create_new(to, 0o600)?)?;
+    hand_over(to, &source.metadata()?)
+}
+
 /// Copies a folder, or what else is at `from`, with all that it holds to `to`, which must not be there; not durable yet. Pipes
 /// and sockets, which hold nothing, are left out.
 pub fn tree(from: &Path, to: &Path) -> io::Result<()> {
@@ -38,8 +45,7 @@ pub fn tree(from: &Path, to: &Path) -> io::Result<()> {
             tree(&from.join(&name), &to.join(&name))?;
         }
     } else if metadata.is_file() {
-        let target = File::options().write(true).create_new(true).mode(0o600).open(to)?;
-        content(&regular::open(from)?, 0, &target)?;
+        return file(from, to);
     } else if metadata.is_symlink() {
         symlink(fs::read_link(from)?, to)?;
     } else {

@@ -46,7 +46,7 @@ fn note(file: &File) {
     let Some(trace) = TRACE.get() else { return };
     let path = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap_or_default();
     // It is for tests, which see that something is missing.
-    let opened = OpenOptions::new().create(true).append(true).open(trace);
+    let opened = regular::open_with(OpenOptions::new().create(true).append(true), trace);
     let _ = opened.and_then(|mut trace| trace.write_all(format!("{}\n", path.display()).as_bytes()));
 }
 
@@ -62,7 +62,7 @@ pub fn by_umask() -> Permissions {
 
 /// Syncs a folder: the names created, renamed or removed in it survive a crash.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
-    sync_all(&File::open(dir)?)
+    sync_all(&regular::open_dir(dir)?)
 }
 
 /// Syncs the content of one file.
@@ -174,7 +174,7 @@ pub fn append_line(path: &Path, line: &str) -> io::Result<()> {
 
 /// Writes a file that may be in use by name already, in place, and syncs it and its folder.
 pub fn write_in_place(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    let mut file = regular::open_with(OpenOptions::new().create(true).truncate(true).write(true), path)?;
+    let mut file = regular::create(path)?;
     write(&mut file)?;
     sync_all(&file)?;
     sync_dir(parent(path)?)

@@ -2,11 +2,11 @@
 //! for without end, and holds nothing.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use nix::libc::O_NONBLOCK;
+use nix::libc::{O_DIRECTORY, O_NONBLOCK};
 
 /// Opens a regular file for reading; what is none is an error.
 pub fn open(path: &Path) -> io::Result<File> {
@@ -14,6 +14,7 @@ pub fn open(path: &Path) -> io::Result<File> {
 }
 
 /// Opens a regular file with `options`, without waiting.
+#[expect(clippy::disallowed_methods, reason = "what it opens is looked at")]
 pub fn open_with(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     let file = options.custom_flags(O_NONBLOCK).open(path)?;
     match file.metadata()?.file_type() {
@@ -23,11 +24,38 @@ pub fn open_with(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     }
 }
 
+/// Makes a new file with a mode, of which the umask takes what it takes, for writing.
+#[expect(clippy::disallowed_methods, reason = "what is new is no pipe")]
+pub fn create_new(path: &Path, mode: u32) -> io::Result<File> {
+    File::options().write(true).create_new(true).mode(mode).open(path)
+}
+
+/// Makes a file for writing, or empties the one that is there.
+pub fn create(path: &Path) -> io::Result<File> {
+    open_with(File::options().create(true).truncate(true).write(true), path)
+}
+
+/// Gives a file that content; not durable yet.
+pub fn write(path: &Path, content: impl AsRef<[u8]>) -> io::Result<()> {
+    create(path)?.write_all(content.as_ref())
+}
+
+/// Opens a folder, to sync it.
+#[expect(clippy::disallowed_methods, reason = "of what is no folder nothing is opened")]
+pub fn open_dir(path: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(O_DIRECTORY).open(path)
+}
+
 /// Returns the content of a regular file.
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     open(path)?.read_to_end(&mut content)?;
     Ok(content)
+}
+
+/// Returns the text of a regular file.
+pub fn read_to_string(path: &Path) -> io::Result<String> {
+    open(path).and_then(io::read_to_string)
 }
 
 #[cfg(test)]
@@ -39,7 +67,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pipe");
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(open(&path).is_err() && read(&path).is_err());
+        assert!(open(&path).is_err() && read(&path).is_err() && read_to_string(&path).is_err());
+        assert!(write(&path, "").is_err() && create_new(&path, 0o600).is_err() && open_dir(&path).is_err());
         for options in
             [File::options().write(true), File::options().append(true), File::options().read(true).write(true)]
         {

@@ -105,7 +105,9 @@ fn is_unused(error: &WalError, segment_size: u32) -> bool {
 
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let path = cx.folder.join(&args.file);
-    let bytes = fs::File::open(&path)
+    #[expect(clippy::disallowed_methods, reason = "who names a pipe wants it read")]
+    let file = fs::File::open(&path);
+    let bytes = file
         .and_then(|file| bounded::read_from(file, u64::from(segment::LARGEST)))
         .map_err(|error| CommandError::from(cannot::<crate::plumbing::datadir::Error>("read", &path)(error)))?;
     let system = if args.write { Some(cx.repo()?.config().system()) } else { None };

@@ -29,7 +29,7 @@ use crate::objects::file_error::cannot;
 use crate::objects::format::{FORMAT_VERSION, MIGRATING, Shared};
 use crate::objects::pg::{Lsn, segment};
 use crate::objects::timeline::{CloneId, Origin, Position, TimelineId, Timelines};
-use crate::objects::{bounded, clone, durable, folder, repo};
+use crate::objects::{bounded, clone, copy, durable, folder, regular, repo};
 
 /// Bring a repository of an older format to the one of this program
 ///
@@ -174,7 +174,7 @@ fn take_locks(dir: &Path, timelines: &Timelines) -> Result<Vec<File>, CommandErr
     raise_file_limit();
     let mut locks = Vec::new();
     for path in paths {
-        let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
+        let file = regular::open_with(File::options().create(true).truncate(false).read(true).write(true), &path);
         let file = file.map_err(cannot::<repo::Error>("open", &path))?;
         file.try_lock().map_err(|_| in_use(&path))?;
         // Who has that of a timeline's log for longer has another one, too.
@@ -191,14 +191,14 @@ fn keep(dir: &Path, tmp: &Path, timelines: &Timelines) -> CmdResult {
     durable::discard_dir(tmp, &kept)?;
     let copy = tmp.join("kept");
     fs::create_dir_all(copy.join("timelines"))?;
-    fs::copy(dir.join("config"), copy.join("config"))?;
+    copy::file(&dir.join("config"), &copy.join("config"))?;
     for id in timelines.list()? {
         let folder = copy.join("timelines").join(id.to_string());
         fs::create_dir(&folder)?;
         for name in ["history", "log"] {
             let path = timelines.dir(id).join(name);
             if path.try_exists()? {
-                fs::copy(path, folder.join(name))?;
+                copy::file(&path, &folder.join(name))?;
             }
         }
     }
@@ -234,7 +234,7 @@ impl Old {
         let made = fs::metadata(&path)?.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
         let made_us = i64::try_from(made.as_micros()).unwrap_or(i64::MAX);
         let path = folder.join("log");
-        let log = fs::read_to_string(&path).map_err(cannot::<repo::Error>("read", &path))?;
+        let log = regular::read_to_string(&path).map_err(cannot::<repo::Error>("read", &path))?;
         let (mut wal, mut snapshots) = (String::new(), String::new());
         for line in log.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
             match line.split(' ').next() {

@@ -5,7 +5,6 @@
 //! Standard input has requests: the offset in decimal digits, a blank, the path below the data directory, and a NUL.
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io::{self, BufRead, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -16,6 +15,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use crate::command::Cx;
 use crate::error::CmdResult;
 use crate::objects::frame::FRAME_SIZE;
+use crate::objects::regular;
 use crate::plumbing::datadir::vfs::ahead::PART;
 
 /// Read parts of files, so that the kernel has them
@@ -49,7 +49,7 @@ fn parse(request: &[u8]) -> Option<(u64, &Path)> {
 /// Reads a part of a file, to have it in the page cache. The file is open for this instant only, since an open
 /// one would keep the mount alive.
 fn read_part(path: &Path, start: u64, buffer: &mut [u8]) -> io::Result<()> {
-    let file = File::open(path)?;
+    let file = regular::open(path)?;
     // The kernel reads what is asked for, and no more.
     posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_RANDOM)?;
     let mut offset = start;

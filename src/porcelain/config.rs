@@ -6,10 +6,10 @@ use toml_edit::{DocumentMut, Item, Table, Value};
 
 use crate::command::Cx;
 use crate::error::{Class, CmdResult, CommandError};
-use crate::objects::Repo;
 use crate::objects::format::Config;
 use crate::objects::refs::RefName;
 use crate::objects::setting::{self, SETTINGS};
+use crate::objects::{Repo, bounded};
 use crate::plumbing::postgres::policy::{self, Rule};
 
 /// Get and set settings of the repository
@@ -164,7 +164,7 @@ fn invalid(error: toml_edit::TomlError) -> CommandError {
 pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let repo = cx.take_repo()?;
     let document = || -> Result<DocumentMut, CommandError> {
-        std::fs::read_to_string(repo.dir().join("config"))?.parse().map_err(invalid)
+        bounded::read_to_string(&repo.dir().join("config"), bounded::CONFIG)?.parse().map_err(invalid)
     };
     let Some(key) = args.key else { return list(&mut cx.out, "", document()?.as_table()) };
     let path = path(&key).ok_or_else(|| unknown(&key))?;

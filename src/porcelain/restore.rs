@@ -9,7 +9,7 @@ use crate::command::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::snapshot::Snapshot;
 use crate::objects::timeline::Position;
-use crate::objects::{Repo, durable};
+use crate::objects::{Repo, durable, regular};
 use crate::plumbing::datadir;
 use crate::plumbing::datadir::wal::{complete, lay_out};
 use crate::plumbing::postgres::recovery::write_backup_label;
@@ -49,7 +49,7 @@ pub fn restore(repo: &Repo, position: Position, dir: &Path, progress: &dyn Progr
     if has_tablespaces {
         // They are folders in pg_tblspc now, which PostgreSQL accepts only with this.
         let path = dir.join("postgresql.auto.conf");
-        let mut file = fs::File::options().append(true).create(true).open(path)?;
+        let mut file = regular::open_with(fs::File::options().append(true).create(true), &path)?;
         writeln!(file, "allow_in_place_tablespaces = on")?;
     }
     durable::sync_tree(dir)?;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::command::Cx;
 use crate::error::{CmdResult, CommandError};
 use crate::objects::refs::RefKind;
-use crate::objects::{Repo, durable};
+use crate::objects::{Repo, durable, regular};
 use crate::plumbing::pageserver;
 
 /// Print the branches as services for libpq, or install them
@@ -87,7 +87,7 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
 fn install(cx: &mut Cx, repo: &Repo, services: Vec<Service>) -> CmdResult {
     let path = file()?;
     let failed = |error: io::Error| CommandError::refused(format!("cannot use '{}': {error}", path.display()));
-    let old = match fs::read_to_string(&path) {
+    let old = match regular::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
         Err(error) => return Err(failed(error)),

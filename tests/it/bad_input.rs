@@ -28,7 +28,17 @@ fn what_is_no_file_is_neither_waited_for_nor_read_without_end() {
         fs::rename(&kept, &path).unwrap();
     }
     env.run(["hash-wal", "/dev/zero"]).fails(1, &["it has more than 1073741824 bytes"]);
-    checked(Command::new("mkfifo").arg(env.repo().join("instances/pg_hba.alone.conf")));
+    let pipe = |path: &str| checked(Command::new("mkfifo").arg(env.path().join(path)));
+    // What a lazy data directory would say of its difference to a snapshot.
+    let parent = env.run(["write-snapshot", "plain"]).ok();
+    pipe("plain/.zenith.mark");
+    env.run(["write-snapshot", "--parent", &parent, "plain"]).fails(1, &["it is no regular file"]);
+    pipe(".pg_service.conf");
+    env.run(["service-file", "--install"]).fails(1, &["it is no regular file"]);
+    fs::create_dir_all(env.repo().join("pageserver")).unwrap();
+    pipe(".zenith/pageserver/log");
+    assert_eq!(env.run(["pageserver", "logs"]).ok(), "");
+    pipe(".zenith/instances/pg_hba.alone.conf");
     env.run(["start"]).ok();
     assert_eq!(env.sql("main", "select 1"), "1");
 }

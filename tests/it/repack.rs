@@ -295,6 +295,16 @@ fn a_pack_that_is_brought_back_under_its_own_name_is_read_by_who_has_the_damaged
 }
 
 #[test]
+fn a_pipe_in_the_place_of_the_note_about_a_damaged_pack_is_not_waited_for() {
+    let place = Place::new();
+    fill(&place.objects, &place.tmp, 1, 0);
+    let pack = &place.store().packs().all()[0];
+    let pipe = pack.path().with_extension("damaged");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    pack.set_marked(true).unwrap_err();
+}
+
+#[test]
 fn many_packs_and_loose_objects_become_one_pack_with_all_of_them() {
     let place = Place::new();
     let all = fill(&place.objects, &place.tmp, 40, 5);

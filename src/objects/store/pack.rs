@@ -212,7 +212,7 @@ impl Pack {
         let path = self.path.with_extension(DAMAGED);
         // Without the note it is found out again.
         let noted = match is_damaged {
-            true => std::fs::write(&path, ""),
+            true => regular::write(&path, ""),
             false => match std::fs::remove_file(&path) {
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
                 removed => removed,

@@ -8,7 +8,7 @@
 //! | `.zenith.changed` | which blocks may differ from that snapshot: for each file with some a varint length and the path, 1 byte 1 where all of the file may, a varint length and the set's bytes |
 
 use std::collections::HashMap;
-use std::fs;
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -18,9 +18,9 @@ use super::Error;
 use super::blocks::Blocks;
 use super::vfs::Vfs;
 use super::vfs::file::Changed;
-use crate::objects::ObjectId;
 use crate::objects::codec::{Malformed, Reader, put_varint};
 use crate::objects::file_error::cannot;
+use crate::objects::{ObjectId, regular};
 
 /// One of the names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,7 +130,7 @@ impl<'a> Control<'a> {
 
     fn read(&self, wanted: Name) -> Result<Vec<u8>, Error> {
         let path = self.path(wanted);
-        fs::read(&path).map_err(cannot::<Error>("read", &path))
+        regular::read(&path).map_err(cannot::<Error>("read", &path))
     }
 
     fn path(&self, wanted: Name) -> std::path::PathBuf {
@@ -140,7 +140,8 @@ impl<'a> Control<'a> {
 
     fn tell(&self, text: &str) -> Result<(), Error> {
         let path = self.path(Name::Mark);
-        let told = fs::File::options().write(true).open(&path).and_then(|mut file| file.write_all(text.as_bytes()));
+        let told =
+            regular::open_with(File::options().write(true), &path).and_then(|mut file| file.write_all(text.as_bytes()));
         told.map_err(cannot::<Error>("write", &path))
     }
 

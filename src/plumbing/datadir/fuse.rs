@@ -24,6 +24,7 @@ use nix::unistd::{getegid, geteuid};
 use super::control::{self, NAMES, Name};
 use super::mounts::{Device, device_at};
 use super::vfs::{Attributes, Kind, Make, ROOT, Vfs};
+use crate::objects::regular;
 
 /// How long the kernel may keep what it was told: only it changes anything.
 const FOREVER: Duration = Duration::from_secs(1 << 30);
@@ -144,6 +145,7 @@ impl Fuse {
     /// unmounts it.
     pub fn mount(self, root: &Path, threads: usize) -> std::io::Result<Mounted> {
         // The library's own error for this is hard to read.
+        #[expect(clippy::disallowed_methods, reason = "a device")]
         let device = std::fs::File::options().read(true).write(true).open("/dev/fuse");
         device.map_err(|error| std::io::Error::other(format!("/dev/fuse: {error}")))?;
         let mut config = Config::default();
@@ -193,7 +195,7 @@ impl Fuse {
 fn read_ahead(root: &Path) {
     if let Ok(Some(Device { major, minor })) = device_at(root) {
         let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
-        let _ = std::fs::write(path, READ_AHEAD_KIB.to_string()); // without it, reading in order is slower
+        let _ = regular::write(Path::new(&path), READ_AHEAD_KIB.to_string()); // without it, reading in order is slower
     }
 }
 

@@ -5,6 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use crate::objects::regular;
+
 /// A device, as it stands in `/sys/class/bdi` and `/sys/fs/fuse/connections`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Device {
@@ -15,7 +17,7 @@ pub struct Device {
 /// Returns the device that is mounted at `path`, the topmost if there are several. `None` where nothing is, and on systems
 /// without that table, where zenith mounts nothing.
 pub fn device_at(path: &Path) -> io::Result<Option<Device>> {
-    let table = match fs::read("/proc/self/mountinfo") {
+    let table = match regular::read(Path::new("/proc/self/mountinfo")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         table => table?,
     };

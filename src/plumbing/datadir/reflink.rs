@@ -1,9 +1,9 @@
 //! Restores by cloning: where the file system lets files share their blocks (XFS, btrfs), one restored copy of
 //! a snapshot is kept, and every data directory is a clone of it, which takes neither time nor space.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -14,7 +14,7 @@ use crate::objects::file_error::cannot;
 use crate::objects::lock::{self, Mode, Patience};
 use crate::objects::snapshot::Snapshot;
 use crate::objects::store::Store;
-use crate::objects::{ObjectId, durable};
+use crate::objects::{ObjectId, durable, regular};
 use crate::progress::Progress;
 
 /// The file in the folder of the copies whose lock whoever makes or clones one holds.
@@ -106,9 +106,9 @@ fn clone_tree(from: &Path, to: &Path) -> Result<(), Error> {
 }
 
 fn clone_one(from: &Path, to: &Path) -> io::Result<()> {
-    let source = File::open(from)?;
+    let source = regular::open(from)?;
     let mode = source.metadata()?.permissions().mode() & 0o7777;
-    let target = OpenOptions::new().write(true).create_new(true).mode(mode).open(to)?;
+    let target = regular::create_new(to, mode)?;
     target.set_permissions(Permissions::from_mode(mode))?; // whatever the umask says
     clone_file(&source, &target)
 }

@@ -1,10 +1,10 @@
 //! Writes the files of a snapshot into a folder, in parallel, every byte verified.
 
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use rayon::prelude::*;
 use super::Error;
 use crate::objects::file_error::cannot;
 use crate::objects::frame::BLOCK_SIZE;
+use crate::objects::regular;
 use crate::objects::snapshot::{Node, Snapshot};
 use crate::objects::store::Store;
 use crate::objects::store::file::{READ_BLOCKS, StoredFile};
@@ -75,7 +76,7 @@ fn write_all(store: &Store, snapshot: &Snapshot, root: &Path, progress: &dyn Pro
             }
             &Node::File { length, content } => {
                 let source = StoredFile::open(store, length, content)?;
-                let handle = OpenOptions::new().write(true).create_new(true).mode(entry.mode).open(&path);
+                let handle = regular::create_new(&path, entry.mode);
                 let handle = handle.map_err(cannot::<Error>("create", &path))?;
                 // The mode given at creation goes through the umask.
                 let mode = Permissions::from_mode(entry.mode);

@@ -17,6 +17,7 @@ use super::rights::{may_follow, may_have, may_list};
 use super::write::{Bytes, Item, UNIT_BYTES};
 use crate::objects::file_error::cannot;
 use crate::objects::frame::{BLOCK_SIZE, FRAME_SIZE, blocks_in};
+use crate::objects::regular;
 use crate::objects::snapshot::paths::is_own;
 use crate::objects::snapshot::{Node, Snapshot};
 
@@ -165,7 +166,7 @@ impl Scan {
             return Ok(vec![Ok(Item::Unchanged { path: path.to_vec(), mode })]);
         }
         let full = self.full(path);
-        let file = match File::open(&full) {
+        let file = match regular::open(&full) {
             Ok(file) => Arc::new(file),
             // Dropped since it was listed: what comes after the snapshot's start drops it again.
             Err(error) if self.is_gone(&error) => return Ok(Vec::new()),

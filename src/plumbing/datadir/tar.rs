@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -13,6 +12,7 @@ use super::Error;
 use super::exclude::is_excluded;
 use super::write::{Bytes, Item, UNIT_BYTES};
 use crate::objects::file_error::cannot;
+use crate::objects::regular;
 use crate::objects::snapshot::paths::is_own;
 
 /// Files at the top that describe the backup; kept in memory, at most this many bytes of each.
@@ -87,7 +87,7 @@ fn take(
     if kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse() {
         if let Some(name) = path.strip_prefix(b"pg_wal/").filter(|name| !name.contains(&b'/')) {
             let target: PathBuf = wal_dir.join(std::ffi::OsStr::from_bytes(name));
-            let copied = File::create(&target).and_then(|mut file| io::copy(entry, &mut file));
+            let copied = regular::create(&target).and_then(|mut file| io::copy(entry, &mut file));
             return copied.map(drop).map_err(cannot::<Error>("write", &target));
         }
         return take_file(entry, path, mode, aside, each);

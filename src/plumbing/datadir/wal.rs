@@ -283,7 +283,7 @@ pub fn lay_out(
     while start <= upto.lsn {
         let at = start.max(snapshot.start.page_start());
         let path = dir.join(segment::file_name(snapshot.postgres_timeline, start, size));
-        let mut file = File::create(&path).map_err(cannot::<Error>("create", &path))?;
+        let mut file = regular::create(&path).map_err(cannot::<Error>("create", &path))?;
         file.set_len(u64::from(size)).map_err(cannot::<Error>("write", &path))?;
         if at > start {
             let header = pages::segment_header(&repo.expected_wal(), start, snapshot.postgres_timeline);
@@ -308,7 +308,7 @@ pub fn lay_out(
     // Only the copy changes: from the store the WAL comes as it was written.
     for (lsn, byte) in moved.into_iter().flat_map(|(lsn, bytes)| (lsn.0..).map(Lsn).zip(bytes)) {
         let path = dir.join(segment::file_name(snapshot.postgres_timeline, lsn, size));
-        let file = File::options().write(true).open(&path).map_err(cannot::<Error>("open", &path))?;
+        let file = regular::open_with(File::options().write(true), &path).map_err(cannot::<Error>("open", &path))?;
         let offset = u64::from(lsn.segment_offset(size));
         file.write_all_at(&[byte], offset).map_err(cannot::<Error>("write", &path))?;
     }
@@ -332,7 +332,7 @@ pub fn lay_out_before(
         let next = at.plus(u64::from(size));
         if source.wal.start().is_some_and(|start| start <= at) {
             let path = dir.join(segment::file_name(snapshot.postgres_timeline, at, size));
-            let mut file = File::create(&path).map_err(cannot::<Error>("create", &path))?;
+            let mut file = regular::create(&path).map_err(cannot::<Error>("create", &path))?;
             source.copy(at, next, &mut file, &path)?;
         }
         at = next;
@@ -385,7 +385,7 @@ pub fn complete(repo: &Repo, snapshot: &Snapshot, timeline: TimelineId, dir: &Pa
     if first == page {
         return Ok(());
     }
-    let mut file = File::options().write(true).open(&path).map_err(cannot::<Error>("open", &path))?;
+    let mut file = regular::open_with(File::options().write(true), &path).map_err(cannot::<Error>("open", &path))?;
     Source::open(repo, timeline, first)?.copy(first, page, &mut file, &path)
 }
 

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use crate::objects::pg::wal::{PAGE, WalReader, is_header_of};
 use crate::objects::pg::{Lsn, segment};
 use crate::objects::timeline::TimelineId;
 use crate::objects::timeline::wal::{KEPT, TimelineWal};
-use crate::objects::{Repo, bounded, durable, folder};
+use crate::objects::{Repo, bounded, durable, folder, regular};
 
 /// The segment files in a folder: first LSN, PostgreSQL's timeline id, path, length in bytes.
 struct Files(BTreeMap<Lsn, (u32, PathBuf, u64)>);
@@ -142,7 +142,7 @@ pub fn beyond(repo: &Repo, timeline: TimelineId, end: Lsn) -> Result<Vec<(PathBu
     let mut found = Vec::new();
     for (start, (_, path, length)) in files.0.range(end.segment_start(size)..) {
         let from = if end > *start { end.since(*start) } else { 0 };
-        let file = File::open(path).map_err(cannot::<Error>("open", path))?;
+        let file = regular::open(path).map_err(cannot::<Error>("open", path))?;
         let mut page = vec![0; PAGE];
         let mut at = from - from % PAGE as u64;
         while at + PAGE as u64 <= *length {

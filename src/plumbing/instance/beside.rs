@@ -5,7 +5,6 @@
 //! all other files, of each in order of their paths: the length of its path in bytes (8 bytes, little-endian), the path, and the same of
 //! its content. Earlier versions wrote no file, or no SHA-256.
 
-use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +12,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::objects::pg::Lsn;
-use crate::objects::{ObjectId, Repo, bounded, durable, folder};
+use crate::objects::{ObjectId, Repo, bounded, durable, folder, regular};
 
 const AT: &str = "at";
 /// How much of a file is read at a time, bytes.
@@ -70,7 +69,7 @@ fn sum_of(dir: &Path) -> io::Result<ObjectId> {
     files.sort_unstable();
     let (mut sum, mut part) = (Sha256::new(), vec![0; PART]);
     for path in files.into_iter().filter(|path| path != Path::new(AT)) {
-        let mut file = File::open(dir.join(&path))?;
+        let mut file = regular::open(&dir.join(&path))?;
         let name = path.as_os_str().as_bytes();
         sum.update((name.len() as u64).to_le_bytes());
         sum.update(name);

@@ -6,7 +6,7 @@
 //! be missing or old; nothing depends on it.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -15,7 +15,7 @@ use crate::error::CmdResult;
 use crate::objects::frame::BLOCK_SIZE;
 use crate::objects::pg::record::{BlockRef, Record};
 use crate::objects::snapshot::Snapshot;
-use crate::objects::{ObjectId, Repo, bounded, durable};
+use crate::objects::{ObjectId, Repo, bounded, copy, durable, regular};
 use crate::plumbing::datadir::blocks::Blocks;
 
 /// Blocks of a file: path, first block, number of blocks.
@@ -73,7 +73,7 @@ impl Plan {
     /// kernel knows; what it cannot read is of no concern.
     pub fn fetch(&self, data: &Path) {
         for (path, blocks) in &self.files {
-            let Ok(file) = File::open(data.join(path)) else { continue };
+            let Ok(file) = regular::open(&data.join(path)) else { continue };
             let mut runs: Vec<(u32, u32)> = Vec::new();
             for (first, count) in blocks.runs() {
                 match runs.last_mut() {
@@ -91,7 +91,7 @@ impl Plan {
 
 /// Has the kernel read all of a file, in the background.
 pub fn fetch_file(path: &Path) {
-    if let Ok(file) = File::open(path) {
+    if let Ok(file) = regular::open(path) {
         let _ = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
     }
 }
@@ -138,6 +138,6 @@ pub fn pass_on(repo: &Repo, from: &ObjectId, to: &ObjectId, most: usize) {
     let runs = bounded::read(&from, LONGEST).ok().and_then(|bytes| serde_json::from_slice::<Vec<Run>>(&bytes).ok());
     let blocks = runs.unwrap_or_default().iter().map(|(_, _, count)| *count as usize).sum::<usize>();
     if blocks > 0 && blocks < most && !to.exists() {
-        let _ = fs::copy(from, to); // without it the next start only fetches less
+        let _ = copy::file(&from, &to); // without it the next start only fetches less
     }
 }

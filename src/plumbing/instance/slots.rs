@@ -16,7 +16,7 @@ use super::beside;
 use crate::objects::pg::Lsn;
 use crate::objects::pg::crc::crc32c;
 use crate::objects::timeline::{Position, Timeline, TimelineId};
-use crate::objects::{Repo, durable, folder};
+use crate::objects::{Repo, durable, folder, regular};
 
 /// Of a slot's file: what the checksum is not about, and where fields lie. The same in PostgreSQL 14 to 18.
 const MAGIC: u32 = 0x0105_1CA1;
@@ -73,7 +73,7 @@ fn restart_of(bytes: &[u8]) -> Option<Lsn> {
 
 fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
     match fs::metadata(path) {
-        Ok(metadata) if metadata.is_file() && metadata.len() <= LONGEST => Ok(Some(fs::read(path)?)),
+        Ok(metadata) if metadata.is_file() && metadata.len() <= LONGEST => Ok(Some(regular::read(path)?)),
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(None),
     }
@@ -155,7 +155,7 @@ fn copy(from: &Path, to: &Path) -> io::Result<()> {
     for entry in folder::entries(from)? {
         let target = to.join(entry.file_name());
         if entry.file_type()?.is_file() && !target.exists() {
-            let bytes = fs::read(entry.path())?;
+            let bytes = regular::read(&entry.path())?;
             durable::write_in_place(&target, |file| file.write_all(&bytes))?;
         }
     }

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use super::is_open;
 use crate::error::{Class, CmdResult, CommandError};
-use crate::objects::Repo;
 use crate::objects::pg::Lsn;
 use crate::objects::refs::{RefKind, RefName, Signature, Value};
 use crate::objects::timeline::{self, Position, Timeline, TimelineId, Timelines};
 use crate::objects::trash::{Entry, Item, What, total_bytes};
+use crate::objects::{Repo, regular};
 use crate::plumbing::datadir::wal::{copy_pages, has_pages};
 use crate::plumbing::datadir::wal_end;
 
@@ -179,7 +179,7 @@ pub fn is_referenced(repo: &Repo, id: TimelineId) -> Result<bool, CommandError> 
             Err(timeline::Error::Unknown(_)) => continue,
             // One of an older format, which was damaged when the others were brought to this one, names all that it comes from.
             Err(_) => {
-                let history = fs::read_to_string(repo.timelines().dir(other).join("history"));
+                let history = regular::read_to_string(&repo.timelines().dir(other).join("history"));
                 if history.is_ok_and(|history| !history.contains(&id.to_string())) {
                     continue;
                 }

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::objects::regular;
+
 /// How deep files may include each other.
 const DEPTH: u32 = 10;
 /// Longer files are no configuration, bytes.
@@ -68,7 +70,7 @@ fn read_file(path: &Path, values: &mut Values, depth: u32, left: &mut usize) {
 pub fn text(path: &Path) -> Option<String> {
     let metadata = fs::metadata(path).ok()?;
     let usual = metadata.is_file() && metadata.len() <= LONGEST;
-    usual.then(|| fs::read(path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))?
+    usual.then(|| regular::read(path).ok().map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))?
 }
 
 /// Returns the files that an include in the file at `path` names, in the order in which they count.

@@ -11,7 +11,7 @@ use crate::objects::pg::control::{self, ControlFile, State};
 use crate::objects::pg::segment;
 use crate::objects::pg::version::Version;
 use crate::objects::snapshot::Snapshot;
-use crate::objects::{bounded, durable, folder};
+use crate::objects::{bounded, durable, folder, regular};
 
 /// Returns whether the files of a snapshot are those of a server that was shut down, rather than
 /// a backup of one that ran: only a shutdown checkpoint is its own redo point.
@@ -55,9 +55,9 @@ pub fn make_standby(data_dir: &Path, version: &Version) -> Result<(), Error> {
     let mut bytes = bounded::read(&path, bounded::OF_CLUSTER).map_err(cannot::<Error>("read", &path))?;
     let damaged = |error| cannot::<Error>("read", &path)(io::Error::new(io::ErrorKind::InvalidData, error));
     control::forget_backup(&mut bytes, version).map_err(damaged)?;
-    fs::write(&path, &bytes).map_err(cannot::<Error>("write", &path))?;
+    regular::write(&path, &bytes).map_err(cannot::<Error>("write", &path))?;
     let path = data_dir.join("standby.signal");
-    fs::write(&path, "").map_err(cannot::<Error>("write", &path))
+    regular::write(&path, "").map_err(cannot::<Error>("write", &path))
 }
 
 fn backup_label(snapshot: &Snapshot, from_standby: bool) -> String {

@@ -1,6 +1,5 @@
 //! `zenith pageserver logs`: the log, which is stored as JSON, as lines for people.
 
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::time::Duration;
 
@@ -8,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::command::Cx;
 use crate::error::CmdResult;
-use crate::objects::Repo;
+use crate::objects::{Repo, regular};
 use crate::plumbing::pageserver::log_file;
 use crate::progress::Progress;
 
@@ -20,7 +19,7 @@ pub fn print(cx: &mut Cx, repo: &Repo, follow: bool, lines: usize, json: bool) -
     let zone = cx.now.time_zone().clone();
     let shown = |line: &str| if json { line.to_owned() } else { for_people(line, &zone) };
     let path = log_file(repo);
-    let text = std::fs::read(&path).unwrap_or_default();
+    let text = regular::read(&path).unwrap_or_default();
     let mut end = text.len() as u64;
     let text = String::from_utf8_lossy(&text);
     // The last one may not be whole yet.
@@ -37,7 +36,7 @@ pub fn print(cx: &mut Cx, repo: &Repo, follow: bool, lines: usize, json: bool) -
         cx.out.flush()?;
         std::thread::sleep(PAUSE);
         cx.ui.check()?;
-        let Ok(mut file) = File::open(&path) else { continue };
+        let Ok(mut file) = regular::open(&path) else { continue };
         // It was put away, and a new one begun.
         if file.metadata()?.len() < end {
             end = 0;

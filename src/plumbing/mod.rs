@@ -4,7 +4,6 @@
 
 pub mod datadir;
 pub mod instance;
-#[allow(clippy::disallowed_methods, reason = "not looked through yet")]
 pub mod pageserver;
 pub mod postgres;
 

@@ -12,7 +12,6 @@ pub mod control;
 mod error;
 pub mod exclude;
 pub mod fuse;
-#[allow(clippy::disallowed_methods, reason = "not looked through yet")]
 pub mod local;
 pub mod mounts;
 pub mod reflink;

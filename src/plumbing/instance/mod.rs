@@ -24,9 +24,7 @@ pub mod hold;
 pub mod logs;
 pub mod lost;
 pub mod maintain;
-#[allow(clippy::disallowed_methods, reason = "not looked through yet")]
 pub mod mount;
-#[allow(clippy::disallowed_methods, reason = "not looked through yet")]
 pub mod own_files;
 pub mod pid_lock;
 pub mod prefetch;
@@ -35,7 +33,6 @@ pub mod seal;
 pub mod settle;
 pub mod slots;
 pub mod snapshot;
-#[allow(clippy::disallowed_methods, reason = "not looked through yet")]
 pub mod start;
 pub mod stop;
 pub mod superuser;

@@ -29,7 +29,7 @@ use super::logs;
 use super::pid_lock::PidLock;
 use crate::error::{Class, CommandError};
 use crate::objects::file_error::{FileError, cannot};
-use crate::objects::{ObjectId, Repo, durable};
+use crate::objects::{ObjectId, Repo, durable, regular};
 use crate::plumbing::datadir::mounts;
 use crate::plumbing::postgres::process::{Process, lockers_of_removed, own_program};
 use crate::plumbing::postgres::server;
@@ -272,7 +272,7 @@ pub fn abort(data: &Path) -> io::Result<()> {
     let Some(device) = mounts::device_at(data)? else { return Ok(()) };
     let control = format!("/sys/fs/fuse/connections/{}/abort", device.minor);
     // Forced alone it gives up the connection, and then complains of who uses the mount.
-    fs::write(control, "1").or_else(|_| Ok(umount2(data, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH)?))
+    regular::write(Path::new(&control), "1").or_else(|_| Ok(umount2(data, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH)?))
 }
 
 /// Returns the processes that serve or guard the data directory in `dir`, and whose lock somebody has removed.

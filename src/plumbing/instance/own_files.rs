@@ -24,7 +24,7 @@ use crate::objects::snapshot::paths::{PERMISSIONS, is_own_folder};
 use crate::objects::snapshot::{Entry, Node, Snapshot};
 use crate::objects::store::file::{READ_BLOCKS, StoredFile};
 use crate::objects::timeline::{Position, Timeline, TimelineId};
-use crate::objects::{Repo, durable, regular};
+use crate::objects::{Repo, copy, durable, regular};
 use crate::plumbing::datadir::exclude::is_excluded;
 use crate::plumbing::datadir::rights::may_follow;
 
@@ -84,10 +84,10 @@ fn publish(repo: &Repo, tip: Position, from: &Path, changes: &Changes) -> CmdRes
         for path in &changes.written {
             let target = full(&written, path);
             fs::create_dir_all(target.parent().unwrap_or(&written))?;
-            copy(&full(from, path), &target)?;
+            copy::file(&full(from, path), &target)?;
         }
         let removed: Vec<u8> = changes.removed.iter().flat_map(|path| [path, &b"\0"[..]].concat()).collect();
-        fs::write(made.join("removed"), removed)?;
+        regular::write(&made.join("removed"), removed)?;
         durable::sync_tree(made)
     };
     Ok(beside::replace(repo, &dir(repo, tip.timeline), tip.lsn, fill)?)
@@ -124,7 +124,7 @@ pub fn take_up(repo: &Repo, timeline: &Timeline, data: &Path) -> CmdResult {
             fs::remove_dir_all(&target)?;
         }
         durable::remove(&target)?;
-        copy(&full(&dir(repo, timeline.id).join("written"), path), &target)?;
+        copy::file(&full(&dir(repo, timeline.id).join("written"), path), &target)?;
         durable::sync_file(&target)?;
         durable::sync_dir(target.parent().unwrap_or(data))?;
     }
@@ -230,22 +230,6 @@ fn find(dir: &Path, below: &[u8], found: &mut Changes) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies a file with its permission bits. Zeroes become holes: somebody may have left a large file that is nearly empty.
-fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    let (source, target) = (File::open(from)?, File::create_new(to)?);
-    let metadata = source.metadata()?;
-    target.set_len(metadata.len())?;
-    let mut part = vec![0; PART];
-    for at in (0..metadata.len()).step_by(PART) {
-        let part = &mut part[..(metadata.len() - at).min(PART as u64) as usize]; // at most PART
-        source.read_exact_at(part, at)?;
-        if part.iter().any(|byte| *byte != 0) {
-            target.write_all_at(part, at)?;
-        }
-    }
-    target.set_permissions(metadata.permissions())
-}
-
 /// Returns whether the file or link at `path` is as in the snapshot; not of one that cannot be known any more.
 fn is_stored(repo: &Repo, entry: &Entry, path: &Path) -> Result<bool, CommandError> {
     match is_as_stored(repo, entry, path) {
@@ -264,7 +248,7 @@ fn is_as_stored(repo: &Repo, entry: &Entry, path: &Path) -> Result<bool, Command
     if metadata.len() != stored.length() || metadata.mode() & PERMISSIONS != entry.mode & PERMISSIONS {
         return Ok(false);
     }
-    let file = File::open(path)?;
+    let file = regular::open(path)?;
     let (mut theirs, mut ours) = (Vec::new(), Vec::new());
     let mut at = 0;
     while at < stored.length() {
@@ -282,7 +266,7 @@ fn is_as_stored(repo: &Repo, entry: &Entry, path: &Path) -> Result<bool, Command
 
 /// Returns whether two files have the same content and permission bits.
 fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
-    let (one, other) = (File::open(one)?, File::open(other)?);
+    let (one, other) = (regular::open(one)?, regular::open(other)?);
     let seen = |file: &File| file.metadata().map(|metadata| (metadata.len(), metadata.mode() & PERMISSIONS));
     let (length, _) = seen(&one)?;
     if seen(&one)? != seen(&other)? {

@@ -13,9 +13,7 @@ pub mod policy;
 #[allow(clippy::disallowed_methods, reason = "it reads /proc")]
 pub mod process;
 pub mod recovery;
-#[allow(clippy::disallowed_methods, reason = "not looked through yet")]
 pub mod server;
-#[allow(clippy::disallowed_methods, reason = "not looked through yet")]
 pub mod settings;
 
 use std::io;

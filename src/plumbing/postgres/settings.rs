@@ -309,12 +309,13 @@ pub fn is_free(port: u16, socket_dir: &Path, tcp: Option<IpAddr>) -> bool {
 /// `datadirs`: it came with a copy of that of another.
 pub fn remove_stale_socket(port: u16, socket_dir: &Path, datadirs: &Path) {
     let (socket, lock) = (socket_path(socket_dir, port), socket_dir.join(format!(".s.PGSQL.{port}.lock")));
-    let mut text = fs::read_to_string(&lock).unwrap_or_default();
+    let read = || bounded::read_to_string(&lock, bounded::OF_CLUSTER).unwrap_or_default();
+    let mut text = read();
     let is_empty = |text: &str| text.trim().is_empty() && lock.exists();
     if is_empty(&text) {
         // Somebody writes it this instant, or the power failed before that was durable: then nobody is ever let in.
         std::thread::sleep(WRITTEN);
-        text = fs::read_to_string(&lock).unwrap_or_default();
+        text = read();
     }
     let remove = || {
         let _ = fs::remove_file(&lock);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 #[cfg(test)]
 use std::sync::{Arc, Mutex};
 
-use crate::objects::durable;
+use crate::objects::{durable, regular};
 
 /// What was done, in the order in which it was done.
 #[cfg(test)]
@@ -67,7 +67,7 @@ impl Disk {
 
     /// Creates a file, which must not exist.
     pub fn create(&self, name: &str) -> io::Result<DiskFile> {
-        let file = File::options().read(true).write(true).create_new(true).open(self.dir.join(name))?;
+        let file = regular::open_with(File::options().read(true).write(true).create_new(true), &self.dir.join(name))?;
         #[cfg(test)]
         self.events.lock().unwrap().push(Event::Create(name.to_owned()));
         Ok(self.file(name, file))
@@ -75,7 +75,7 @@ impl Disk {
 
     /// Opens a file, which exists.
     pub fn reopen(&self, name: &str) -> io::Result<DiskFile> {
-        let file = File::options().read(true).write(true).open(self.dir.join(name))?;
+        let file = regular::open_with(File::options().read(true).write(true), &self.dir.join(name))?;
         Ok(self.file(name, file))
     }
 

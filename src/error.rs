@@ -148,6 +148,7 @@ impl From<repo::Error> for CommandError {
                 Some("write into it: ref: refs/branches/NAME, with a branch that is in its refs/branches".to_owned())
             }
             repo::Error::Lacks { .. } => Some("bring that file back from a backup or another copy".to_owned()),
+            repo::Error::Within(_) => Some("choose a folder outside of it".to_owned()),
             repo::Error::NotUtf8(_) => Some("give the folder a name that is text: mv".to_owned()),
             repo::Error::Format { source: format::Error::Version(2) | format::Error::Migrating, .. } => {
                 Some("bring it to the format of this one: zenith migrate".to_owned())

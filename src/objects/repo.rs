@@ -44,6 +44,8 @@ pub enum Error {
     NotUtf8(PathBuf),
     #[error("the repository '{}' belongs to {owner}, who could not use what root makes there", dir.display())]
     Foreign { dir: PathBuf, owner: String },
+    #[error("'{}' lies in the repository, and would be taken for a part of that", .0.display())]
+    Within(PathBuf),
     #[error("cannot use the repository '{}'", path.display())]
     Format { path: PathBuf, source: format::Error },
     #[error(transparent)]
@@ -327,6 +329,13 @@ impl Repo {
     pub fn expected_wal(&self) -> Expected {
         let version = Version::of_major(self.config.postgres_major).expect("invariant: checked when it was made");
         Expected { version, segment_size: self.config.wal_segment_size, system_identifier: self.config.system() }
+    }
+
+    /// Refuses the folder `dir`, which may have to be made yet, as a place for files that are not the repository's.
+    pub fn refuse_within(&self, dir: &Path) -> Result<(), Error> {
+        let real = dir.ancestors().find_map(|above| fs::canonicalize(above).ok());
+        let own = fs::canonicalize(&self.dir).map_err(cannot::<Error>("look for", &self.dir))?;
+        if real.is_some_and(|real| real.starts_with(own)) { Err(Error::Within(dir.to_owned())) } else { Ok(()) }
     }
 
     /// Returns the active segments of a timeline. PostgreSQL's own timeline id stays 1: every zenith

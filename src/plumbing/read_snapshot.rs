@@ -25,5 +25,7 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let now = cx.now.clone();
     let repo = cx.take_repo()?;
     let (_, snapshot) = super::ls_snapshot::find_snapshot(&repo, &args.snapshot, &now)?;
-    Ok(restore(repo.store(), &snapshot, &cx.folder.join(args.dir), &cx.ui)?)
+    let dir = cx.folder.join(args.dir);
+    repo.refuse_within(&dir)?;
+    Ok(restore(repo.store(), &snapshot, &dir, &cx.ui)?)
 }

@@ -160,7 +160,7 @@ pub fn inspect(dir: &Path) -> Result<Cluster, CommandError> {
         }
         Err(error) => Err(CommandError::from(cannot::<datadir::Error>("read", &dir.join(name))(error))),
     };
-    let (version, control) = (read("PG_VERSION")?, read("global/pg_control")?);
+    let (version, control) = (read("PG_VERSION")?, read(control::PATH)?);
     Ok(cluster(dir.display().to_string(), &version, &control)?)
 }
 
@@ -311,7 +311,7 @@ pub fn store_files(
             let name = "the tar stream".to_owned();
             let file =
                 |path: &'static str| aside.files.get(path).ok_or_else(|| Error::NotADataDirectory(name.clone(), path));
-            let cluster = cluster(name.clone(), file("PG_VERSION")?, file("global/pg_control")?)?;
+            let cluster = cluster(name.clone(), file("PG_VERSION")?, file(control::PATH)?)?;
             let manifest = aside.files.get("backup_manifest").map(Vec::as_slice);
             let label = aside.files.get("backup_label").and_then(|label| parse_label(label, manifest));
             check_state(&cluster, label.as_ref())?;

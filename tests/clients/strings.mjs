@@ -15,6 +15,23 @@ const clients = {
     await connection.end();
     return answer.rows[0].told;
   },
+  "Knex": async (string) => {
+    const knex = require("knex")({ client: "pg", connection: string });
+    const answer = await knex.raw(SQL).finally(() => knex.destroy());
+    return answer.rows[0].told;
+  },
+  "Sequelize": async (string) => {
+    const { Sequelize } = require("sequelize");
+    const sequelize = new Sequelize(string, { logging: false });
+    const [rows] = await sequelize.query(SQL).finally(() => sequelize.close());
+    return rows[0].told;
+  },
+  "TypeORM": async (string) => {
+    const { DataSource } = require("typeorm");
+    const source = await new DataSource({ type: "postgres", url: string }).initialize();
+    const rows = await source.query(SQL).finally(() => source.destroy());
+    return rows[0].told;
+  },
   "postgres.js": async (string) => {
     const sql = require("postgres")(string);
     const [row] = await sql.unsafe(SQL);

@@ -42,7 +42,10 @@ fn guardian(env: &Env, branch: &str) -> i32 {
 
 /// Kills the process that serves a branch's files and its guardian in one instant: neither does anything about the other's end.
 pub fn kill_file_system_and_guardian(env: &Env, branch: &str) {
-    let both = [guardian(env, branch), env.file_system(branch)];
+    kill_both([guardian(env, branch), env.file_system(branch)]);
+}
+
+fn kill_both(both: [i32; 2]) {
     both.iter().for_each(|pid| send(*pid, Signal::SIGSTOP));
     both.iter().for_each(|pid| send(*pid, Signal::SIGKILL));
     wait_until("both have ended", || !both.iter().any(|pid| is_alive(*pid)));
@@ -356,6 +359,29 @@ fn a_server_without_file_system_and_guardian_is_ended_by_whoever_looks() {
     env.run(["start"]).ok();
     assert!(!is_alive(server));
     assert_eq!(env.sql("main", "select sum(i) from t"), "1");
+    // So is what has lost all else: the mount stays, and nobody serves it.
+    let (server, dir) = (env.postmaster("main"), env.datadir("main"));
+    let both = [guardian(&env, "main"), env.file_system("main")];
+    for entry in fs::read_dir(&dir).unwrap().flatten().filter(|entry| entry.file_name() != "data") {
+        let _ = fs::remove_dir_all(entry.path()).or_else(|_| fs::remove_file(entry.path()));
+    }
+    kill_both(both);
+    env.run(["stop"]).ok();
+    assert!(!is_alive(server));
+    assert_eq!(env.mounts(), Vec::<String>::new());
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "select sum(i) from t"), "1");
+    // And what has lost its locks.
+    for name in ["lock", "guard.lock"] {
+        let (server, dir) = (env.postmaster("main"), env.datadir("main"));
+        let both = [guardian(&env, "main"), env.file_system("main")];
+        fs::remove_file(dir.join(name)).unwrap();
+        env.run(["status"]).ok();
+        assert!(is_alive(server) && both.iter().all(|pid| is_alive(*pid)), "{name}: those who had it live");
+        kill_both(both);
+        env.run(["start"]).ok();
+        assert!(!is_alive(server), "{name}");
+    }
     env.run(["fsck"]).ok();
 }
 

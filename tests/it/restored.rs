@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Stdio;
 
 use crate::it::walkthrough::with_plain_postgresql;
-use crate::support::{Env, checked, pg_program};
+use crate::support::{Env, checked, has_strace, pg_program, traced};
 
 /// Stores a restored directory, makes it the branch `name`, and returns how many rows a server on it has.
 fn rows_of(env: &Env, name: &str, written: &serde_json::Value) -> String {
@@ -102,4 +102,40 @@ fn write_snapshot_refuses_files_that_a_server_began_to_change() {
         .collect();
     fs::write(&label, lines.join("\n") + "\n").unwrap();
     env.run(["write-snapshot", "dir"]).fails(1, &["was not cleanly shut down"]);
+}
+
+#[test]
+fn nothing_is_restored_into_the_repository() {
+    let env = Env::init();
+    for place in [".zenith/x", ".zenith/tmp/x/y", ".zenith/refs/branches/x"] {
+        env.run(["restore", "main", place]).fails(1, &["lies in the repository", "outside"]);
+        env.run(["read-snapshot", "main", place]).fails(1, &["lies in the repository"]);
+    }
+    env.run(["fsck"]).ok();
+    // What lies beside it does not.
+    env.run(["restore", "main", "x"]).ok();
+}
+
+/// It would start on a part of the files, or of the WAL, without a word.
+#[test]
+fn no_server_starts_on_what_is_not_restored_to_its_end() {
+    if !has_strace() {
+        return;
+    }
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t as select generate_series(1, 1000) i");
+    env.run(["stop"]).ok();
+    env.run(["restore", "main", "whole"]).ok();
+    let segments = fs::read_dir(env.path().join("whole/pg_wal")).unwrap().flatten();
+    let last = segments.map(|entry| entry.file_name()).filter(|name| name.len() == 24).max().unwrap();
+    for name in [&format!("pg_wal/{}", last.to_str().unwrap()), "backup_label"] {
+        let out = env.path().join("out");
+        let at = out.join(name);
+        let kill = ["-P", at.to_str().unwrap(), "-e", "inject=openat:signal=SIGKILL"];
+        let (code, _) = traced(&env, &kill, &["restore", "main", "out"], |_| {});
+        assert_ne!(code, Some(0), "{name}");
+        assert!(out.join("PG_VERSION").exists() && !out.join("global/pg_control").exists(), "{name}");
+        fs::remove_dir_all(&out).unwrap();
+    }
 }

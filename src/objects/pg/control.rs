@@ -5,6 +5,11 @@ use std::ops::Range;
 use super::Lsn;
 use super::version::Version;
 
+/// Where it lies in a data directory (`XLOG_CONTROL_FILE` in `src/include/access/xlog_internal.h`).
+pub const PATH: &str = "global/pg_control";
+/// What it is called as long as a data directory is not complete. Without it no PostgreSQL starts.
+pub const UNFINISHED: &str = "global/pg_control.unfinished";
+
 /// The cluster's state, PostgreSQL's `DBState`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {

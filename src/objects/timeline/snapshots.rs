@@ -134,18 +134,6 @@ mod tests {
     }
 
     #[test]
-    fn many_that_were_removed_cost_no_look_at_all_others_each() {
-        let id = |number: usize| ObjectId(std::array::from_fn(|at| number.to_le_bytes()[at % 8]));
-        let most = 50_000;
-        let listed = (0..most).map(|number| format!("snapshot 0/8 {}\n", id(number)));
-        let removed = (most..2 * most).map(|number| format!("removed {}\n", id(number)));
-        let text: String = listed.chain(removed).collect();
-        let begin = std::time::Instant::now();
-        assert_eq!(Snapshots::parse(text.as_bytes()).unwrap().listed.len(), most);
-        assert!(begin.elapsed() < std::time::Duration::from_secs(3), "{:?}", begin.elapsed());
-    }
-
-    #[test]
     fn garbage_is_named_by_line() {
         assert_eq!(Snapshots::parse(b"\n"), Err((1, "not a line about a snapshot or WAL")));
         assert_eq!(Snapshots::parse(b"dropped 0/9 0/9\n"), Err((1, "an impossible range")));

@@ -13,10 +13,11 @@ use rayon::prelude::*;
 use super::Error;
 use crate::objects::file_error::cannot;
 use crate::objects::frame::BLOCK_SIZE;
-use crate::objects::regular;
+use crate::objects::pg::control;
 use crate::objects::snapshot::{Node, Snapshot};
 use crate::objects::store::Store;
 use crate::objects::store::file::{READ_BLOCKS, StoredFile};
+use crate::objects::{durable, regular};
 use crate::progress::Progress;
 
 /// Files and parts of files are written together until they have this many bytes.
@@ -40,11 +41,33 @@ struct Target {
 /// Nothing is written outside `root`, whoever made the snapshot: every entry lies in a folder that was made
 /// before ([`paths`](crate::objects::snapshot::paths)), and no name is taken that is there already.
 pub fn restore(store: &Store, snapshot: &Snapshot, root: &Path, progress: &dyn Progress) -> Result<(), Error> {
+    restore_unfinished(store, snapshot, root, progress)?;
+    finish(root)
+}
+
+/// Does so, but for [`finish`]: before that no PostgreSQL starts on the files. On a part of them, or on all without their WAL, it would
+/// without a word.
+pub fn restore_unfinished(
+    store: &Store,
+    snapshot: &Snapshot,
+    root: &Path,
+    progress: &dyn Progress,
+) -> Result<(), Error> {
     make_root(root)?;
     progress.start("restoring", snapshot.total_bytes());
     let written = write_all(store, snapshot, root, progress);
     progress.finish();
     written
+}
+
+/// Lets PostgreSQL start on the files below `root`: if all that it needs is durable, a crash leaves it a whole cluster or none.
+pub fn finish(root: &Path) -> Result<(), Error> {
+    let (unfinished, path) = (root.join(control::UNFINISHED), root.join(control::PATH));
+    match durable::replace_by(&unfinished, &path) {
+        // Files that are no cluster's.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done.map_err(cannot::<Error>("create", &path)),
+    }
 }
 
 fn make_root(root: &Path) -> Result<(), Error> {
@@ -65,7 +88,8 @@ fn write_all(store: &Store, snapshot: &Snapshot, root: &Path, progress: &dyn Pro
     let mut batch = Vec::new();
     let mut batch_bytes = 0;
     for entry in &snapshot.entries {
-        let path = root.join(OsStr::from_bytes(&entry.path));
+        let name = if entry.path == control::PATH.as_bytes() { control::UNFINISHED.as_bytes() } else { &entry.path };
+        let path = root.join(OsStr::from_bytes(name));
         match &entry.node {
             Node::Dir => {
                 DirBuilder::new().mode(entry.mode | 0o700).create(&path).map_err(cannot::<Error>("create", &path))?;

@@ -17,11 +17,10 @@ use super::rights::{may_follow, may_have, may_list};
 use super::write::{Bytes, Item, UNIT_BYTES};
 use crate::objects::file_error::cannot;
 use crate::objects::frame::{BLOCK_SIZE, FRAME_SIZE, blocks_in};
+use crate::objects::pg::control;
 use crate::objects::regular;
 use crate::objects::snapshot::paths::is_own;
 use crate::objects::snapshot::{Node, Snapshot};
-
-const CONTROL_FILE: &[u8] = b"global/pg_control";
 
 /// What was found at a path.
 #[derive(Debug)]
@@ -144,7 +143,7 @@ impl Scan {
     /// `known` of the parent's files, only what may differ from them is read.
     pub fn items<'a>(&'a self, known: Option<&'a Known>) -> impl Iterator<Item = Result<Item, Error>> + 'a {
         // Last of all: those that are read at the same time say nothing of what comes after it.
-        let is_control = |path: &[u8]| path == CONTROL_FILE;
+        let is_control = |path: &[u8]| path == control::PATH.as_bytes();
         let (control, others): (Vec<_>, Vec<_>) = self.paths.iter().partition(|(path, ..)| is_control(path));
         others.into_iter().chain(control).flat_map(move |(path, mode, found)| match found {
             Found::Dir => vec![Ok(Item::Dir { path: path.clone(), mode: *mode })],

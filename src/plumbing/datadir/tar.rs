@@ -12,16 +12,13 @@ use super::Error;
 use super::exclude::is_excluded;
 use super::write::{Bytes, Item, UNIT_BYTES};
 use crate::objects::file_error::cannot;
+use crate::objects::pg::control;
 use crate::objects::regular;
 use crate::objects::snapshot::paths::is_own;
 
 /// Files at the top that describe the backup; kept in memory, at most this many bytes of each.
-const KEPT: [(&str, u64); 4] = [
-    ("PG_VERSION", 1 << 10),
-    ("global/pg_control", 64 << 10),
-    ("backup_label", 64 << 10),
-    ("backup_manifest", 256 << 20),
-];
+const KEPT: [(&str, u64); 4] =
+    [("PG_VERSION", 1 << 10), (control::PATH, 64 << 10), ("backup_label", 64 << 10), ("backup_manifest", 256 << 20)];
 
 /// The most bytes that the stream may take for what stands before an entry's content: long names are read into memory.
 const LONGEST_HEADER: u64 = 1 << 20;

@@ -13,10 +13,11 @@ use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::mounts::device_at;
 use super::vfs::number_of;
 use super::{Doubt, Error, WalFilesError, local};
 use crate::objects::file_error::{cannot, is_want};
-use crate::objects::pg::control::{ControlFile, State};
+use crate::objects::pg::control::{ControlFile, PATH as CONTROL, State};
 use crate::objects::pg::wal::{PAGE, WalReader, is_header_of};
 use crate::objects::pg::{Lsn, segment};
 use crate::objects::timeline::TimelineId;
@@ -167,18 +168,18 @@ pub fn recovers(repo: &Repo, timeline: TimelineId) -> bool {
 /// Returns `pg_control` of the data directory of `timeline`, if that is at hand. Of a lazy one it is read from the
 /// local layer, never through the mount.
 fn control(repo: &Repo, timeline: TimelineId) -> Result<Option<ControlFile>, Error> {
-    const NAME: &str = "global/pg_control";
     let dir = repo.datadir(timeline);
-    let layer = local::dir(&dir);
+    let (layer, data) = (local::dir(&dir), dir.join("data"));
     let path = match local::snapshot_below(&layer)? {
         Some(id) => {
             let snapshot = repo.store().snapshot(&id)?;
-            let Some(number) = number_of(&snapshot, NAME.as_bytes()) else { return Ok(None) };
+            let Some(number) = number_of(&snapshot, CONTROL.as_bytes()) else { return Ok(None) };
             local::content_path(&layer, number)
         }
         // A lazy one that lost its journal. Through its mount nothing is read here.
         None if layer.try_exists().map_err(cannot::<Error>("look for", &layer))? => return Ok(None),
-        None => dir.join("data").join(NAME),
+        None if device_at(&data).map_err(cannot::<Error>("look at", &data))?.is_some() => return Ok(None),
+        None => data.join(CONTROL),
     };
     let bytes = match bounded::read(&path, bounded::OF_CLUSTER) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),

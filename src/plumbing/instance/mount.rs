@@ -131,11 +131,19 @@ pub fn check_in_sight(dir: &Path) -> Result<(), Error> {
 }
 
 /// Returns whether a server on the data directory in `dir` has lost its files for good: the process that served them has
-/// died, and so has its guardian, which would see to that. Locks that are not there prove nothing.
+/// died, and so has its guardian, which would see to that.
 pub fn is_forsaken(dir: &Path) -> bool {
-    let is_free = |name: &str| matches!(PidLock::is_held(&dir.join(name)), Ok(Some(false)));
+    let is_free = |name: &str| {
+        let path = dir.join(name);
+        match PidLock::is_held(&path) {
+            Ok(Some(is_held)) => !is_held,
+            // A lock that is not there proves nothing: who had it may live.
+            Ok(None) => lockers_of_removed(&path).is_ok_and(|had_it| had_it.is_empty()),
+            Err(_) => false,
+        }
+    };
     // What the kernel gave up stays mounted until somebody unmounts it.
-    is_free(LOCK) && is_free(GUARD_LOCK) && matches!(is_in_sight(dir), Ok(false))
+    matches!(is_in_sight(dir), Ok(false)) && is_free(LOCK) && is_free(GUARD_LOCK)
 }
 
 /// Notes that the data directory in `dir` is one that PostgreSQL can go on from by itself: its files

@@ -120,8 +120,7 @@ fn recover(
     if inspect(data)?.control.state == State::ShutDown {
         return Ok(());
     }
-    let tail = server::tail(&log, log_start);
-    Err(postgres::Error::DidNotStart { log, tail }.into())
+    Err(server::did_not_start(&log, log_start).into())
 }
 
 /// Removes the files of a read-only instance whose server does not run: they hold nothing of their own.

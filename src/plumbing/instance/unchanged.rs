@@ -5,8 +5,8 @@ use std::path::Path;
 use super::{own_files, slots};
 use crate::error::CommandError;
 use crate::objects::Repo;
-use crate::objects::pg::Lsn;
 use crate::objects::pg::wal::WalReader;
+use crate::objects::pg::{Lsn, control};
 use crate::objects::timeline::run::Run;
 use crate::objects::timeline::wal::TimelineWal;
 use crate::objects::timeline::{Timeline, TimelineId};
@@ -80,7 +80,7 @@ fn relations_changed(data: &Path) -> Result<bool, CommandError> {
     let Some(control) = Control::of(data)? else { return Ok(false) };
     let is_of_databases = |path: &[u8]| {
         let within = [&b"base/"[..], b"global/", b"pg_tblspc/"].iter().any(|folder| path.starts_with(folder));
-        within && path != b"global/pg_control" && !is_excluded(path)
+        within && path != control::PATH.as_bytes() && !is_excluded(path)
     };
     Ok(control.changes()?.paths().any(is_of_databases))
 }

@@ -304,6 +304,16 @@ mod tests {
     }
 
     #[test]
+    fn a_process_of_which_a_thread_lives_has_not_ended() {
+        let stat = |state: char, threads: u32| {
+            let text = format!("7 (a) b) {state} 1 7 7 0 -1 4 0 0 0 0 0 0 0 0 20 0 {threads} 0 99 0 0");
+            Stat::parse(&text).unwrap()
+        };
+        assert_eq!((stat('S', 1).parent, stat('S', 3).threads, stat('S', 1).began), (1, 3, 99));
+        assert!(stat('Z', 1).has_ended() && !stat('Z', 2).has_ended() && !stat('S', 1).has_ended());
+    }
+
+    #[test]
     fn only_who_was_handed_a_file_has_inherited_it() {
         let file = tempfile::tempfile().unwrap();
         let stdin = || Stdio::from(file.as_fd().try_clone_to_owned().unwrap());

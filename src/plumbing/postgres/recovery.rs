@@ -40,7 +40,9 @@ pub fn write_backup_label(data_dir: &Path, snapshot: &Snapshot) -> Result<(), Er
 /// Returns whether the files were copied from a standby: the end of such a backup is what its `pg_control`
 /// says, not a record.
 fn was_standby(data_dir: &Path, snapshot: &Snapshot) -> Result<bool, Error> {
-    let path = data_dir.join("global/pg_control");
+    // In a directory that is not complete it has another name.
+    let unfinished = data_dir.join(control::UNFINISHED);
+    let path = if unfinished.exists() { unfinished } else { data_dir.join(control::PATH) };
     let bytes = bounded::read(&path, bounded::OF_CLUSTER).map_err(cannot::<Error>("read", &path))?;
     let version = Version::of_major(snapshot.postgres_major);
     let control = version.and_then(|version| ControlFile::parse(&bytes, version).ok());
@@ -51,7 +53,7 @@ fn was_standby(data_dir: &Path, snapshot: &Snapshot) -> Result<bool, Error> {
 /// that the files came from, also after they were recovered; PostgreSQL 14 would let nobody in before it had found
 /// the end of that.
 pub fn make_standby(data_dir: &Path, version: &Version) -> Result<(), Error> {
-    let path = data_dir.join("global/pg_control");
+    let path = data_dir.join(control::PATH);
     let mut bytes = bounded::read(&path, bounded::OF_CLUSTER).map_err(cannot::<Error>("read", &path))?;
     let damaged = |error| cannot::<Error>("read", &path)(io::Error::new(io::ErrorKind::InvalidData, error));
     control::forget_backup(&mut bytes, version).map_err(damaged)?;

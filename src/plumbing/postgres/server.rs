@@ -169,7 +169,7 @@ pub fn start(
         let child = started.child.as_mut().expect("invariant: taken only by keep and drop");
         if child.try_wait().map_err(cannot::<Error>("wait for", &program))?.is_some() {
             started.child = None;
-            return Err(Error::DidNotStart { log: log.to_owned(), tail: tail(log, log_start) });
+            return Err(did_not_start(log, log_start));
         }
         Ok(says(data_dir, pid, READY).then_some(()))
     })?;
@@ -279,6 +279,15 @@ pub fn listens(data_dir: &Path) -> Option<(u16, Option<IpAddr>)> {
     let mut lines = text.lines().skip(3);
     let port = lines.next()?.trim().parse().ok()?;
     Some((port, lines.nth(1).and_then(|address| address.trim().parse().ok())))
+}
+
+/// Returns the error of a server that ended before it was ready, and whose messages begin at byte `from` of its log.
+pub fn did_not_start(log: &Path, from: u64) -> Error {
+    let mut tail = tail(log, from);
+    if tail.is_empty() {
+        tail.push_str("(none: log_min_messages may say that there are to be none)");
+    }
+    Error::DidNotStart { log: log.to_owned(), tail }
 }
 
 /// Returns the last lines of a log, from byte `from` on.

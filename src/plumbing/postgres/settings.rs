@@ -22,7 +22,7 @@ use super::conf::{self, Values};
 use super::policy::{Class, RULES, Rule, Value, without_schedulers};
 use super::process::Process;
 use crate::objects::file_error::cannot;
-use crate::objects::pg::control::{ControlFile, Sizes, State};
+use crate::objects::pg::control::{self, ControlFile, Sizes, State};
 use crate::objects::pg::version::Version;
 use crate::objects::{bounded, folder};
 
@@ -135,7 +135,7 @@ impl Settings {
     /// any: it goes on after a shutdown, and no transaction is prepared. A standby must have as much as who wrote,
     /// whatever that used.
     fn least(&self, data_dir: &Path, major: u32) -> Option<Sizes> {
-        let bytes = bounded::read(&data_dir.join("global/pg_control"), bounded::OF_CLUSTER).ok()?;
+        let bytes = bounded::read(&data_dir.join(control::PATH), bounded::OF_CLUSTER).ok()?;
         let control = ControlFile::parse(&bytes, Version::of_major(major)?).ok()?;
         let has_none = folder::names(&data_dir.join("pg_twophase")).is_ok_and(|prepared| prepared.is_empty());
         let is_unlabelled = data_dir.join("backup_label").try_exists().is_ok_and(|is_there| !is_there);

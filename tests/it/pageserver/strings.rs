@@ -48,7 +48,7 @@ fn told(dir: &Path, daemon: &Daemon, client: &str, strings: &[String]) -> Vec<St
             python.arg(source("strings.py")).arg(client);
             python
         }
-        "node-postgres" | "postgres.js" => {
+        "node-postgres" | "postgres.js" | "Knex" | "Sequelize" | "TypeORM" => {
             let mut node = Command::new("node");
             node.arg(source("strings.mjs")).arg(dir.join("node/node_modules")).arg(client);
             node

@@ -18,7 +18,7 @@ use crate::objects::timeline::{Position, TimelineId};
 use crate::plumbing::datadir::wal::complete;
 use crate::plumbing::postgres::server::{self, Mode};
 use crate::plumbing::postgres::settings::{Role, Settings};
-use crate::plumbing::postgres::{self, alive, recovery};
+use crate::plumbing::postgres::{alive, recovery};
 use crate::plumbing::write_snapshot::inspect;
 
 /// How long a server that failed may take to go.

@@ -21,6 +21,15 @@ pub fn names(dir: &Path) -> io::Result<Vec<OsString>> {
     Ok(entries(dir)?.into_iter().map(|entry| entry.file_name()).collect())
 }
 
+/// Makes a folder, unless it is there, in one that is there: should a repository have been moved meanwhile, nobody makes another one in
+/// its place. Not durable.
+pub fn make_in_place(dir: &Path) -> io::Result<()> {
+    match fs::create_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        made => made,
+    }
+}
+
 /// Returns the bytes that all below `path` takes on the disk; what cannot be looked at counts as nothing.
 pub fn disk_bytes(path: &Path) -> u64 {
     let Ok(metadata) = fs::symlink_metadata(path) else { return 0 };
@@ -32,6 +41,16 @@ pub fn disk_bytes(path: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_makes_the_folder_above() {
+        let dir = tempfile::tempdir().unwrap();
+        let below = dir.path().join("repository/tmp");
+        assert_eq!(make_in_place(&below).unwrap_err().kind(), io::ErrorKind::NotFound);
+        fs::create_dir(dir.path().join("repository")).unwrap();
+        make_in_place(&below).unwrap();
+        make_in_place(&below).unwrap();
+    }
 
     #[test]
     fn what_a_folder_takes_is_what_is_on_the_disk() {

@@ -18,7 +18,7 @@ use super::store::{self, Store};
 use super::timeline::wal::{Segments, TimelineWal};
 use super::timeline::{self, CloneId, Timeline, TimelineId, Timelines};
 use super::trash::Trash;
-use super::{bounded, durable, mode, regular};
+use super::{bounded, durable, folder, mode, regular};
 use crate::objects::file_error::{FileError, cannot};
 
 /// The name of the folder.
@@ -312,7 +312,7 @@ impl Repo {
         self.check_own()?;
         let tmp = self.dir.join("tmp");
         let make = || {
-            fs::create_dir_all(&tmp)?;
+            folder::make_in_place(&tmp)?;
             remove_orphans(&tmp)?;
             let gitignore = self.dir.join(GITIGNORE);
             // Of a repository that was made without one.

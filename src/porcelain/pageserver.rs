@@ -8,9 +8,9 @@ use std::process::Stdio;
 
 use crate::command::{Cx, os_user};
 use crate::error::{CmdResult, CommandError};
-use crate::objects::Repo;
 use crate::objects::format::{Others, Proxy};
 use crate::objects::setting::{ADDRESS, parse_address};
+use crate::objects::{Repo, folder};
 use crate::plumbing::instance;
 use crate::plumbing::instance::mount::{answer_of, background};
 use crate::plumbing::pageserver::{self, Addresses, Error, Options, PageServer, Place, log_file};
@@ -124,7 +124,7 @@ impl StartArgs {
 
 /// Starts the daemon as a process of its own, and waits until it listens.
 fn start_in_background(repo: &Repo, args: &StartArgs) -> Result<Addresses, CommandError> {
-    std::fs::create_dir_all(pageserver::dir(repo))?;
+    folder::make_in_place(&pageserver::dir(repo))?;
     let log = log_file(repo);
     let log_start = std::fs::metadata(&log).map_or(0, |metadata| metadata.len());
     let mut command = background(repo, &log)?;

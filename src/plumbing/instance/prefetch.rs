@@ -6,7 +6,6 @@
 //! be missing or old; nothing depends on it.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
@@ -15,7 +14,7 @@ use crate::error::CmdResult;
 use crate::objects::frame::BLOCK_SIZE;
 use crate::objects::pg::record::{BlockRef, Record};
 use crate::objects::snapshot::Snapshot;
-use crate::objects::{ObjectId, Repo, bounded, copy, durable, regular};
+use crate::objects::{ObjectId, Repo, bounded, copy, durable, folder, regular};
 use crate::plumbing::datadir::blocks::Blocks;
 
 /// Blocks of a file: path, first block, number of blocks.
@@ -124,7 +123,7 @@ pub fn note(repo: &Repo, snapshot: &ObjectId, touched: &[(Vec<u8>, u32, u32)]) -
         |(path, first, count): &(Vec<u8>, u32, u32)| Some((String::from_utf8(path.clone()).ok()?, *first, *count));
     let runs: Vec<Run> = touched.iter().filter_map(named).collect();
     let path = path(repo, snapshot);
-    fs::create_dir_all(path.parent().expect("invariant: it lies in a folder"))?;
+    folder::make_in_place(path.parent().expect("invariant: it lies in a folder"))?;
     let mut file = durable::temp_file(repo.tmp()?)?;
     std::io::Write::write_all(&mut file, &serde_json::to_vec(&runs).expect("invariant: only simple fields"))?;
     durable::keep_as(file, &path)?;

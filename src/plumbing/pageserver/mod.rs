@@ -51,7 +51,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::error::{Class, CommandError};
 use crate::objects::file_error::{FileError, cannot};
-use crate::objects::{Repo, bounded, durable, regular};
+use crate::objects::{Repo, bounded, durable, folder, regular};
 use crate::plumbing::health::health;
 use crate::plumbing::instance;
 use crate::plumbing::instance::pid_lock::PidLock;
@@ -214,7 +214,7 @@ fn lock_file(repo: &Repo) -> PathBuf {
 
 fn open_lock(repo: &Repo) -> Result<PidLock, Error> {
     let dir = dir(repo);
-    fs::create_dir_all(&dir).map_err(cannot::<Error>("create", &dir))?;
+    folder::make_in_place(&dir).map_err(cannot::<Error>("create", &dir))?;
     let path = lock_file(repo);
     PidLock::open(&path).map_err(cannot::<Error>("open", &path))
 }

@@ -47,6 +47,11 @@ pub fn paint(style: Style, text: impl Display) -> String {
     format!("{style}{text}{style:#}")
 }
 
+/// Writes a line to standard error. What cannot be told, as on a disk that is full, ends nothing that goes on without it.
+fn say(line: std::fmt::Arguments) {
+    let _ = writeln!(anstream::stderr(), "{line}");
+}
+
 impl Ui {
     /// Returns the user interface of this process. The first SIGINT or SIGTERM sets the stop flag, a
     /// second one ends the process at once.
@@ -77,13 +82,13 @@ impl Ui {
     /// Tells what happens; not with `--quiet`.
     pub fn status(&self, text: impl Display) {
         if !self.quiet {
-            anstream::eprintln!("{}", tamed(&text.to_string()));
+            say(format_args!("{}", tamed(&text.to_string())));
         }
     }
 
     /// Tells what may surprise.
     pub fn warning(&self, text: impl Display) {
-        anstream::eprintln!("{HINT}warning:{HINT:#} {}", tamed(&text.to_string()));
+        say(format_args!("{HINT}warning:{HINT:#} {}", tamed(&text.to_string())));
     }
 }
 
@@ -95,12 +100,12 @@ pub fn failure(failed: &CommandError) {
 
 /// Tells what went wrong.
 pub fn error(text: impl Display) {
-    anstream::eprintln!("{ERROR}error:{ERROR:#} {}", tamed(&text.to_string()));
+    say(format_args!("{ERROR}error:{ERROR:#} {}", tamed(&text.to_string())));
 }
 
 /// Tells what to do about it.
 pub fn hint(text: impl Display) {
-    anstream::eprintln!("{HINT}hint:{HINT:#} {}", tamed(&text.to_string()));
+    say(format_args!("{HINT}hint:{HINT:#} {}", tamed(&text.to_string())));
 }
 
 /// Returns standard output for text, buffered; colours go through only where they are wanted, and nothing else that

@@ -213,14 +213,16 @@ pub fn remove(path: &Path) -> io::Result<()> {
 /// Creates a folder and its missing parents, durably. Of those that are there the last may not be durable yet:
 /// whoever made it synced its parents before.
 pub fn create_dir_all(path: &Path) -> io::Result<()> {
-    let dir = parent(path)?;
     if path.is_dir() {
-        return match sync_dir(dir) {
-            // Who may not read that one did not make this one.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        return match path.parent().map_or(Ok(()), sync_dir) {
+            // Who may not read that one did not make this one; and some file systems sync no folders.
+            Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::InvalidInput) => {
+                Ok(())
+            }
             synced => synced,
         };
     }
+    let dir = parent(path)?;
     create_dir_all(dir)?;
     match fs::create_dir(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),

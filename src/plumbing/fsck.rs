@@ -76,8 +76,8 @@ pub fn fsck(repo: &Repo, progress: &dyn Progress) -> Result<Outcome, CommandErro
     let mut all = Seen::new(store)?;
     checker.objects(&mut all, &mut faults, progress)?;
     let intervals = checker.intervals.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let positions = check_names(repo, &intervals, &mut faults);
-    let needed = check_reachable(repo, &positions, &mut all, &mut faults, progress)?;
+    let reachable = check_named(repo, &intervals, &mut faults)?;
+    let needed = check_reachable(repo, &reachable, &mut all, &mut faults, progress)?;
     // A crash leaves such a pack, and what it alone holds was not acknowledged; if an index was lost, what is needed of it is
     // missing, which is a fault. One that is written this instant gets its index right away.
     let is_lone = |pack: &Pack| pack.path().exists() && !pack.index_path().exists();
@@ -181,6 +181,24 @@ impl Checker<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// How often names are looked at that others change meanwhile.
+const LOOKS: u32 = 3;
+
+/// Checks all that has a name, and returns what is reachable from it. What others change between two reads, as a tag on WAL that was
+/// just sealed, looks like damage: what is damaged is so at each look.
+fn check_named(repo: &Repo, intervals: &Intervals, faults: &mut Vec<String>) -> Result<Vec<Reachable>, CommandError> {
+    let mut looks = 1;
+    loop {
+        let mut found = Vec::new();
+        let reachable = rev_list(repo, &check_names(repo, intervals, &mut found));
+        if looks == LOOKS || reachable.is_ok() && found.is_empty() {
+            faults.append(&mut found);
+            return reachable;
+        }
+        looks += 1;
     }
 }
 
@@ -290,15 +308,14 @@ fn wrong_origin(repo: &Repo, timeline: &Timeline, timelines: &HashMap<TimelineId
     }
 }
 
-/// Checks that all that positions need is there, and fits. Returns how many of the objects that are there they need.
+/// Checks that all that is reachable is there, and fits. Returns how many of the objects that are there they need.
 fn check_reachable(
     repo: &Repo,
-    positions: &[Position],
+    reachable: &[Reachable],
     all: &mut Seen,
     faults: &mut Vec<String>,
     progress: &dyn Progress,
 ) -> Result<usize, CommandError> {
-    let reachable = rev_list(repo, positions)?;
     let mut needed = 0;
     let mut each = |_, id| {
         needed += usize::from(all.contains(&id));
@@ -310,9 +327,9 @@ fn check_reachable(
         faults.push(error.text());
         Ok(())
     };
-    walk_damaged(repo, &reachable, &mut each, &mut fault)?;
+    walk_damaged(repo, reachable, &mut each, &mut fault)?;
     let mut files = HashSet::new();
-    for item in &reachable {
+    for item in reachable {
         progress.check()?;
         if let Reachable::Snapshot { id, .. } = item {
             check_files(repo, *id, &mut files, faults);

@@ -20,6 +20,7 @@ use crate::plumbing::instance::mount;
 use crate::plumbing::postgres::alive::{Alive, GRACE, Status};
 use crate::plumbing::postgres::process::Process;
 use crate::plumbing::postgres::server;
+use crate::progress::Progress;
 
 /// End the server of a data directory when its file system does
 ///
@@ -153,15 +154,20 @@ pub fn run(cx: &mut Cx, args: Args) -> CmdResult {
     let parent = mount::serving(&dir).filter(|process| process.pid == getppid().as_raw());
     let guarded = Guarded { dir, parent, server };
     // Without it one that is suspended stays so.
-    let _ = mount::note_guardian();
+    let _ = mount::note_guardian(&guarded.dir);
     let end = watch(&beats(), &guarded.server, &|| cx.ui.forget_signals());
     if let Some(parent) = guarded.parent.filter(|_| end == End::Silent) {
         let data = guarded.data();
         cx.ui.warning(format!("process {} does not serve '{}' any more, and is ended", parent.pid, data.display()));
     }
     // What fails, as for a want of memory, is tried again: nobody else would end them.
+    let mut told = String::new();
     while let Err(error) = guarded.end_file_system().and_then(|()| guarded.end_server(cx)) {
-        cx.ui.warning(error.text());
+        cx.ui.check()?;
+        if told != error.text() {
+            told = error.text();
+            cx.ui.warning(&told);
+        }
         sleep(TICK);
     }
     Ok(())

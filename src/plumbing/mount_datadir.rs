@@ -181,6 +181,15 @@ impl Watch<'_> {
     }
 }
 
+/// Sets the flag when it is dropped.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Mounts and serves, until it is unmounted; then everything is durable.
 fn serve(cx: &mut Cx, repo: Repo, args: &Args, id: &ObjectId, dir: &Path) -> CmdResult {
     let data = dir.join("data");
@@ -206,10 +215,9 @@ fn serve(cx: &mut Cx, repo: Repo, args: &Args, id: &ObjectId, dir: &Path) -> Cmd
             scope.spawn(|| hydrate(&vfs, &over));
         }
         let server = args.with_server.clone().map(|path| Alive::of(path, data.clone()));
-        let watch = Watch { repo: &repo, vfs: &vfs, snapshot: id, dir, data: &data, server, cx };
-        let watched = watch.wait(&mounted);
-        over.store(true, Ordering::Relaxed);
-        watched
+        // Whatever ends the wait, the threads beside it end too.
+        let _over = Over(&over);
+        Watch { repo: &repo, vfs: &vfs, snapshot: id, dir, data: &data, server, cx }.wait(&mounted)
     })?;
     mounted.wait()?;
     vfs.flush().map_err(|error| CommandError::new(Class::Refused, error))

@@ -16,7 +16,8 @@ const clients = {
     return answer.rows[0].told;
   },
   "Knex": async (string) => {
-    const knex = require("knex")({ client: "pg", connection: string });
+    const silent = { warn() {}, error() {} };
+    const knex = require("knex")({ client: "pg", connection: string, log: silent });
     const answer = await knex.raw(SQL).finally(() => knex.destroy());
     return answer.rows[0].told;
   },
@@ -43,7 +44,9 @@ for (const string of strings) {
   try {
     console.log(await clients[client](string));
   } catch (error) {
-    if (!error.code) { throw error; }
-    console.log(error.code);
+    // Sequelize wraps what node-postgres says.
+    const code = error.code ?? error.parent?.code;
+    if (!code) { throw error; }
+    console.log(code);
   }
 }

@@ -211,7 +211,7 @@ fn a_guardian_leaves_alone_what_another_process_serves_by_then() {
     let env = with_row();
     let (server, files, dir) = (env.postmaster("main"), env.file_system("main"), env.datadir("main"));
     let mut late = env.command(["guard-datadir", "--with-server"]);
-    late.arg(lock_file(&env, "main")).arg(&dir).stdin(Stdio::piped());
+    late.arg(lock_file(&env, "main")).arg(&dir).stdin(Stdio::piped()).stdout(Stdio::null());
     let mut late = late.spawn().unwrap();
     std::thread::sleep(Duration::from_secs(1));
     drop(late.stdin.take());
@@ -245,24 +245,28 @@ fn a_file_system_whose_lock_was_removed_is_gone_before_the_next_one_comes() {
     assert_eq!(env.sql("main", "select sum(i) from t"), "1");
 }
 
-/// Returns the postmaster that a start has noted, as soon as it has.
-fn noted(env: &Env) -> i32 {
+/// Returns the postmaster that `start` has noted, as soon as it has.
+fn noted(env: &Env, start: &mut Child) -> i32 {
     let text = |folder: fs::DirEntry| fs::read_to_string(folder.path().join("alive")).ok();
-    loop {
+    while start.try_wait().unwrap().is_none() {
         let folders = fs::read_dir(env.repo().join("timelines")).unwrap().flatten();
         let pid = folders.filter_map(text).find_map(|text| text.split(' ').next()?.parse().ok());
         if let Some(pid) = pid.filter(|pid| is_alive(*pid)) {
             return pid;
         }
     }
+    panic!("the start has ended without a server");
 }
 
 #[test]
 fn a_start_of_a_server_that_is_suspended_ends_and_says_why() {
     let env = Env::init();
+    // It has much to set up before it is ready.
+    env.run(["config", "branch.main.postgres.shared_buffers", "2GB"]).ok();
+    env.run(["config", "branch.main.postgres.huge_pages", "off"]).ok();
     let mut start = env.command(["start"]);
-    let start = start.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let server = noted(&env);
+    let mut start = start.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let server = noted(&env, &mut start);
     send(server, Signal::SIGSTOP);
     let begun = Instant::now();
     let refused = start.wait_with_output().unwrap();
@@ -383,6 +387,59 @@ fn a_server_without_file_system_and_guardian_is_ended_by_whoever_looks() {
         assert!(!is_alive(server), "{name}");
     }
     env.run(["fsck"]).ok();
+}
+
+/// A slot's folder may be called like a file of a temporary table.
+#[test]
+fn a_slot_outlives_a_file_system_that_is_killed_whatever_its_name() {
+    let env = with_row();
+    env.sql(
+        "main",
+        "select pg_create_physical_replication_slot(name, true) from (values ('s1'), ('t1_2')) slots (name)",
+    );
+    env.sql("main", "checkpoint");
+    wait_until("its files are ready for a crash", || env.datadir("main").join("prepared").exists());
+    kill_file_system_and_guardian(&env, "main");
+    env.run(["start"]).ok();
+    assert_eq!(env.sql("main", "select string_agg(slot_name, ' ' order by 1) from pg_replication_slots"), "s1 t1_2");
+}
+
+/// As after an error of the disk.
+#[test]
+fn a_stop_on_a_disk_that_nobody_can_write_to_leaves_nothing_behind() {
+    let env = Env::new();
+    let (image, dir) = (env.path().join("image"), env.path().join("disk"));
+    fs::create_dir(&dir).unwrap();
+    fs::File::create(&image).unwrap().set_len(400 << 20).unwrap();
+    let made = Command::new("mkfs.ext4").arg("-q").arg(&image).status().is_ok_and(|status| status.success());
+    let mounted = made
+        && Command::new("mount")
+            .args(["-o", "loop"])
+            .arg(&image)
+            .arg(&dir)
+            .status()
+            .is_ok_and(|status| status.success());
+    if !mounted {
+        println!("SKIPPED: no file system can be mounted here");
+        return;
+    }
+    env.run(["init", "disk"]).ok();
+    env.run(["--repo", "disk/.zenith", "start"]).ok();
+    checked(Command::new("mount").args(["-o", "remount,abort"]).arg(&dir));
+    env.run(["--repo", "disk/.zenith", "stop", "--mode", "immediate"]).fails(1, &["Read-only file system"]);
+    let data = dir.join(".zenith/datadirs").to_string_lossy().into_owned();
+    let is_mounted = || fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&data);
+    let begun = Instant::now();
+    while is_mounted() && begun.elapsed() < Duration::from_secs(90) {
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert!(!is_mounted());
+    // What was acknowledged is there once it can be written to again.
+    wait_until("it can be unmounted", || Command::new("umount").arg(&dir).status().unwrap().success());
+    checked(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&dir));
+    env.run(["--repo", "disk/.zenith", "start"]).ok();
+    env.run(["--repo", "disk/.zenith", "stop"]).ok();
+    checked(Command::new("umount").arg(&dir));
 }
 
 #[test]

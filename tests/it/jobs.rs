@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use zenith::plumbing::postgres::process::Process;
 
-use crate::support::Env;
+use crate::support::{Env, has_strace, traced};
 
 /// How long anything may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -481,4 +481,25 @@ fn a_file_system_at_rest_takes_little_memory() {
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
     };
     wait_until("memory to be given back", || takes() <= 12 << 10);
+}
+
+#[test]
+fn fsck_takes_nothing_for_damage_that_is_made_while_it_reads() {
+    if !has_strace() {
+        return;
+    }
+    let env = Env::init();
+    env.run(["start"]).ok();
+    env.sql("main", "create table t (i int)");
+    env.run(["tag", "before"]).ok();
+    // Between its look at the timelines and that at the tags.
+    let tags = env.repo().join("refs/tags");
+    let delay = ["-P", tags.to_str().unwrap(), "-e", "trace=openat", "-e", "inject=openat:delay_enter=3000000:when=1"];
+    let (code, _) = traced(&env, &delay, &["fsck"], |_| {
+        sleep(Duration::from_millis(1500));
+        env.sql("main", "insert into t select generate_series(1, 20000)");
+        env.run(["tag", "meanwhile"]).ok();
+    });
+    assert_eq!(code, Some(0));
+    env.run(["stop"]).ok();
 }

@@ -121,9 +121,8 @@ impl Pack {
     /// Returns whether it is open, and another file has come in its place: brought back from a backup.
     pub fn is_replaced(&self) -> bool {
         let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
-        let open = self.files.peek(&self.path).and_then(|opened| opened.0.metadata().ok());
-        let there = std::fs::metadata(&self.path).ok();
-        open.zip(there).is_some_and(|(open, there)| identity(open) != identity(there))
+        let Some(open) = self.files.peek(&self.path).and_then(|opened| opened.0.metadata().ok()) else { return false };
+        std::fs::metadata(&self.path).is_ok_and(|there| identity(open) != identity(there))
     }
 
     /// Reads the stored form of an object. Its content is not verified yet.

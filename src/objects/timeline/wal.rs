@@ -59,13 +59,13 @@ impl Segments {
         Segments::new(other.dir.clone(), other.timeline, other.segment_size)
     }
 
-    /// Opens the segment of an LSN: a copy of it that was kept, which does not change, or the one that PostgreSQL has.
+    /// Opens the segment of an LSN: the one that PostgreSQL has, or the copy of it that was kept before another one was made of that.
     fn file(&mut self, lsn: Lsn) -> io::Result<Option<&Opened>> {
         let number = lsn.segment_number(self.segment_size);
         if self.open.as_ref().is_none_or(|open| open.number != number) {
             let name = segment::file_name(self.timeline, lsn, self.segment_size);
             self.open = None;
-            for path in [self.dir.join(KEPT).join(&name), self.dir.join(&name)] {
+            for path in [self.dir.join(&name), self.dir.join(KEPT).join(&name)] {
                 match regular::open(&path) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                     file => {

@@ -47,7 +47,7 @@ pub fn is_excluded(path: &[u8]) -> bool {
 }
 
 /// Returns whether a file is of a temporary relation: `t`, the backend's number, `_`, the relation.
-pub fn is_temporary_relation(name: &[u8]) -> bool {
+fn is_temporary_relation(name: &[u8]) -> bool {
     let Some((backend, relation)) = name.strip_prefix(b"t").and_then(|rest| split_once(rest, b'_')) else {
         return false;
     };

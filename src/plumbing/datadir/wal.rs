@@ -394,6 +394,10 @@ pub fn complete(repo: &Repo, snapshot: &Snapshot, timeline: TimelineId, dir: &Pa
 pub fn complete_below(repo: &Repo, snapshot: &Snapshot, timeline: TimelineId) -> Result<(), WalFilesError> {
     let dir = repo.timelines().wal_dir(timeline);
     let (path, first) = first_segment(repo, snapshot, &dir);
+    if !path.try_exists().map_err(cannot::<Error>("look for", &path))? {
+        // It was recycled.
+        return Ok(());
+    }
     let _held = hold(repo, &path)?;
     let kept = dir.join(KEPT).join(path.file_name().unwrap_or_default());
     let is_sealed = repo.timelines().read(timeline)?.sealed() >= first.plus(u64::from(repo.config().wal_segment_size));

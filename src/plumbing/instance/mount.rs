@@ -137,8 +137,8 @@ pub fn is_forsaken(dir: &Path) -> bool {
         let path = dir.join(name);
         match PidLock::is_held(&path) {
             Ok(Some(is_held)) => !is_held,
-            // A lock that is not there proves nothing: who had it may live.
-            Ok(None) => lockers_of_removed(&path).is_ok_and(|had_it| had_it.is_empty()),
+            // A lock that is not there proves nothing: who had it may live, and so may all in a folder that was moved.
+            Ok(None) => dir.exists() && lockers_of_removed(&path).is_ok_and(|had_it| had_it.is_empty()),
             Err(_) => false,
         }
     };
@@ -242,7 +242,7 @@ pub fn answer_of(child: &mut Child) -> io::Result<String> {
         // Nobody waits any more once it was killed.
         let _ = answer.send(read.map(|_| line));
     });
-    let process = Process::of(child.id() as i32)?; // pids are i32
+    let process = Process::of(child.id() as i32).inspect_err(|_| drop(child.kill()))?; // pids are i32
     let mut suspended = None;
     loop {
         match answered.recv_timeout(PAUSE * 50) {
@@ -353,9 +353,11 @@ pub fn guard(repo: &Path, dir: &Path, alive: &Path) -> io::Result<Child> {
     command.stdin(Stdio::piped()).stdout(lock.hand_over()).spawn()
 }
 
-/// Notes this process in the lock that it was handed, as the guardian of a data directory.
-pub fn note_guardian() -> io::Result<()> {
-    PidLock::handed_on_stdout()?.map_or(Ok(()), |mut lock| lock.note())
+/// Notes this process in the lock that it was handed, as the guardian of the data directory in `dir`.
+pub fn note_guardian(dir: &Path) -> io::Result<()> {
+    let Some(mut lock) = PidLock::handed_on_stdout()? else { return Ok(()) };
+    // Who runs it by hand may have standard output in any file.
+    if lock.is_at(&dir.join(GUARD_LOCK))? == Some(true) { lock.note() } else { Ok(()) }
 }
 
 /// Lets the guardian of the data directory in `dir` go on if a signal has suspended it. Nobody else ends a file system that does not

@@ -1,6 +1,7 @@
 //! Snapshots of a server that runs: on demand, and whenever enough WAL has gone by.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::{Instant, UNIX_EPOCH};
 
@@ -23,7 +24,7 @@ const SPACING_US: i64 = 60_000_000;
 
 /// Keeps others from taking a snapshot of the same data directory.
 #[must_use = "others may take a snapshot when this is dropped"]
-pub struct Lock(#[expect(dead_code, reason = "keeps the lock")] PidLock);
+pub struct Lock(#[expect(dead_code, reason = "keeps the lock")] Option<PidLock>);
 
 fn lock_file(repo: &Repo, timeline: TimelineId) -> PathBuf {
     repo.datadir(timeline).join("snapshot.lock")
@@ -40,10 +41,14 @@ impl Lock {
     ) -> Result<Lock, Error> {
         let (path, doing) = (lock_file(repo, timeline), || format!("taking a snapshot of timeline {timeline}"));
         loop {
-            let lock = take(&path, doing, patience, progress)?;
+            let lock = match take(&path, doing, patience, progress) {
+                // On a disk that nobody can write to any more: nor does anybody take one there.
+                Err(Error::Io(error)) if error.source.kind() == ErrorKind::NotFound => return Ok(Lock(None)),
+                lock => lock?,
+            };
             // A server that was started since has other files, with another lock.
             if lock.is_at(&path).map_err(cannot::<Error>("read", &path))? == Some(true) {
-                return Ok(Lock(lock));
+                return Ok(Lock(Some(lock)));
             }
         }
     }

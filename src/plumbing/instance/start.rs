@@ -330,8 +330,10 @@ pub(super) fn run_server(
 }
 
 /// Makes what `file` says the configuration of the cluster in `data`, durably. Returns what that was, if it can be read.
+#[expect(clippy::disallowed_methods, reason = "the user may name a pipe")]
 fn configure(data: &Path, file: &Path) -> Result<Option<Vec<u8>>, postgres::Error> {
-    let text = bounded::read(file, bounded::CONFIG).map_err(cannot::<postgres::Error>("read", file))?;
+    let text = fs::File::open(file).and_then(|source| bounded::read_from(source, bounded::CONFIG));
+    let text = text.map_err(cannot::<postgres::Error>("read", file))?;
     let former = bounded::read(&data.join(CONF), bounded::CONFIG).ok();
     write_conf(data, &text).map(|()| former)
 }

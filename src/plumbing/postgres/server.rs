@@ -197,7 +197,8 @@ impl Suspension<'_> {
             return Ok(());
         }
         self.looked = Instant::now();
-        let found = self.held.inheritors()?.into_iter().find(Process::is_suspended);
+        // What cannot be looked at now is looked at again.
+        let found = self.held.inheritors().unwrap_or_default().into_iter().find(Process::is_suspended);
         match found {
             Some(process) if self.found == found => Err(Error::Suspended { port: self.port, process }),
             _ => {

